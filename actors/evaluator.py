@@ -1,0 +1,44 @@
+"""The evaluator actor: judges candidates in a process of its own, with texts that the learner never sees."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.base import Shell
+from autonomous.config import GateConfig
+from autonomous.evaluation import SelfEvaluationSystem
+from autonomous.lessons import Question
+from autonomous.safety.latch import Latch
+from autonomous.versions.report import EvaluationReport
+
+
+class EvaluatorShell(Shell):
+    """Holds the SelfEvaluationSystem. An evaluation has no effect but its report, so it may be repeated."""
+
+    def __init__(self, settings_sha256: str, *, config: GateConfig, base_folder: Path, latch: Path) -> None:
+        super().__init__("evaluator", settings_sha256)
+        self._system = SelfEvaluationSystem(config, base_folder=base_folder)
+        self._latch = Latch.open(latch)
+
+    @ray.method
+    def warm_up(self) -> None:
+        """Load the base model; idempotent."""
+        self._system.start()
+
+    @ray.method
+    def evaluate(
+        self,
+        candidate: Path,
+        parent: Path | None,
+        questions: Sequence[Question],
+        earlier: Sequence[tuple[str, Sequence[Question]]],
+        training: dict[str, Any],
+    ) -> EvaluationReport:
+        """Score a candidate. Raises LearningStopped between two parts of the evaluation."""
+        guard = self._latch.permit("evaluation").check
+        self._system.start()
+        return self._system.evaluate(
+            candidate, parent=parent, questions=questions, earlier=earlier, training=training, guard=guard
+        )

@@ -1,0 +1,53 @@
+"""The learner actor: keeps the base model in memory and trains adapters on it, one batch at a time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import ray
+
+from actors.base import Shell
+from autonomous.config import LearningConfig
+from autonomous.online import LearningRun, OnlineLearningModule, StepReport
+from autonomous.safety.latch import Latch
+from train.continual.items import LearningItem
+
+
+class LearnerShell(Shell):
+    """Holds the OnlineLearningModule. Every optimizer step asks the stop latch; a kill leaves no half adapter."""
+
+    def __init__(self, settings_sha256: str, *, config: LearningConfig, base_folder: Path, latch: Path) -> None:
+        super().__init__("learner", settings_sha256)
+        self._module = OnlineLearningModule(config, base_folder=base_folder)
+        self._latch = Latch.open(latch)
+        self._progress: StepReport | None = None
+
+    @ray.method
+    def learn(
+        self,
+        items: Sequence[LearningItem],
+        replay: Sequence[LearningItem],
+        anchors: Sequence[str],
+        parent_adapter: Path | None,
+        out_folder: Path,
+    ) -> LearningRun:
+        """Train one batch and write the adapter. Raises LearningStopped, NonFiniteLoss: then nothing was written."""
+        self._progress = None
+        guard = self._latch.permit("optimizer step").check
+        self._module.start()
+        return self._module.learn(
+            items,
+            replay=replay,
+            anchors=anchors,
+            parent_adapter=parent_adapter,
+            out_folder=out_folder,
+            guard=guard,
+            on_step=self._report,
+        )
+
+    @ray.method(concurrency_group="control")
+    def progress(self) -> StepReport | None:
+        """The last optimizer step of the batch that runs."""
+        return self._progress
+
+    def _report(self, step: StepReport) -> None:
+        self._progress = step

@@ -1,0 +1,136 @@
+"""The agent's parts as calls to the other actors and to the engine replicas.
+
+Each call looks its actor up by name, so that an actor that was replaced by newer code is found. What may be repeated is
+repeated after a crash of the other side; training is not.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray import serve as ray_serve
+from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError, RayActorError
+
+from actors.base import NAMESPACE
+from autonomous.lessons import Question
+from autonomous.online import LearningRun, StepReport
+from autonomous.versions.report import EvaluationReport
+from memory.types import Episode
+from train.adapt.reference import AdapterRef
+from train.continual.items import LearningItem
+
+SERVE_APPLICATION = "autonomous"
+ENGINE_DEPLOYMENT = "EngineDeployment"
+REPLICA_TIMEOUT_S = 120.0
+"""An engine replica that was killed is back after its whole start."""
+RETRY_PAUSE_S = 0.5
+
+T = TypeVar("T")
+
+
+def actor(name: str) -> ActorHandle[Any]:
+    """The long-lived actor of this name. Raises ValueError if it does not exist."""
+    handle: ActorHandle[Any] = ray.get_actor(name, namespace=NAMESPACE)
+    return handle
+
+
+def retried(call: Callable[[], T], *, timeout_s: float) -> T:
+    """Repeat an idempotent call while the other side restarts. Raises the last RayActorError after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return call()
+        except (RayActorError, ActorUnavailableError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(RETRY_PAUSE_S)
+
+
+class RayMemory:
+    """MemoryPort over the episodic actor."""
+
+    def freshest(self, limit: int, offset: int) -> list[tuple[int, Episode]]:
+        """See MemoryPort."""
+        return retried(lambda: ray.get(actor("episodic").freshest.remote(limit, offset)), timeout_s=30)
+
+    def get(self, ids: Sequence[str]) -> list[Episode]:
+        """See MemoryPort."""
+        return retried(lambda: ray.get(actor("episodic").get.remote(list(ids))), timeout_s=30)
+
+
+class RayLearner:
+    """LearnerPort over the learner actor. A killed learner ends the run: the ledger has seen none of it."""
+
+    def learn(
+        self,
+        items: Sequence[LearningItem],
+        *,
+        replay: Sequence[LearningItem],
+        anchors: Sequence[str],
+        parent_adapter: Path | None,
+        out_folder: Path,
+    ) -> LearningRun:
+        """See LearnerPort."""
+        run: LearningRun = ray.get(
+            actor("learner").learn.remote(list(items), list(replay), list(anchors), parent_adapter, out_folder)
+        )
+        return run
+
+    def progress(self) -> StepReport | None:
+        """See LearnerPort; None while the learner restarts."""
+        try:
+            step: StepReport | None = ray.get(actor("learner").progress.remote(), timeout=2)
+        except (RayActorError, ray.exceptions.GetTimeoutError):
+            return None
+        return step
+
+
+class RayEvaluator:
+    """EvaluatorPort over the evaluator actor."""
+
+    def warm_up(self) -> None:
+        """See EvaluatorPort."""
+        actor("evaluator").warm_up.remote()
+
+    def evaluate(
+        self,
+        candidate: Path,
+        *,
+        parent: Path | None,
+        questions: Sequence[Question],
+        earlier: Sequence[tuple[str, Sequence[Question]]],
+        training: dict[str, Any],
+    ) -> EvaluationReport:
+        """See EvaluatorPort."""
+        return retried(
+            lambda: ray.get(
+                actor("evaluator").evaluate.remote(candidate, parent, list(questions), list(earlier), training)
+            ),
+            timeout_s=60,
+        )
+
+
+class RayEngine:
+    """EnginePort over all replicas of the engine deployment."""
+
+    def prepare(self, adapter: AdapterRef, probe: str) -> list[list[float]]:
+        """See EnginePort."""
+        scores: list[list[float]] = retried(
+            lambda: self._handle().broadcast("prepare", adapter, probe).results(timeout_s=REPLICA_TIMEOUT_S),
+            timeout_s=REPLICA_TIMEOUT_S,
+        )
+        return scores
+
+    def drop(self, adapter: AdapterRef) -> None:
+        """See EnginePort."""
+        retried(
+            lambda: self._handle().broadcast("drop", adapter).results(timeout_s=REPLICA_TIMEOUT_S),
+            timeout_s=REPLICA_TIMEOUT_S,
+        )
+
+    @staticmethod
+    def _handle() -> Any:
+        return ray_serve.get_deployment_handle(ENGINE_DEPLOYMENT, SERVE_APPLICATION)

@@ -1,0 +1,159 @@
+"""The long-lived named actors: created once, adopted when they run our code, replaced when they do not.
+
+A detached actor keeps the code and the settings it was started with. Each therefore knows the hash of both; on a
+mismatch it is asked for a snapshot, ended, and created anew: its state is on disk.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayError
+
+from actors.agent import AgentShell
+from actors.base import NAMESPACE, ActorIdentity, Shell, as_actor, code_sha256
+from actors.episodic import EpisodicShell
+from actors.evaluator import EvaluatorShell
+from actors.learner import LearnerShell
+from actors.safety import SafetyShell
+from actors.semantic import SemanticShell
+from actors.working import WorkingShell
+from autonomous.config import AutonomousConfig
+from autonomous.ingest import IngestConfig
+from autonomous.safety.latch import Latch
+
+logger = logging.getLogger(__name__)
+
+CREATE_TIMEOUT_S = 180.0
+IDENTITY_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class ActorSpec:
+    """A shell and how Ray runs it. `groups` are threads by concurrency group."""
+
+    shell: type[Shell]
+    groups: Mapping[str, int]
+    num_cpus: float = 0.0
+    max_pending_calls: int = 1000
+
+
+ACTORS: dict[str, ActorSpec] = {
+    "safety": ActorSpec(SafetyShell, {"control": 2}),
+    "episodic": ActorSpec(EpisodicShell, {"control": 1, "read": 3}, max_pending_calls=64),
+    "semantic": ActorSpec(SemanticShell, {"control": 1, "read": 1}),
+    "working": ActorSpec(WorkingShell, {"control": 1}),
+    "learner": ActorSpec(LearnerShell, {"control": 1}, num_cpus=0.1, max_pending_calls=8),
+    "evaluator": ActorSpec(EvaluatorShell, {"control": 1}, num_cpus=0.1, max_pending_calls=8),
+    "agent": ActorSpec(AgentShell, {"control": 1, "read": 3, "learn": 1}),
+}
+"""In the order of creation: an actor may call those before it."""
+
+
+def prepare_home(home: Path, *, model_folder: Path, agent: AutonomousConfig) -> None:
+    """Create the folders of a new home and its stop latch. A latch that was deleted later stays a stop."""
+    for name in ("memory", "versions", "safety", "logs"):
+        (home / name).mkdir(parents=True, exist_ok=True)
+    latch = home / "safety" / "latch"
+    if not latch.exists() and not (home / "ledger.sqlite").exists():
+        Latch.create(latch)
+    resolved = {"model_folder": str(model_folder), "agent": agent.model_dump(mode="json")}
+    (home / "resolved-config.json").write_text(json.dumps(resolved, indent=2), encoding="utf-8")
+
+
+def ensure_all(
+    home: Path,
+    *,
+    model_folder: Path,
+    agent: AutonomousConfig,
+    ingest: IngestConfig,
+    memory_capacity: int,
+    working_capacity: int,
+    working_ttl_s: float,
+) -> dict[str, int]:
+    """Create, adopt or replace every actor, and wait until all answer. Returns pids by name."""
+    latch = home / "safety" / "latch"
+    arguments: dict[str, dict[str, Any]] = {
+        "safety": {"latch": latch, "ledger": home / "ledger.sqlite", "level": agent.safety.level},
+        "episodic": {
+            "folder": home / "memory" / "episodic",
+            "latch": latch,
+            "capacity": memory_capacity,
+            "ingest": ingest,
+            "level": agent.safety.level,
+        },
+        "semantic": {"folder": home / "memory" / "semantic", "latch": latch},
+        "working": {"capacity": working_capacity, "ttl_s": working_ttl_s},
+        "learner": {"config": agent.learning, "base_folder": model_folder, "latch": latch},
+        "evaluator": {"config": agent.gates, "base_folder": model_folder, "latch": latch},
+        "agent": {"config": agent, "home": home, "base_folder": model_folder},
+    }
+    handles = {name: ensure_actor(name, spec, arguments[name]) for name, spec in ACTORS.items()}
+    identities: list[ActorIdentity] = ray.get(
+        [handle.identity.remote() for handle in handles.values()], timeout=CREATE_TIMEOUT_S
+    )
+    return {identity.name: identity.pid for identity in identities}
+
+
+def ensure_actor(name: str, spec: ActorSpec, arguments: Mapping[str, Any]) -> ActorHandle[Any]:
+    """The actor of this name with our code and these settings; created, adopted or replaced. Does not wait for it."""
+    settings = settings_sha256(arguments)
+    try:
+        running: ActorHandle[Any] = ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError:
+        return _create(name, spec, settings, arguments)
+    try:
+        identity: ActorIdentity = ray.get(running.identity.remote(), timeout=IDENTITY_TIMEOUT_S)
+        if identity.code_sha256 == code_sha256() and identity.settings_sha256 == settings:
+            return running
+        logger.info("actor %s runs other code or settings: snapshot, then replaced", name)
+        ray.get(running.snapshot.remote(), timeout=CREATE_TIMEOUT_S)
+    except RayActorError as error:
+        logger.warning("actor %s did not answer (%s) and is replaced; its state is on disk", name, error)
+    except RayError as error:
+        logger.warning("actor %s could not write its snapshot (%s) and is replaced; its state is on disk", name, error)
+    ray.kill(running, no_restart=True)
+    _wait_until_free(name)
+    return _create(name, spec, settings, arguments)
+
+
+def _wait_until_free(name: str) -> None:
+    """Ray frees the name of a killed actor some milliseconds later."""
+    deadline = time.monotonic() + IDENTITY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            ray.get_actor(name, namespace=NAMESPACE)
+        except ValueError:
+            return
+        time.sleep(0.02)
+    raise RuntimeError(f"actor '{name}' was killed but its name is not free after {IDENTITY_TIMEOUT_S:.0f} s")
+
+
+def settings_sha256(arguments: Mapping[str, Any]) -> str:
+    """Hash of an actor's constructor arguments (paths, numbers, pydantic configurations)."""
+    plain = {
+        key: value.model_dump_json() if hasattr(value, "model_dump_json") else str(value)
+        for key, value in arguments.items()
+    }
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _create(name: str, spec: ActorSpec, settings: str, arguments: Mapping[str, Any]) -> ActorHandle[Any]:
+    actor_class = as_actor(
+        spec.shell,
+        concurrency_groups=dict(spec.groups),
+        num_cpus=spec.num_cpus,
+        max_restarts=-1,
+        max_pending_calls=spec.max_pending_calls,
+    )
+    handle: ActorHandle[Any] = actor_class.options(  # type: ignore[attr-defined]
+        name=name, namespace=NAMESPACE, lifetime="detached"
+    ).remote(settings, **arguments)
+    return handle

@@ -1,0 +1,11 @@
+"""The mind: what to learn, how to judge it, when to stop. Runs in one process, without Ray.
+
+config       every setting of the parts below
+ingest       documents in, passages out: cleaned, screened, cut
+lessons      passages in, learning items and held-out questions out
+online       learning items in, a trained adapter out (OnlineLearningModule)
+evaluation   an adapter in, an evaluation report out (SelfEvaluationSystem); its texts lie in suites/
+versions/    the life of a version: states, gates, ledger, audit
+safety/      the stop latch, the screen, the monitor
+agent        the loop over all of them (AutonomousLearningAgent)
+"""

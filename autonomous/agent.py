@@ -1,0 +1,462 @@
+"""The agent: one learning cycle after another, from the stream to a version that serves.
+
+A cycle takes the freshest passages that no serving version has learned, trains a candidate on them with replay and KL
+to the base, evaluates it against its parent and against the frozen original, and lets the gates decide. The ledger is the
+truth: a cycle that was cut off is taken up again from the state that the ledger names.
+
+The parts are given as protocols, so the same mind runs in one process or over Ray actors (actors/ports.py).
+"""
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from autonomous.config import AutonomousConfig
+from autonomous.evaluation import load_suite
+from autonomous.lessons import Lessons, Question, build_lessons
+from autonomous.online import LearningRun, StepReport
+from autonomous.safety.latch import Latch, LearningStopped, Permit
+from autonomous.versions.bundle import Bundle, digest_of, version_id_of, write_bundle
+from autonomous.versions.gates import Decision, GateResult, decide_gates, decide_promotion, gate_probe_parity
+from autonomous.versions.ledger import VersionLedger, VersionRecord
+from autonomous.versions.report import EvaluationReport
+from autonomous.versions.states import State
+from memory.types import Episode
+from train.adapt.reference import AdapterRef
+from train.continual.items import LearningItem
+from train.continual.replay import ExperienceReplay, num_replay
+
+logger = logging.getLogger(__name__)
+
+BY = "agent"
+EARLIER_BATCHES = 3
+"""Newest earlier batches whose questions are asked again (G3)."""
+QUESTIONS_PER_EARLIER_BATCH = 8
+PAGE = 256
+
+
+class AlreadyLearning(RuntimeError):
+    """One batch is learned at a time."""
+
+
+class NothingToLearn(RuntimeError):
+    """Every passage is learned, held back or quarantined."""
+
+
+class UnknownRun(LookupError):
+    """No learning run of this id since the agent started."""
+
+
+class MemoryPort(Protocol):
+    """Where passages come from."""
+
+    def freshest(self, limit: int, offset: int) -> list[tuple[int, Episode]]:
+        """(commit order, episode), most salient first, newest first."""
+
+    def get(self, ids: Sequence[str]) -> list[Episode]:
+        """The episodes that still exist."""
+
+
+class LearnerPort(Protocol):
+    """What trains."""
+
+    def learn(
+        self,
+        items: Sequence[LearningItem],
+        *,
+        replay: Sequence[LearningItem],
+        anchors: Sequence[str],
+        parent_adapter: Path | None,
+        out_folder: Path,
+    ) -> LearningRun:
+        """Train one batch and write the adapter to `out_folder`."""
+
+    def progress(self) -> StepReport | None:
+        """The last step."""
+
+
+class EvaluatorPort(Protocol):
+    """What judges."""
+
+    def warm_up(self) -> None:
+        """Begin to load the model; returns at once."""
+
+    def evaluate(
+        self,
+        candidate: Path,
+        *,
+        parent: Path | None,
+        questions: Sequence[Question],
+        earlier: Sequence[tuple[str, Sequence[Question]]],
+        training: dict[str, Any],
+    ) -> EvaluationReport:
+        """Score a candidate against its parent and the frozen original."""
+
+
+class EnginePort(Protocol):
+    """What serves."""
+
+    def prepare(self, adapter: AdapterRef, probe: str) -> list[list[float]]:
+        """Load the adapter on every replica; the log-probabilities of `probe` from each."""
+
+    def drop(self, adapter: AdapterRef) -> None:
+        """Forget the adapter on every replica."""
+
+
+@dataclass(frozen=True)
+class AgentParts:
+    """What the agent works with."""
+
+    memory: MemoryPort
+    learner: LearnerPort
+    evaluator: EvaluatorPort
+    engine: EnginePort
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What would be learned next. `stream_offset` is the newest commit order in it."""
+
+    episodes: tuple[Episode, ...]
+    lessons: Lessons
+    stream_offset: int
+
+
+@dataclass(frozen=True)
+class CycleStatus:
+    """Where a learning run stands. Times in seconds."""
+
+    run_id: str
+    phase: str
+    step: int = 0
+    num_steps: int = 0
+    loss: float | None = None
+    version: str | None = None
+    state: str | None = None
+    gates: tuple[GateResult, ...] = ()
+    timings: dict[str, float] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+
+class AutonomousLearningAgent:
+    """Runs learning cycles, one at a time, and answers questions about versions meanwhile. Thread-safe."""
+
+    def __init__(
+        self,
+        config: AutonomousConfig,
+        *,
+        parts: AgentParts,
+        ledger: VersionLedger,
+        latch: Latch,
+        versions_folder: Path,
+        base: Bundle,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._config = config
+        self._parts = parts
+        self._latch = latch
+        self._folder = versions_folder
+        self._clock = clock
+        self._busy = threading.Lock()
+        self._base = base
+        self._runs: dict[str, CycleStatus] = {}
+        self._last_run: str | None = None
+        self.ledger = ledger
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._create_genesis()
+        self._recover()
+
+    # -- questions about versions, answered at any time
+
+    def adapter_of(self, version_id: str) -> AdapterRef | None:
+        """The adapter of a version; None for the frozen original. Raises UnknownVersion."""
+        record = self.ledger.get(version_id)
+        if record.adapter_number is None:
+            return None
+        return AdapterRef(name=record.name, number=record.adapter_number, folder=str(record.folder))
+
+    def status_of(self, run_id: str | None = None) -> CycleStatus | None:
+        """A run's status, the last run's without an id. Raises UnknownRun."""
+        if run_id is None:
+            run_id = self._last_run
+            if run_id is None:
+                return None
+        if run_id not in self._runs:
+            raise UnknownRun(f"no learning run '{run_id}' since the agent started; POST /v1/learn starts one")
+        status = self._runs[run_id]
+        if status.phase == "training" and (step := self._parts.learner.progress()):
+            return replace(status, step=step.step, num_steps=step.num_steps, loss=step.loss)
+        return status
+
+    def next_batch(self) -> Batch:
+        """The freshest passages that neither V2's line nor a quarantined version has learned."""
+        learned = self.ledger.learned_episodes(self.ledger.pointers().v2) | self.ledger.held_back()
+        wanted = self._config.learning.max_batch_episodes
+        chosen: list[tuple[int, Episode]] = []
+        offset = 0
+        while len(chosen) < wanted and (page := self._parts.memory.freshest(PAGE, offset)):
+            chosen.extend((seq, episode) for seq, episode in page if episode.id not in learned)
+            offset += len(page)
+        chosen = chosen[:wanted]
+        episodes = tuple(episode for _, episode in chosen)
+        lessons = build_lessons(episodes, max_items=self._config.learning.max_batch_items)
+        return Batch(episodes=episodes, lessons=lessons, stream_offset=max((seq for seq, _ in chosen), default=0))
+
+    # -- learning
+
+    def start_cycle(self) -> str:
+        """Begin one cycle in a thread of its own; returns the run id.
+
+        Raises AlreadyLearning, NothingToLearn, LearningStopped (the emergency stop).
+        """
+        permit = self._latch.permit("learning")
+        if not self._config.enable_online_learning:
+            raise NothingToLearn("agent.enable_online_learning is false; set it to true to learn from the stream")
+        if not self._busy.acquire(blocking=False):
+            raise AlreadyLearning(f"run {self._last_run} is under way; wait for it: GET /v1/learn/{self._last_run}")
+        try:
+            batch = self.next_batch()
+            if not batch.lessons.items:
+                raise NothingToLearn("every stored passage is learned, held back or quarantined; add documents first")
+            parent = self.ledger.pointers().v2
+            run_id = self.ledger.start_run(
+                parent=parent, config=self._config.model_dump(mode="json"), guard=permit.check
+            )
+            self._last_run = run_id
+            self._update(run_id, phase="waiting")
+        except BaseException:
+            self._busy.release()
+            raise
+        threading.Thread(target=self._cycle, args=(run_id, parent, batch, permit), name=run_id, daemon=True).start()
+        return run_id
+
+    def _cycle(self, run_id: str, parent: str, batch: Batch, permit: Permit) -> None:
+        start = self._clock()
+        name = run_id
+        try:
+            self._parts.evaluator.warm_up()
+            name = self._train(run_id, parent, batch, permit)
+            self._advance(run_id, name, permit)
+        except LearningStopped as error:
+            self._close_failed(run_id, name, f"stopped: {error}")
+        except Exception as error:  # a cycle's failure is its result; the agent goes on
+            logger.exception("learning run %s failed", run_id)
+            self._close_failed(run_id, name, f"{type(error).__name__}: {error}")
+        finally:
+            self._time(run_id, "total_s", start)
+            self._busy.release()
+
+    def _train(self, run_id: str, parent: str, batch: Batch, permit: Permit) -> str:
+        """DRAFT -> CANDIDATE. Returns the version id."""
+        self._move(run_id, State.DRAFT, State.TRAINING, "a batch was taken", permit)
+        self._update(run_id, phase="training")
+        start = self._clock()
+        parent_record = self.ledger.get(parent)
+        replay = self._replay_for(parent, len(batch.lessons.items))
+        temporary = self._folder / f".{run_id}"
+        run = self._parts.learner.learn(
+            batch.lessons.items,
+            replay=replay,
+            anchors=load_suite("anchor").texts,
+            parent_adapter=parent_record.folder if parent_record.adapter_number is not None else None,
+            out_folder=temporary,
+        )
+        bundle = Bundle(
+            base_sha256=self._base.base_sha256,
+            tokenizer_sha256=self._base.tokenizer_sha256,
+            code_sha256=self._base.code_sha256,
+            adapter_sha256=run.adapter_sha256,
+            config=self._config.learning.model_dump(mode="json"),
+            data={
+                "episodes_sha256": digest_of([episode.id for episode in batch.episodes]),
+                "replay_sha256": digest_of([item.id for item in replay]),
+                "num_episodes": len(batch.episodes),
+                "num_replay": len(replay),
+            },
+            parent=parent,
+        )
+        version_id = version_id_of(bundle)
+        write_bundle(temporary, bundle)
+        folder = self._folder / version_id
+        if folder.exists():  # the same batch on the same parent gives the same bundle
+            shutil.rmtree(temporary)
+        else:
+            temporary.rename(folder)
+        self.ledger.fix_bundle(
+            run_id,
+            version_id=version_id,
+            folder=folder,
+            manifest=bundle.model_dump(mode="json"),
+            episode_ids=[episode.id for episode in batch.episodes],
+            stream_offset=batch.stream_offset,
+            by=BY,
+            guard=permit.check,
+        )
+        self._time(run_id, "training_s", start)
+        self._update(run_id, version=version_id, training=training_summary(run))
+        return version_id
+
+    def _advance(self, run_id: str, version_id: str, permit: Permit) -> None:
+        """CANDIDATE or EVALUATING -> PRODUCTION, QUARANTINED, or a state that waits for a person."""
+        record = self.ledger.get(version_id)
+        if record.state is State.CANDIDATE:
+            self._move(version_id, State.CANDIDATE, State.EVALUATING, "evaluation begins", permit)
+        gates = self._evaluate(run_id, record, permit)
+        decision = decide_promotion(gates)
+        decided = self._clock()
+        if decision is Decision.QUARANTINE:
+            failed = ", ".join(gate.name for gate in gates if gate.verdict == "fail")
+            self.ledger.quarantine(version_id, by=BY, reason=f"gates failed: {failed}")
+            self._parts.engine.drop(self._reference(version_id))
+            self._finish(run_id, version_id)
+            return
+        if decision is Decision.PAUSE:
+            self._finish(run_id, version_id)
+            return
+        self._move(version_id, State.EVALUATING, State.GATED, "all gates passed", permit)
+        if self._config.human_oversight_required:
+            self._move(version_id, State.GATED, State.AWAITING_APPROVAL, "a person must approve", permit)
+            self._finish(run_id, version_id)
+            return
+        self._move(version_id, State.GATED, State.SHADOW, "loaded on every replica", permit)
+        self._promote(run_id, version_id, permit, reason="all gates passed")
+        self._time(run_id, "swap_s", decided)
+        self._finish(run_id, version_id)
+
+    def approve(self, version_id: str, *, by: str, reason: str) -> None:
+        """A person lets a waiting version serve. Raises StaleTransition if it does not wait, LearningStopped."""
+        permit = self._latch.permit("promotion")
+        self.ledger.transition(
+            version_id,
+            expected=State.AWAITING_APPROVAL,
+            to=State.SHADOW,
+            by=by,
+            reason=reason,
+            guard=permit.check,
+        )
+        self._parts.engine.prepare(self._reference(version_id), "")
+        self._promote(None, version_id, permit, reason=f"approved by {by}: {reason}")
+
+    def rollback(self, *, by: str, reason: str) -> tuple[str, str]:
+        """The predecessor serves again, at once; the bad version is quarantined. Allowed while stopped.
+
+        Returns (bad version, restored version). Raises NothingToRollBack.
+        """
+        return self.ledger.rollback(by=by, reason=reason)
+
+    # -- parts of a cycle
+
+    def _evaluate(self, run_id: str, record: VersionRecord, permit: Permit) -> list[GateResult]:
+        start = self._clock()
+        self._update(run_id, phase="evaluating", version=record.name)
+        lineage = self.ledger.lineage(record.name)
+        parent = lineage[-2]
+        earlier = [
+            (version.name, self._questions_of(version.name)[:QUESTIONS_PER_EARLIER_BATCH])
+            for version in lineage[-1 - EARLIER_BATCHES : -1]
+            if version.adapter_number is not None
+        ]
+        report = self._parts.evaluator.evaluate(
+            Path(record.folder),
+            parent=Path(parent.folder) if parent.adapter_number is not None else None,
+            questions=self._questions_of(record.name),
+            earlier=earlier,
+            training=self._runs[run_id].training,
+        )
+        self._time(run_id, "evaluation_s", start)
+        loading = self._clock()
+        self._update(run_id, phase="loading")
+        replicas = self._parts.engine.prepare(self._reference(record.name), report.probe["text"])
+        self._time(run_id, "load_s", loading)
+        self._update(run_id, phase="gating")
+        gates = [
+            *decide_gates(report, self._config.gates),
+            gate_probe_parity(report, replicas, self._config.gates),
+        ]
+        permit.check()
+        self.ledger.bind_report(record.name, report=report.to_dict(), gates=gates, by=BY)
+        self._update(run_id, gates=tuple(gates))
+        return gates
+
+    def _promote(self, run_id: str | None, version_id: str, permit: Permit, *, reason: str) -> None:
+        for archived in self.ledger.promote(version_id, by=BY, reason=reason, guard=permit.check):
+            if reference := self.adapter_of(archived):
+                self._parts.engine.drop(reference)
+        logger.info("version %s serves as V2 (run %s)", version_id, run_id)
+
+    def _questions_of(self, version_id: str) -> list[Question]:
+        episodes = self._parts.memory.get(self.ledger.episodes_of(version_id))
+        return list(build_lessons(episodes, max_items=self._config.learning.max_batch_items).questions)
+
+    def _replay_for(self, parent: str, num_new: int) -> list[LearningItem]:
+        """Old items for a batch, drawn from what the parent's line has learned and what still exists."""
+        learning = self._config.learning
+        buffer: ExperienceReplay[str] = ExperienceReplay(learning.replay_capacity, seed=learning.seed)
+        buffer.add({episode: episode for episode in sorted(self.ledger.learned_episodes(parent))})
+        wanted = num_replay(num_new, learning.replay_ratio)
+        if wanted == 0 or len(buffer) == 0:
+            return []
+        rng = np.random.default_rng([learning.seed, len(buffer)])
+        episodes = self._parts.memory.get(buffer.sample(min(wanted, len(buffer)), rng))
+        return list(build_lessons(episodes, max_items=wanted).items)
+
+    def _reference(self, version_id: str) -> AdapterRef:
+        reference = self.adapter_of(version_id)
+        assert reference is not None, "only the genesis has no adapter, and it is never a candidate"
+        return reference
+
+    def _create_genesis(self) -> None:
+        genesis = version_id_of(self._base)
+        folder = self._folder / genesis
+        if not folder.exists():
+            folder.mkdir()
+            write_bundle(folder, self._base)
+        self.ledger.genesis(genesis, folder=folder, manifest=self._base.model_dump(mode="json"), by=BY)
+
+    def _recover(self) -> None:
+        """Close what a crash cut off. Trained candidates stay as they are: a crash is inconclusive, not a verdict."""
+        for name in self.ledger.recover(by=BY):
+            logger.warning("%s was cut off before its gates were decided; it does not serve", name)
+        for leftover in self._folder.glob(".run-*"):
+            shutil.rmtree(leftover)
+
+    def _close_failed(self, run_id: str, name: str, error: str) -> None:
+        record = self.ledger.get(name)
+        if record.state in (State.DRAFT, State.TRAINING):
+            self.ledger.transition(name, expected=record.state, to=State.FAILED, by=BY, reason=error)
+        self._update(run_id, phase="failed", error=error, state=self.ledger.get(name).state.value)
+
+    def _finish(self, run_id: str, version_id: str) -> None:
+        self._update(run_id, phase="done", state=self.ledger.get(version_id).state.value)
+
+    def _move(self, name: str, expected: State, to: State, reason: str, permit: Permit) -> None:
+        self.ledger.transition(name, expected=expected, to=to, by=BY, reason=reason, guard=permit.check)
+
+    def _update(self, run_id: str, **changes: Any) -> None:
+        self._runs[run_id] = replace(self._runs.get(run_id, CycleStatus(run_id=run_id, phase="waiting")), **changes)
+
+    def _time(self, run_id: str, name: str, start: float) -> None:
+        timings = {**self._runs[run_id].timings, name: round(self._clock() - start, 3)}
+        self._update(run_id, timings=timings)
+
+
+def training_summary(run: LearningRun) -> dict[str, Any]:
+    """What of a training run goes into its evaluation report (G1)."""
+    return {
+        "num_steps": run.num_steps,
+        "losses": list(run.losses),
+        "kls": list(run.kls),
+        "grad_norms": list(run.grad_norms),
+        "replay_share": run.replay_share,
+        "seconds": run.seconds,
+        "num_tokens": run.num_tokens,
+        "num_trainable": run.num_trainable,
+    }

@@ -1,0 +1,69 @@
+"""The command `autonomous`: what a person types to run, ask, teach and stop a system.
+
+Commands are grouped by file: cli_system.py (up, down, status, logs), cli_model.py (ask, add, learn, versions, approve,
+rollback), cli_safety.py (emergency-stop, reset, audit), cli_runs.py (demo, bench). Heavy parts are imported by the
+commands that need them, so that help is quick.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from cluster import cli_model, cli_runs, cli_safety, cli_system
+from cluster.cli_common import Failure, examples, print_error
+from cluster.client import ApiError, ClientError
+
+app = typer.Typer(
+    name="autonomous",
+    help="A self-hosted language model that keeps learning, safely.",
+    epilog=examples(
+        "autonomous up                                  start everything on this machine",
+        "autonomous add docs/                           give it documents",
+        'autonomous ask "What does the with statement do?"',
+        "autonomous learn                               train on what is new, swap it in if it passes",
+        "autonomous emergency-stop                      no learning takes effect after this",
+        "autonomous down",
+    ),
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for register in (cli_system.register, cli_model.register, cli_safety.register, cli_runs.register):
+    register(app)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns the exit status (cli_common names them). Errors are one line, never a trace."""
+    as_json = "--json" in arguments
+    try:
+        outcome = app(args=list(arguments), prog_name="autonomous", standalone_mode=False)
+    except Failure as failure:
+        print_error(str(failure), as_json=as_json)
+        return failure.code
+    except ApiError as error:
+        print_error(str(error), as_json=as_json, status=error.status, param=error.param, code=error.code)
+        return 1
+    except (ClientError, ValueError, TimeoutError, OSError) as error:
+        print_error(str(error), as_json=as_json)
+        return 1
+    except typer.Abort:
+        print_error("interrupted", as_json=as_json)
+        return 130
+    except typer.TyperException as error:  # wrong usage
+        if message := error.format_message():
+            command = getattr(getattr(error, "ctx", None), "command_path", "autonomous")
+            print_error(f"{message} See: {command} --help", as_json=as_json)
+        return error.exit_code
+    return outcome if isinstance(outcome, int) else 0
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

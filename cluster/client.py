@@ -1,0 +1,351 @@
+"""The HTTP API from Python: one method per endpoint of serve/app.py, errors that carry the server's own sentence.
+
+In flow plain arguments, out flow the JSON objects of the API (docs: `<url>/docs`); only an answer, which arrives in
+pieces, has a type of its own. The command line, the guided run and the benchmarks use nothing else.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+
+Json = dict[str, Any]
+
+UNREACHABLE_TIMEOUT_S = 5.0
+"""A loopback connection is made in milliseconds; a longer wait means that nobody listens."""
+
+
+class ClientError(RuntimeError):
+    """The request has no result; the message is a sentence for the user."""
+
+
+class ServerUnreachable(ClientError):
+    """Nobody answers at the address, or the connection broke before the answer was whole."""
+
+
+class ApiError(ClientError):
+    """The server refused or failed. `status` is the HTTP code, `param` the field that is wrong."""
+
+    def __init__(
+        self, message: str, *, status: int, kind: str = "", param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.param = param
+        self.code = code
+
+
+class LearningIsStopped(ApiError):
+    """423: the emergency stop is set; only a person resets it."""
+
+
+class TryLater(ApiError):
+    """429: more requests wait than the server takes. `retry_after_s` is its own proposal."""
+
+    retry_after_s: float = 1.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer. `seconds` is measured here; `timings` (retrieval_s, first_token_s, total_s) by the server."""
+
+    text: str
+    version: str
+    sources: list[Json] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+    usage: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def to_json(self) -> Json:
+        """The same as a JSON object."""
+        return {
+            "answer": self.text, "version": self.version, "sources": self.sources, "timings": self.timings,
+            "usage": self.usage, "seconds": round(self.seconds, 4),
+        }  # fmt: skip
+
+
+class Client:
+    """One connection pool to one server. Close it, or use it in a `with`."""
+
+    def __init__(
+        self, base_url: str, *, timeout_s: float = 300.0, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        timeout = httpx.Timeout(timeout_s, connect=UNREACHABLE_TIMEOUT_S)
+        self.base_url = base_url.rstrip("/")
+        # A proxy of the environment must not see a loopback address.
+        self._http = httpx.Client(base_url=self.base_url, timeout=timeout, transport=transport, trust_env=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    # --- answers ------------------------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        question: str | Sequence[Json],
+        *,
+        model: str = "v2",
+        retrieval: bool = True,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        session: str | None = None,
+    ) -> Answer:
+        """One whole answer. `question` is a sentence or a list of chat messages."""
+        body = _chat_body(
+            question,
+            model=model,
+            retrieval=retrieval,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            session=session,
+        )
+        start = time.perf_counter()
+        reply = self._json("POST", "/v1/chat/completions", body)
+        return _answer(reply["choices"][0]["message"]["content"], reply, time.perf_counter() - start)
+
+    def stream(
+        self,
+        question: str | Sequence[Json],
+        *,
+        on_text: Callable[[str], None],
+        model: str = "v2",
+        retrieval: bool = True,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        session: str | None = None,
+    ) -> Answer:
+        """The same, with `on_text` called for each piece as it arrives."""
+        body = _chat_body(
+            question,
+            model=model,
+            retrieval=retrieval,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            session=session,
+        )
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        start = time.perf_counter()
+        pieces: list[str] = []
+        facts: Json = {}
+        with _reached(self.base_url), self._http.stream("POST", "/v1/chat/completions", json=body) as response:
+            if response.status_code >= 400:
+                response.read()
+                raise error_of(response)
+            for event in _events(response.iter_lines()):
+                if "error" in event:
+                    raise ApiError(str(event["error"].get("message")), status=int(event["error"].get("status") or 500))
+                facts |= {name: event[name] for name in ("version", "sources", "timings", "usage") if event.get(name)}
+                for choice in event.get("choices", []):
+                    if text := (choice.get("delta") or {}).get("content"):
+                        pieces.append(text)
+                        on_text(text)
+        return _answer("".join(pieces), facts, time.perf_counter() - start)
+
+    # --- knowledge ----------------------------------------------------------------------------------------------
+
+    def add_documents(self, documents: Sequence[Json]) -> Json:
+        """Store documents; returns after they are on disk. A repeated call changes nothing."""
+        return self._json("POST", "/v1/knowledge", {"documents": list(documents)})
+
+    def list_documents(self, *, limit: int = 100, offset: int = 0, source: str | None = None) -> Json:
+        """What is known, newest first."""
+        return self._json("GET", "/v1/knowledge", params={"limit": limit, "offset": offset, "source": source})
+
+    def delete_document(self, document_id: str) -> Json:
+        """Erase a document everywhere; names the versions that had learned it."""
+        return self._json("DELETE", f"/v1/knowledge/{quote(document_id, safe='')}")
+
+    def search(self, query: str, *, k: int = 5) -> Json:
+        """The passages that retrieval finds for `query`."""
+        return self._json("GET", "/v1/knowledge/search", params={"q": query, "k": k})
+
+    # --- learning and versions ----------------------------------------------------------------------------------
+
+    def learn(self) -> str:
+        """Start learning the next batch; returns the run's id."""
+        return str(self._json("POST", "/v1/learn", {})["run_id"])
+
+    def next_batch(self) -> Json:
+        """What the next batch would learn, and the questions it would be judged by."""
+        return self._json("GET", "/v1/learn/next")
+
+    def learning(self, run_id: str) -> Json:
+        """Where a run stands."""
+        return self._json("GET", f"/v1/learn/{quote(run_id, safe='')}")
+
+    def follow(
+        self, run_id: str, *, on_status: Callable[[Json], None], poll_s: float = 0.3, timeout_s: float = 1800.0
+    ) -> Json:
+        """Report every change of a run until it is done or failed; returns the last status.
+
+        Raises ClientError if the run has not ended after `timeout_s` seconds; the run itself goes on.
+        """
+        deadline = time.monotonic() + timeout_s
+        seen: tuple[Any, ...] = ()
+        while True:
+            status = self.learning(run_id)
+            now = (status["phase"], status.get("step"), status.get("loss"))
+            if now != seen:
+                seen = now
+                on_status(status)
+            if status["phase"] in ("done", "failed"):
+                return status
+            if time.monotonic() > deadline:
+                raise ClientError(
+                    f"learning run {run_id} has not ended after {timeout_s:.0f} s (phase {status['phase']}); "
+                    "it goes on, look at it with: autonomous status"
+                )
+            time.sleep(poll_s)
+
+    def versions(self) -> Json:
+        """The three pointers and the versions, newest first."""
+        return self._json("GET", "/v1/versions")
+
+    def version(self, version_id: str) -> Json:
+        """One version with its gates and its lineage."""
+        return self._json("GET", f"/v1/versions/{quote(version_id, safe='')}")
+
+    def approve(self, version_id: str, *, by: str, reason: str) -> Json:
+        """Let a version that passed all gates go on to production."""
+        return self._json("POST", f"/v1/versions/{quote(version_id, safe='')}/approve", {"by": by, "reason": reason})
+
+    def rollback(self, *, by: str, reason: str) -> Json:
+        """Put the predecessor back into production and quarantine the version that serves now."""
+        return self._json("POST", "/v1/versions/rollback", {"by": by, "reason": reason})
+
+    # --- safety and state ---------------------------------------------------------------------------------------
+
+    def stop(self, *, by: str, reason: str, category: str = "stop", timeout_s: float | None = None) -> Json:
+        """Stop all learning."""
+        body = {"by": by, "reason": reason, "category": category}
+        return self._json("POST", "/v1/safety/stop", body, timeout_s=timeout_s)
+
+    def reset(self, *, by: str, reason: str) -> Json:
+        """Permit learning again; starts nothing."""
+        return self._json("POST", "/v1/safety/reset", {"by": by, "reason": reason})
+
+    def safety(self) -> Json:
+        """The state of the latch."""
+        return self._json("GET", "/v1/safety")
+
+    def status(self) -> Json:
+        """Everything the status page shows."""
+        return self._json("GET", "/v1/status")
+
+    def audit(self, *, limit: int = 50) -> Json:
+        """The newest audit rows, and whether the chain is whole."""
+        return self._json("GET", "/v1/audit", params={"limit": limit})
+
+    def healthz(self) -> None:
+        """Return if the server answers at all."""
+        self._json("GET", "/healthz")
+
+    def _json(
+        self,
+        method: str,
+        path: str,
+        body: Json | None = None,
+        *,
+        params: Json | None = None,
+        timeout_s: float | None = None,
+    ) -> Json:
+        timeout = httpx.USE_CLIENT_DEFAULT if timeout_s is None else httpx.Timeout(timeout_s)
+        given = {name: value for name, value in (params or {}).items() if value is not None}
+        with _reached(self.base_url):
+            response = self._http.request(method, path, json=body, params=given, timeout=timeout)
+        if response.status_code >= 400:
+            raise error_of(response)
+        try:
+            reply = response.json()
+        except ValueError:
+            reply = {}
+        return reply if isinstance(reply, dict) else {"data": reply}
+
+
+@contextlib.contextmanager
+def _reached(base_url: str) -> Iterator[None]:
+    """Turns httpx's transport errors into one sentence."""
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        raise ServerUnreachable(f"nobody answers at {base_url}; start the system with: autonomous up") from error
+    except httpx.TimeoutException as error:
+        raise ServerUnreachable(f"{base_url} did not answer in time; look at: autonomous logs") from error
+    except httpx.TransportError as error:
+        raise ServerUnreachable(f"the connection to {base_url} broke ({error}); look at: autonomous logs") from error
+
+
+def error_of(response: httpx.Response) -> ApiError:
+    """The typed error of a refused request, with the server's message where it gave one."""
+    try:
+        error = response.json()["error"]
+        message = str(error["message"])
+    except (ValueError, KeyError, TypeError):
+        error = {}
+        message = f"the server answered {response.status_code} {response.reason_phrase}: {response.text[:200].strip()}"
+    facts = {
+        "status": response.status_code,
+        "kind": error.get("type") or "",
+        "param": error.get("param"),
+        "code": error.get("code"),
+    }
+    if response.status_code == httpx.codes.LOCKED:
+        return LearningIsStopped(message, **facts)
+    if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
+        later = TryLater(message, **facts)
+        wait = response.headers.get("retry-after", "")
+        later.retry_after_s = float(wait) if wait.isdigit() else 1.0
+        return later
+    return ApiError(message, **facts)
+
+
+def _chat_body(
+    question: str | Sequence[Json],
+    *,
+    model: str,
+    retrieval: bool,
+    max_tokens: int | None,
+    temperature: float,
+    session: str | None,
+) -> Json:
+    messages = [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
+    body: Json = {"model": model, "messages": messages, "retrieval": retrieval, "temperature": temperature}
+    if max_tokens is not None:
+        body["max_tokens"] = max_tokens
+    if session is not None:
+        body["session"] = session
+    return body
+
+
+def _answer(text: str, facts: Json, seconds: float) -> Answer:
+    return Answer(
+        text=text or "",
+        version=str(facts.get("version") or ""),
+        sources=list(facts.get("sources") or []),
+        timings=dict(facts.get("timings") or {}),
+        usage={name: n for name, n in (facts.get("usage") or {}).items() if isinstance(n, int)},
+        seconds=seconds,
+    )
+
+
+def _events(lines: Iterable[str]) -> Iterator[Json]:
+    """The JSON objects of a stream of server-sent events."""
+    for line in lines:
+        if line.startswith("data:"):
+            data = line[len("data:") :].strip()
+            if data == "[DONE]":
+                return
+            yield json.loads(data)

@@ -1,0 +1,16 @@
+"""Serving: the engines that run the model, and the HTTP surface in front of them.
+
+config               what a person sets: engine, retrieval at answer time, HTTP
+engine               the protocol of an engine, its errors, `build_engine`
+engine_vllm          default backend: vLLM in one process with its replica (CPU or one GPU)
+engine_vllm_async    vLLM with processes of its own: several GPUs share one model
+engine_vllm_front    their caller side: prompts in, chunks out
+engine_vllm_options  environment, options and requests of both vLLM backends
+engine_hf            transformers' generate with PEFT adapters
+engine_echo          repeats the user's words; for tests
+engine_text          text to tokens, chat template, stop strings; the same for every backend
+engine_adapters      the check of an adapter's folder before a backend sees it
+lora_ops             the fix of vLLM's CPU operations for batches of base and adapter rows
+
+This package imports nothing by itself: a backend's import costs seconds.
+"""

@@ -1,0 +1,111 @@
+"""What the HTTP surface needs from the rest of the system. `serve.ray_parts` implements it over Ray actors.
+
+All methods are async. They raise the errors of `serve.errors` (NotFoundError, ConflictError, OverloadedError,
+NotReadyError), LearningStopped after an emergency stop, the engine's typed errors, and ValueError for bad values.
+Dictionaries have the shapes of `serve.schemas`.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+from memory.types import DocumentInfo, Fact, RecallHit
+from serve.engine import AdapterRef, GenerateChunk, GenerateRequest
+from serve.rag import Message
+from serve.stream import WholeAnswer
+
+Json = dict[str, Any]
+
+
+class Parts(Protocol):
+    """Everything behind the routes."""
+
+    # --- engine ---------------------------------------------------------------------------------------------------
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+        """Stream an answer. Repeated on another replica only before its first piece."""
+
+    async def complete(self, request: GenerateRequest) -> WholeAnswer:
+        """A whole answer. May be repeated on another replica at any time: nothing of it was sent."""
+
+    async def render_chat(self, messages: Sequence[Message]) -> str:
+        """The model's chat template applied, generation prompt included."""
+
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, as the engine counts them."""
+
+    # --- versions -------------------------------------------------------------------------------------------------
+
+    async def pointers(self) -> Mapping[str, str | None]:
+        """{"v1", "v2", "v3"}: version ids; v3 may be None."""
+
+    async def version_adapter(self, version_id: str) -> AdapterRef | None:
+        """The adapter of a version, None for the base. Raises NotFoundError."""
+
+    async def versions(self) -> Json:
+        """GET /v1/versions."""
+
+    async def version(self, version_id: str) -> Json:
+        """GET /v1/versions/{id}. Raises NotFoundError."""
+
+    async def rollback(self, *, reason: str, by: str) -> Json:
+        """Back to the predecessor: {"from", "to", "seconds"}. Raises ConflictError if there is none."""
+
+    async def approve(self, version_id: str, *, by: str, reason: str) -> Json:
+        """Agree to a version that waits for it. Raises NotFoundError, ConflictError."""
+
+    # --- knowledge ------------------------------------------------------------------------------------------------
+
+    async def ingest(self, documents: Sequence[Json]) -> Json:
+        """Store documents durably. Raises LearningStopped."""
+
+    async def documents(self, *, limit: int, offset: int, source: str | None) -> list[DocumentInfo]:
+        """What is stored, newest first."""
+
+    async def delete_document(self, document_id: str) -> Json:
+        """Erase: {"deleted_episodes", "versions"}. Raises NotFoundError, LearningStopped."""
+
+    async def search(self, query: str, *, k: int, min_cosine: float) -> list[RecallHit]:
+        """Passages, best first."""
+
+    async def facts(self, about: str) -> list[Fact]:
+        """What semantic memory holds on a concept."""
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """Unit vectors of texts."""
+
+    async def remember(self, session: str, key: str, value: str) -> None:
+        """Keep a value of a session in working memory."""
+
+    async def recall_session(self, session: str, key: str) -> str | None:
+        """A value of a session, None if it expired."""
+
+    # --- learning and safety --------------------------------------------------------------------------------------
+
+    async def learn(self) -> str:
+        """Start a batch; its run id. Raises ConflictError (already learning, nothing to learn), LearningStopped."""
+
+    async def learn_next(self) -> Json:
+        """GET /v1/learn/next."""
+
+    async def learn_status(self, run_id: str) -> Json:
+        """GET /v1/learn/{run_id}. Raises NotFoundError."""
+
+    async def safety_status(self) -> Json:
+        """The latch."""
+
+    async def stop(self, *, reason: str, by: str, category: Literal["stop", "pause"]) -> Json:
+        """Stop or pause all learning; idempotent."""
+
+    async def reset(self, *, reason: str, by: str) -> Json:
+        """Permit learning again; starts nothing."""
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    async def status(self) -> Json:
+        """GET /v1/status."""
+
+    async def audit(self, limit: int) -> Json:
+        """GET /v1/audit."""
+
+    async def ready(self) -> Json:
+        """{"ready": bool, "parts": {name: "ready" or the reason why not}}. Does not raise."""

@@ -1,0 +1,130 @@
+"""The named actors under a real Ray: identity, replacement, restart, the control group, back pressure, the latch."""
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import PendingCallsLimitExceeded, RayTaskError
+
+from actors.base import Shell, code_sha256
+from actors.registry import ACTORS, ActorSpec, ensure_actor
+from autonomous.ingest import IngestConfig
+from autonomous.safety.latch import Latch, LearningStopped
+
+
+def episodic_arguments(home: Path) -> dict[str, Any]:
+    return {
+        "folder": home / "memory" / "episodic",
+        "latch": home / "safety" / "latch",
+        "capacity": 1000,
+        "ingest": IngestConfig(),
+        "level": "high",
+    }
+
+
+@pytest.fixture(scope="module")
+def episodic(home: Path) -> Any:
+    handle = ensure_actor("episodic", ACTORS["episodic"], episodic_arguments(home))
+    ray.get(handle.identity.remote(), timeout=120)
+    return handle
+
+
+def identity(handle: Any) -> Any:
+    return ray.get(handle.identity.remote(), timeout=60)
+
+
+def test_second_bring_up_adopts_an_actor_of_the_same_code_and_settings(episodic: Any, home: Path) -> None:
+    again = ensure_actor("episodic", ACTORS["episodic"], episodic_arguments(home))
+    assert identity(again).pid == identity(episodic).pid
+    assert identity(again).code_sha256 == code_sha256()
+
+
+class OlderShell(Shell):
+    """An actor that says it runs other code, as one does that outlived an update."""
+
+    def __init__(self, settings_sha256: str, *, proof: Path) -> None:
+        super().__init__("older", settings_sha256)
+        self._identity = replace(self._identity, code_sha256="0" * 64)
+        self._proof = proof
+
+    @ray.method(concurrency_group="control")
+    def snapshot(self) -> None:
+        """Leave a trace, so that the test sees that it was asked."""
+        self._proof.write_text("snapshot")
+
+
+def test_actor_of_other_code_writes_its_snapshot_and_is_replaced(tmp_path: Path) -> None:
+    spec = ActorSpec(OlderShell, {"control": 1})
+    proof = tmp_path / "proof"
+    old = identity(ensure_actor("older", spec, {"proof": proof}))
+    new = ensure_actor("older", spec, {"proof": proof})
+    assert proof.read_text() == "snapshot"
+    assert identity(new).pid != old.pid
+    ray.kill(new, no_restart=True)
+
+
+def test_killed_episodic_actor_comes_back_with_every_acknowledged_document(episodic: Any) -> None:
+    written = ray.get(
+        episodic.ingest.remote([{"id": f"d{i}", "text": f"Entry {i} says token t{i}."} for i in range(20)])
+    )
+    assert [row["status"] for row in written["documents"]] == ["stored"] * 20
+    os.kill(identity(episodic).pid, signal.SIGKILL)
+    documents = read_after_restart(episodic)
+    assert {info.document_id for info in documents} >= {f"d{i}" for i in range(20)}
+    assert identity(episodic).is_restart
+
+
+def read_after_restart(handle: Any) -> Any:
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            return ray.get(handle.documents.remote(100, 0), timeout=60)
+        except ray.exceptions.RayActorError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+
+def test_control_call_is_answered_while_a_long_write_holds_the_actor(episodic: Any) -> None:
+    big = [{"id": f"big{i}", "text": f"Paragraph {i} of a long text with words. " * 2000} for i in range(12)]
+    write = episodic.ingest.remote(big)
+    answered_first, _ = ray.wait([episodic.identity.remote(), write], num_returns=1, timeout=60)
+    assert answered_first
+    assert answered_first[0] != write
+    assert ray.get(write, timeout=120)["documents"]
+
+
+def test_flood_of_writes_is_refused_with_a_typed_error_and_loses_nothing_acknowledged(home: Path) -> None:
+    spec = replace(ACTORS["episodic"], max_pending_calls=2)
+    arguments = {**episodic_arguments(home), "folder": home / "memory" / "flooded"}
+    handle = ensure_actor("flooded", spec, arguments)
+    accepted: list[Any] = []
+
+    def flood() -> None:
+        for i in range(50):
+            accepted.append(handle.ingest.remote([{"id": f"f{i}", "text": f"Flood entry {i}."}]))
+
+    with pytest.raises(PendingCallsLimitExceeded):
+        flood()
+    rows = [row["id"] for result in ray.get(accepted, timeout=120) for row in result["documents"]]
+    stored = {info.document_id for info in ray.get(handle.documents.remote(100, 0))}
+    assert set(rows) == stored
+    ray.kill(handle, no_restart=True)
+
+
+def test_stop_refuses_the_write_and_the_reset_permits_it_again(episodic: Any, home: Path) -> None:
+    latch = Latch.open(home / "safety" / "latch")
+    latch.stop(reason="test", by="tester")
+    with pytest.raises(RayTaskError) as refused:
+        ray.get(episodic.ingest.remote([{"id": "stopped", "text": "Not to be stored."}]))
+    assert isinstance(refused.value.cause, LearningStopped)
+    assert "stopped" not in {info.document_id for info in ray.get(episodic.documents.remote(500, 0))}
+    latch.reset(reason="test over", by="tester")
+    assert (
+        ray.get(episodic.ingest.remote([{"id": "stopped", "text": "Now stored."}]))["documents"][0]["status"]
+        == "stored"
+    )

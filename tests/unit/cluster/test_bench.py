@@ -1,0 +1,147 @@
+"""The harness: what it finds, how it compares, what it prints."""
+
+import itertools
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster import bench
+from cluster.cli import run
+from cluster.config import load_config
+
+CLAIM = "from cluster.bench import Claim\ndef run(context):\n    yield Claim('speed', '< 2 s', 1.5, 's', True, 'once')\n"
+
+
+def _folder(tmp_path: Path, **files: str) -> Path:
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_a_name_is_the_beginning_of_file_names(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, model_speed=CLAIM, model_size=CLAIM, loop=CLAIM, _helper=CLAIM)
+    assert [path.stem for path in bench.discover(["model"], folder=folder)] == ["model_size", "model_speed"]
+    assert [path.stem for path in bench.discover([], folder=folder)] == ["loop", "model_size", "model_speed"]
+    assert [path.stem for path in bench.discover(["loop", "lo"], folder=folder)] == ["loop"]
+
+
+def test_an_unknown_name_lists_those_that_exist(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, loop=CLAIM, serve=CLAIM)
+    with pytest.raises(bench.UnknownBenchmark, match=r"'memory'; there are: loop, serve"):
+        bench.discover(["memory"], folder=folder)
+
+
+def test_every_benchmark_of_the_repository_can_be_loaded() -> None:
+    paths = bench.discover([])
+    assert {"loop_delays", "serve_http"} <= {path.stem for path in paths}
+    for path in paths:
+        bench.load_benchmark(path)
+
+
+def test_a_broken_benchmark_does_not_take_the_others_with_it(tmp_path: Path, config_path: Path) -> None:
+    folder = _folder(tmp_path, bad="def run(context):\n    raise OSError('no disk')\n", empty="", good=CLAIM)
+    report = bench.run_benchmarks(
+        bench.discover([], folder=folder),
+        config=load_config(config_path), config_path=config_path, client=None, quick=True, note=lambda _: None,
+    )  # fmt: skip
+    assert [claim.name for claim in report.claims] == ["speed"]
+    assert report.broken["bad"] == "OSError: no disk"
+    assert "no function run" in report.broken["empty"]
+
+
+def test_json_holds_claims_and_machine_and_nothing_else_is_on_stdout(
+    tmp_path: Path, config_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench.discover, "__kwdefaults__", {"folder": _folder(tmp_path, good=CLAIM)})
+    assert run(["bench", "--json", "--quick", "--config", str(config_path)]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert set(printed) == {"claims", "machine"}
+    assert printed["claims"] == [
+        {"name": "speed", "target": "< 2 s", "measured": 1.5, "unit": "s", "ok": True, "conditions": "once"}
+    ]
+    assert {"cpu", "cores", "memory_gib", "python", "torch", "vllm", "ray", "load_average"} <= set(printed["machine"])
+
+
+def test_side_by_side_alternates_which_goes_first_after_the_warm_up() -> None:
+    order: list[str] = []
+    bench.side_by_side(lambda: order.append("a"), lambda: order.append("b"), repeats=4, warmup=1)
+    assert "".join(order) == "ab" + "abbaabba"
+
+
+def test_side_by_side_finds_the_ratio_of_the_work() -> None:
+    def work(num_rounds: int) -> None:
+        for _ in range(num_rounds):
+            sum(range(2000))
+
+    found = bench.side_by_side(lambda: work(100), lambda: work(300), repeats=9)
+    assert found.ratio_low <= found.ratio <= found.ratio_high
+    assert 1.8 < found.ratio < 5
+    assert len(found.a.wall_s) == len(found.b.cpu_s) == 9
+
+
+def test_sleeping_costs_wall_time_and_no_cpu_time() -> None:
+    found = bench.side_by_side(lambda: time.sleep(0.02), lambda: time.sleep(0.02), repeats=3, warmup=0)
+    assert found.a.median_s >= 0.02
+    assert found.a.median_cpu_s < 0.02
+
+
+def test_cpu_time_counts_a_process_once_even_if_it_is_named_twice() -> None:
+    assert bench.cpu_time_s([os.getpid(), os.getpid()]) == pytest.approx(bench.cpu_time_s(), abs=0.5)
+
+
+def test_a_comparison_with_too_few_repeats_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 3"):
+        bench.side_by_side(lambda: None, lambda: None, repeats=2)
+
+
+@given(
+    pairs=st.lists(st.tuples(st.floats(0.001, 10), st.floats(0.001, 10)), min_size=3, max_size=12),
+    seed=st.integers(0, 5),
+)
+def test_the_interval_lies_between_the_smallest_and_the_largest_possible_ratio(
+    pairs: list[tuple[float, float]], seed: int
+) -> None:
+    a, b = zip(*pairs, strict=True)
+    low, high = bench._ratio_interval(a, b, seed=seed)
+    assert min(b) / max(a) <= low * (1 + 1e-9)
+    assert low <= high
+    assert high <= max(b) / min(a) * (1 + 1e-9)
+
+
+def test_made_up_documents_are_the_same_for_a_seed_and_differ_between_seeds() -> None:
+    make = bench.load_benchmark(bench.FOLDER / "loop_delays.py").make_documents
+    assert make(5, seed=1) == make(5, seed=1)
+    names = [document.name for document in itertools.chain(make(50, seed=1), make(50, seed=2))]
+    assert len(set(names)) == 100
+
+
+def test_made_up_documents_teach_a_fact_with_a_question() -> None:
+    from autonomous.lessons import build_lessons
+    from memory.types import Episode
+
+    document = bench.load_benchmark(bench.FOLDER / "loop_delays.py").make_documents(1, seed=1)[0]
+    lessons = build_lessons([Episode("e", "d", "s", document.name, document.text, 0, 0.0)], max_items=8)
+    assert any(document.name in question.question for question in lessons.questions)
+
+
+def test_retrieval_delays_are_measured_on_a_running_system(system: object, client: object) -> None:
+    module = bench.load_benchmark(bench.FOLDER / "loop_delays.py")
+    found, cited = module.retrieval_delays(client, [], count=3, note=lambda _: None)
+    assert found.ok is True
+    assert found.measured < 2
+    assert "3 of 3 cite it" in cited.conditions
+
+
+def test_learning_is_not_measured_while_documents_of_others_wait(client: object) -> None:
+    client.add_documents([{"text": "Brindle is a weather station in Oslo.", "title": "Brindle"}])  # type: ignore[attr-defined]
+    module = bench.load_benchmark(bench.FOLDER / "loop_delays.py")
+    claims = list(module.learning_delays(client, [], is_own=False, repeats=1, note=lambda _: None))
+    assert [claim.ok for claim in claims] == [None, None]
+    assert all("wait to be learned" in claim.conditions for claim in claims)

@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memory.rag_index import IndexProblem, RAGIndex, Vectors, check_vectors, decode_vectors, encode_vector
+
+
+def _unit(num: int, *, seed: int = 0) -> Vectors:
+    rows = np.random.default_rng(seed).standard_normal((num, 16)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def _index(ids: list[int]) -> RAGIndex:
+    index = RAGIndex(16, identity="store minilm/16")
+    index.add(ids, vectors=_unit(len(ids)))
+    return index
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 12)), max_size=30), st.sets(st.integers(1, 12)))
+def test_search_equals_exact_search_over_what_was_added_and_not_removed(
+    steps: list[tuple[bool, int]], only: set[int]
+) -> None:
+    index, model = RAGIndex(16, identity="x"), {}
+    for number, (is_add, key) in enumerate(steps):
+        if is_add:
+            model[key] = _unit(1, seed=number)[0]
+            index.add([key], vectors=model[key][None])
+        else:
+            index.remove([key])
+            model.pop(key, None)
+    query = _unit(1, seed=99)[0]
+    exact = sorted(((float(v @ query), k) for k, v in model.items()), reverse=True)
+
+    assert index.ids == set(model)
+    found = index.search(query, k=5)
+    assert list(found) == [key for _, key in exact[:5]]
+    np.testing.assert_allclose(list(found.values()), [cosine for cosine, _ in exact[:5]], atol=1e-5)
+    assert list(index.search(query, k=5, only=only)) == [key for _, key in exact if key in only][:5]
+
+
+def test_a_saved_index_loads_with_its_vectors_and_last_seq(tmp_path: Path) -> None:
+    index = _index([3, 7, 5])
+    index.save(tmp_path / "a.index")
+    loaded = RAGIndex.load(tmp_path / "a.index", dimension=16, identity="store minilm/16")
+
+    assert (loaded.ids, loaded.last_seq) == ({3, 5, 7}, 7)
+    np.testing.assert_array_equal(loaded.vectors([3, 5, 7]), index.vectors([3, 5, 7]))
+    loaded.remove([5])
+    assert loaded.ids == {3, 7}
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "header", "cut", "flipped"])
+def test_a_damaged_file_is_recognised_before_faiss_reads_it(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "a.index"
+    _index([1, 2]).save(path)
+    content = path.read_bytes()
+    header, _, payload = content.partition(b"\n")
+    damaged = {
+        "empty": b"",
+        "header": b"[]" + content,
+        "cut": content[:-9],
+        "flipped": header + b"\n" + bytes([payload[0] ^ 1]) + payload[1:],
+    }
+    path.unlink() if damage == "missing" else path.write_bytes(damaged[damage])
+
+    with pytest.raises(IndexProblem, match="index file"):
+        RAGIndex.load(path, dimension=16, identity="store minilm/16")
+
+
+def test_an_index_of_another_store_is_not_taken(tmp_path: Path) -> None:
+    _index([1]).save(tmp_path / "a.index")
+
+    with pytest.raises(IndexProblem, match="belongs to"):
+        RAGIndex.load(tmp_path / "a.index", dimension=16, identity="other")
+
+
+def test_nan_and_wrong_dimension_are_rejected_with_a_clear_error() -> None:
+    with pytest.raises(ValueError, match=r"shape \(1, 8\).*vectors of 16"):
+        _index([1]).add([2], vectors=np.ones((1, 8), dtype=np.float32))
+    with pytest.raises(ValueError, match="NaN, infinite or zero in row 1"):
+        check_vectors(np.array([[1, 0], [np.nan, 0]], dtype=np.float32), dimension=2, source="minilm")
+
+
+def test_a_stored_vector_decodes_to_the_same_direction() -> None:
+    vectors = _unit(5)
+    decoded = decode_vectors([encode_vector(vector) for vector in vectors], dimension=16)
+
+    np.testing.assert_allclose((decoded * vectors).sum(1), 1, atol=1e-5)
+    assert len(encode_vector(vectors[0])) == 32

@@ -1,0 +1,36 @@
+"""Adapting a frozen base model.
+
+base    the base model in memory: weights and tokenizer, and the hash that proves it untouched
+trainer one optimizer step: cross-entropy of the items, KL to the base
+lora    low-rank adapters: the layer itself, and attaching, saving and hashing them in PEFT's format
+"""
+
+from train.adapt.base import BaseModelInMemory, load_base_model, pick_device, weights_sha256
+from train.adapt.lora import (
+    AdapterError,
+    LoRAConfig,
+    LoRALayer,
+    adapter_sha256,
+    attach_adapter,
+    detach_adapter,
+    save_adapter,
+)
+from train.adapt.trainer import AdapterTrainer, AnchorReferences, NonFiniteLoss, StepMetrics
+
+__all__ = [
+    "AdapterError",
+    "AdapterTrainer",
+    "AnchorReferences",
+    "BaseModelInMemory",
+    "LoRAConfig",
+    "LoRALayer",
+    "NonFiniteLoss",
+    "StepMetrics",
+    "adapter_sha256",
+    "attach_adapter",
+    "detach_adapter",
+    "load_base_model",
+    "pick_device",
+    "save_adapter",
+    "weights_sha256",
+]

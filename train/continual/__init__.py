@@ -1,0 +1,29 @@
+"""Learning on and on without forgetting.
+
+items     what is learned: questions with answers and plain sentences, as tokens and batches with their loss
+replay    the reservoir of what was learned before
+"""
+
+from train.continual.items import (
+    EncodedItem,
+    ItemBatch,
+    LearningItem,
+    build_batch,
+    encode_item,
+    render_chat,
+    token_losses,
+)
+from train.continual.replay import ExperienceReplay, num_replay, replay_key
+
+__all__ = [
+    "EncodedItem",
+    "ExperienceReplay",
+    "ItemBatch",
+    "LearningItem",
+    "build_batch",
+    "encode_item",
+    "num_replay",
+    "render_chat",
+    "replay_key",
+    "token_losses",
+]

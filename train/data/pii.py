@@ -1,0 +1,264 @@
+"""Where personal data and secrets stand in a text: candidates by pattern, certainty by checksum and context.
+
+In: text. Out: spans with a kind, or the text with typed placeholders like <EMAIL>. A union of plain patterns runs in
+RE2 over chunks of the text (linear by construction); only the chunks it flags are searched by Python's `re`, whose
+patterns have bounded, unambiguous repeats. No kind but PRIVATE_KEY crosses a line end.
+Sources: Luhn, ISO/IEC 7812; IBAN, ISO 13616 (mod 97, lengths by country); public addresses, IANA's registries.
+"""
+
+import ipaddress
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+PII_KINDS = frozenset({"EMAIL", "PHONE", "IPV4", "IPV6", "CARD", "IBAN", "SSN", "AWS_KEY", "PRIVATE_KEY"})
+"""What a document loses before it is kept."""
+SECRET_KINDS = frozenset({"AWS_KEY", "PRIVATE_KEY", "TOKEN"})
+"""What opens something to who reads it."""
+ALL_KINDS = PII_KINDS | SECRET_KINDS
+
+CHUNK_CHARS = 2048
+MAX_KEY_CHARS = 20_000
+
+
+class Span(NamedTuple):
+    """text[start:end] is of this kind."""
+
+    kind: str
+    start: int
+    end: int
+
+
+_GATE = "|".join(
+    (
+        r"@[A-Za-z0-9-]{1,63}\.",
+        r"\d\.\d{1,3}\.\d{1,3}\.\d",
+        r"[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]",
+        r"\+[1-9][\d .()-]{7}|\(\d{3}\) ?\d{3}|\d{3}[-.]\d{3}[-.]\d{4}",
+        r"\d{3}-\d{2}-\d{4}",
+        r"\d{13}|\d{4}[ -]\d{4}[ -]\d{4}|\d{4}[ -]\d{6}[ -]\d{4}",
+        r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11}",
+        r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}|(?i:secret_?access_?key)",
+        r"gh[pousr]_\w{36}|github_pat_|glpat-|xox[abeprs]-|sk-[\w-]{20}|[sr]k_live_|AIza|npm_\w{36}|pypi-AgE|hf_\w{34}|eyJ",
+    )
+)
+
+_PATTERNS = {
+    "TOKEN": r"(?<![\w-])(?:gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_\w{22,255}|glpat-[\w-]{20,64}"
+    r"|xox[abeprs]-[A-Za-z0-9-]{10,255}|sk-[\w-]{20,255}|[sr]k_live_[A-Za-z0-9]{24,255}|AIza[\w-]{35}"
+    r"|npm_[A-Za-z0-9]{36}|pypi-AgE[\w-]{50,500}|hf_[A-Za-z0-9]{34}"
+    r"|eyJ[\w-]{10,2000}\.eyJ[\w-]{10,4000}\.[\w-]{10,1000})",
+    "AWS_KEY": r"(?<![A-Za-z0-9])(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}(?![A-Za-z0-9])"
+    r"|(?i:secret_?access_?key)[\"']?[ \t]{0,8}[=:][ \t]{0,8}[\"']?(?P<value>[A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])",
+    "EMAIL": r"(?<![\w%+-])[\w%+\u00c0-\u024f-][\w.%+\u00c0-\u024f-]{0,63}"
+    r"@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])",
+    "IBAN": r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}",
+    "CARD": r"(?<![\w.-])(?:\d{13,19}|\d{4}(?P<s4>[ -])\d{4}(?P=s4)\d{4}(?P=s4)\d{1,7}"
+    r"|\d{4}(?P<s6>[ -])\d{6}(?P=s6)\d{4,5})(?![\w-]|\.\d)",
+    "SSN": r"(?<![\w.-])(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-]|\.\d)",
+    "IPV4": r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\.?\w)",
+    "IPV6": r"(?<![\w:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?![\w:])",
+    "PHONE": r"(?<![\w+.])\+[1-9](?:[ .()-]{0,2}\d){7,14}(?![\w-]|\.\d)"
+    r"|(?<![\w(.-])\(\d{3}\) ?\d{3}[-. ]\d{4}(?![\w-]|\.\d)"
+    r"|(?<![\w.-])\d{3}(?P<s3>[-.])\d{3}(?P=s3)\d{4}(?![\w-]|\.\d)",
+}
+_CANDIDATE = re.compile("|".join(f"(?P<{kind}>{pattern})" for kind, pattern in _PATTERNS.items()), re.ASCII)
+_KEY_BEGIN = re.compile(r"-----BEGIN (?:[A-Z0-9]{1,20} ){0,4}PRIVATE KEY(?: BLOCK)?-----")
+_KEY_BODY = re.compile(r"(?:[A-Za-z0-9+/=\s]|\\n)*")
+
+_IBAN_LENGTHS = {
+    country: int(length)
+    for length, countries in {
+        "15": "NO", "16": "BE", "18": "DK FI FK FO GL NL SD", "19": "MK SI", "20": "AT BA EE KZ LT LU MN XK",
+        "21": "CH HR LI LV", "22": "BG BH CR DE GB GE IE ME RS VA", "23": "AE GI IL IQ OM SO TL",
+        "24": "AD CZ ES MD PK RO SA SE SK TN VG", "25": "LY PT ST", "26": "IS TR",
+        "27": "BI DJ FR GR IT MC MR SM", "28": "AL AZ BY CY DO GT HU LB NI PL SV", "29": "BR EG PS QA UA",
+        "30": "JO KW MU YE", "31": "MT SC", "32": "LC", "33": "RU",
+    }.items()
+    for country in countries.split()
+}  # fmt: skip
+
+_VERSION_BEFORE = re.compile(
+    r"(?:\b(?:versions?|ver|releases?|rev|build|section|sec|chapter|clause|since|oid|v)\b[\"'.]?\s*[:=]?\s*[\"']?"
+    r"|[=~<>!]=\s?|§\s?|\w[-_/])$",
+    re.IGNORECASE,
+)
+_NETWORK_BEFORE = re.compile(r"\b(?:ips?|ipv4|addr\w*|hosts?|server|clients?|from|dns|ping)\b|://", re.IGNORECASE)
+_NO_MAIL_DOMAIN = frozenset({"png", "jpg", "jpeg", "gif", "svg", "webp", "ico", "css", "js", "ts", "py", "md", "html"})
+
+
+def find_sensitive(text: str, *, kinds: frozenset[str] = ALL_KINDS) -> list[Span]:
+    """Spans in order, without overlaps."""
+    spans: list[Span] = []
+    if "PRIVATE_KEY" in kinds:
+        spans.extend(_private_keys(text))
+    key_spans = list(spans)
+    for start, chunk in _flagged_chunks(text):
+        for span in _spans_of(chunk, offset=start):
+            if span.kind in kinds and not any(key.start < span.end and span.start < key.end for key in key_spans):
+                spans.append(span)
+    return sorted(spans, key=lambda span: span.start)
+
+
+def mask_sensitive(text: str, *, kinds: frozenset[str] = ALL_KINDS) -> tuple[str, dict[str, int]]:
+    """The text with placeholders like <EMAIL>, and how many of each kind were put."""
+    pieces: list[str] = []
+    counts: dict[str, int] = {}
+    position = 0
+    for span in find_sensitive(text, kinds=kinds):
+        pieces += (text[position : span.start], f"<{span.kind}>")
+        position = span.end
+        counts[span.kind] = counts.get(span.kind, 0) + 1
+    pieces.append(text[position:])
+    return "".join(pieces), counts
+
+
+def is_luhn_valid(digits: str) -> bool:
+    """Checksum of payment card numbers (ISO/IEC 7812-1, annex B)."""
+    total = 0
+    for index, digit in enumerate(reversed(digits)):
+        value = int(digit) * (1 + index % 2)
+        total += value - 9 * (value > 9)
+    return total % 10 == 0
+
+
+def _flagged_chunks(text: str) -> Iterator[tuple[int, str]]:
+    """(offset, chunk) of whole lines that may hold something."""
+    if len(text) <= CHUNK_CHARS // 8:
+        yield 0, text  # cheaper than to set up RE2
+        return
+    starts = [0]
+    while (end := text.find("\n", starts[-1] + CHUNK_CHARS)) >= 0:
+        starts.append(end + 1)
+    bounds = [*starts, len(text)]
+    chunks = (text[a:b].encode("utf-8", "replace") for a, b in itertools.pairwise(bounds))
+    flags = pc.match_substring_regex(pa.array(chunks, pa.large_binary()), _GATE)
+    for index in pc.indices_nonzero(flags).to_pylist():
+        yield bounds[index], text[bounds[index] : bounds[index + 1]]
+
+
+def _spans_of(chunk: str, *, offset: int) -> Iterator[Span]:
+    position = 0
+    while (match := _CANDIDATE.search(chunk, position)) is not None:
+        kind = str(match.lastgroup)
+        start, end = match.span("value") if match["value"] else match.span()
+        check = _CHECKS.get(kind)
+        if check is not None:
+            end = start + check(match, chunk)
+        if end > start:
+            yield Span(kind, offset + start, offset + end)
+            position = end
+        else:
+            position = match.start() + 1
+
+
+def _private_keys(text: str) -> Iterator[Span]:
+    """PEM blocks with a body, closed or cut off. The mere header, as manuals show it, is none."""
+    position = 0
+    while (begin := _KEY_BEGIN.search(text, position)) is not None:
+        position = begin.end()
+        end = text.find("-----END ", begin.end(), begin.end() + MAX_KEY_CHARS)
+        if end >= 0 and (close := text.find("-----", end + 9, end + 100)) >= 0:
+            body, end = text[begin.end() : end], close + 5
+        else:
+            run = _KEY_BODY.match(text, begin.end(), begin.end() + MAX_KEY_CHARS)
+            body, end = (run[0], run.end()) if run else ("", begin.end())
+        if sum(character.isalnum() for character in body) >= 40:
+            yield Span("PRIVATE_KEY", begin.start(), end)
+            position = end
+
+
+def _token_length(match: re.Match[str], chunk: str) -> int:
+    """Placeholders such as ghp_xxxx and names such as sk-learn-contrib-something are no tokens."""
+    token = match[0]
+    is_plain_name = token.startswith("sk-") and not (
+        re.search(r"\d", token) and re.search("[A-Z]", token) and re.search("[a-z]", token[3:])
+    )
+    return 0 if is_plain_name or len(set(token)) < 10 else len(token)
+
+
+def _email_length(match: re.Match[str], chunk: str) -> int:
+    is_remote = match[0].startswith("git@") and chunk[match.end() : match.end() + 1] in (":", "/")
+    is_file = match[0].rpartition(".")[2].lower() in _NO_MAIL_DOMAIN
+    return 0 if is_remote or is_file else len(match[0])
+
+
+def _iban_length(match: re.Match[str], chunk: str) -> int:
+    """Length of the account number that the candidate starts with, 0 if its checksum fails."""
+    wanted = _IBAN_LENGTHS.get(match[0][:2])
+    ends = [index + 1 for index, character in enumerate(match[0]) if character != " "]
+    if wanted is None or len(ends) < wanted:
+        return 0
+    end = ends[wanted - 1]
+    if chunk[match.start() + end : match.start() + end + 1].isalnum():
+        return 0
+    compact = match[0][:end].replace(" ", "")
+    number = "".join(str(int(character, 36)) for character in compact[4:] + compact[:4])
+    return end if int(number) % 97 == 1 else 0
+
+
+def _card_length(match: re.Match[str], chunk: str) -> int:
+    digits = re.sub(r"\D", "", match[0])
+    prefix, size = int(digits[:4]), len(digits)
+    is_issued = (
+        (prefix // 1000 == 4 and size in (16, 19))
+        or ((5100 <= prefix <= 5599 or 2221 <= prefix <= 2720) and size == 16)
+        or (prefix // 100 in (34, 37) and size == 15)
+        or ((prefix == 6011 or prefix // 100 in (62, 65) or 6440 <= prefix <= 6499) and 16 <= size <= 19)
+        or (3528 <= prefix <= 3589 and 16 <= size <= 19)
+        or ((3000 <= prefix <= 3059 or prefix // 100 in (36, 38, 39)) and size == 14)
+    )
+    return len(match[0]) if is_issued and is_luhn_valid(digits) else 0
+
+
+def _ipv4_length(match: re.Match[str], chunk: str) -> int:
+    """Only addresses that lead to someone: public ones that are no version or section number.
+
+    Four small numbers are a version unless a word of networks stands before: .06 % of the addresses look so.
+    """
+    before = chunk[max(0, match.start() - 32) : match.start()]
+    is_small = max(map(int, match[0].split("."))) < 40
+    if _VERSION_BEFORE.search(before) or (is_small and not _NETWORK_BEFORE.search(before)):
+        return 0
+    return _public_length(match[0])
+
+
+def _ipv6_length(match: re.Match[str], chunk: str) -> int:
+    return _public_length(match[0])
+
+
+def _public_length(address: str) -> int:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return 0
+    return len(address) if parsed.is_global and not parsed.is_multicast else 0
+
+
+def _phone_length(match: re.Match[str], chunk: str) -> int:
+    """Added lines of a diff also begin with a plus: dates, addresses, decimals and lists of numbers are no phones."""
+    if not match[0].startswith("+"):
+        return len(match[0])
+    groups = re.findall(r"\d+", match[0])
+    num_digits = sum(map(len, groups))
+    is_plain = len(groups) == 1 and num_digits >= 10
+    is_grouped = 2 <= len(groups) <= 7 and max(map(len, groups)) >= 2 and num_digits >= 8
+    is_date = re.match(r"\+\d{4}-\d{2}-\d{2}", match[0]) is not None
+    is_dotted = re.fullmatch(r"\+\d+(?:\.\d+|(?:\.\d{1,3}){3})", match[0]) is not None
+    return len(match[0]) if (is_plain or is_grouped) and not is_date and not is_dotted else 0
+
+
+_CHECKS: dict[str, Callable[[re.Match[str], str], int]] = {
+    "TOKEN": _token_length,
+    "EMAIL": _email_length,
+    "IBAN": _iban_length,
+    "CARD": _card_length,
+    "IPV4": _ipv4_length,
+    "IPV6": _ipv6_length,
+    "PHONE": _phone_length,
+}
+"""By kind: length of the certain part of a candidate, 0 if it is none. Kinds without a check are certain."""
