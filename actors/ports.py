@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import ray
 from ray import serve as ray_serve
-from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayActorError
 
 from actors.base import NAMESPACE
@@ -31,10 +30,9 @@ RETRY_PAUSE_S = 0.5
 T = TypeVar("T")
 
 
-def actor(name: str) -> ActorHandle[Any]:
+def actor(name: str) -> Any:
     """The long-lived actor of this name. Raises ValueError if it does not exist."""
-    handle: ActorHandle[Any] = ray.get_actor(name, namespace=NAMESPACE)
-    return handle
+    return ray.get_actor(name, namespace=NAMESPACE)
 
 
 def retried(call: Callable[[], T], *, timeout_s: float) -> T:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 
 from actors.agent import AgentShell
@@ -102,11 +101,11 @@ def ensure_all(
     return {identity.name: identity.pid for identity in identities}
 
 
-def ensure_actor(name: str, spec: ActorSpec, arguments: Mapping[str, Any]) -> ActorHandle[Any]:
+def ensure_actor(name: str, spec: ActorSpec, arguments: Mapping[str, Any]) -> Any:
     """The actor of this name with our code and these settings; created, adopted or replaced. Does not wait for it."""
     settings = settings_sha256(arguments)
     try:
-        running: ActorHandle[Any] = ray.get_actor(name, namespace=NAMESPACE)
+        running: Any = ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
         return _create(name, spec, settings, arguments)
     try:
@@ -145,7 +144,7 @@ def settings_sha256(arguments: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def _create(name: str, spec: ActorSpec, settings: str, arguments: Mapping[str, Any]) -> ActorHandle[Any]:
+def _create(name: str, spec: ActorSpec, settings: str, arguments: Mapping[str, Any]) -> Any:
     actor_class = as_actor(
         spec.shell,
         concurrency_groups=dict(spec.groups),
@@ -153,7 +152,5 @@ def _create(name: str, spec: ActorSpec, settings: str, arguments: Mapping[str, A
         max_restarts=-1,
         max_pending_calls=spec.max_pending_calls,
     )
-    handle: ActorHandle[Any] = actor_class.options(  # type: ignore[attr-defined]
-        name=name, namespace=NAMESPACE, lifetime="detached"
-    ).remote(settings, **arguments)
-    return handle
+    options = {"name": name, "namespace": NAMESPACE, "lifetime": "detached"}
+    return actor_class.options(**options).remote(settings, **arguments)

@@ -57,7 +57,7 @@ class SemanticShell(Shell):
 
     def _follow_once(self) -> int:
         guard = self._latch.permit("memory write").check
-        episodic = ray.get_actor("episodic", namespace=NAMESPACE)
+        episodic: Any = ray.get_actor("episodic", namespace=NAMESPACE)
         batch = ray.get(episodic.episodes_after.remote(self._memory.cursor, BATCH))
         if not batch:
             return 0

@@ -21,8 +21,8 @@ class WorkingShell(Shell):
     @ray.method
     def get(self, key: str) -> str | None:
         """The value, or None when it is unknown or expired."""
-        value: str | None = self._memory.get(key)
-        return value
+        value = self._memory.get(key)
+        return None if value is None else str(value)
 
     @ray.method(concurrency_group="control")
     def health(self) -> dict[str, int]:

@@ -11,7 +11,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,8 +24,8 @@ from autonomous.lessons import Lessons, Question, build_lessons
 from autonomous.online import LearningRun, StepReport
 from autonomous.safety.latch import Latch, LearningStopped, Permit
 from autonomous.versions.bundle import Bundle, digest_of, version_id_of, write_bundle
-from autonomous.versions.gates import Decision, GateResult, decide_gates, decide_promotion, gate_probe_parity
-from autonomous.versions.ledger import VersionLedger, VersionRecord
+from autonomous.versions.gates import Decision, GateResult, Verdict, decide_gates, decide_promotion, gate_probe_parity
+from autonomous.versions.ledger import LedgerNotReady, UnknownVersion, VersionLedger, VersionRecord
 from autonomous.versions.report import EvaluationReport
 from autonomous.versions.states import State
 from memory.types import Episode
@@ -40,6 +40,9 @@ EARLIER_BATCHES = 3
 """Newest earlier batches whose questions are asked again (G3)."""
 QUESTIONS_PER_EARLIER_BATCH = 8
 PAGE = 256
+LIST_LIMIT = 200
+UNDECIDED_STATES = (State.CANDIDATE, State.EVALUATING, State.GATED, State.SHADOW)
+"""Trained, and cut off before the end: the next cycle takes them up."""
 
 
 class AlreadyLearning(RuntimeError):
@@ -51,7 +54,7 @@ class NothingToLearn(RuntimeError):
 
 
 class UnknownRun(LookupError):
-    """No learning run of this id since the agent started."""
+    """No learning run of this id."""
 
 
 class MemoryPort(Protocol):
@@ -189,16 +192,31 @@ class AutonomousLearningAgent:
             run_id = self._last_run
             if run_id is None:
                 return None
-        if run_id not in self._runs:
-            raise UnknownRun(f"no learning run '{run_id}' since the agent started; POST /v1/learn starts one")
-        status = self._runs[run_id]
+        status = self._runs.get(run_id) or self._status_from_ledger(run_id)
         if status.phase == "training" and (step := self._parts.learner.progress()):
             return replace(status, step=step.step, num_steps=step.num_steps, loss=step.loss)
         return status
 
+    def _status_from_ledger(self, run_id: str) -> CycleStatus:
+        """What is known of a run that an earlier process of the agent did."""
+        try:
+            record = self.ledger.get(run_id)
+        except UnknownVersion as error:
+            raise UnknownRun(f"no learning run '{run_id}'; POST /v1/learn starts one and returns its id") from error
+        phase = "failed" if record.state is State.FAILED else "done"
+        return CycleStatus(
+            run_id=run_id,
+            phase=phase,
+            version=record.name if record.is_fixed else None,
+            state=record.state.value,
+            gates=record.gates,
+        )
+
     def next_batch(self) -> Batch:
-        """The freshest passages that neither V2's line nor a quarantined version has learned."""
-        learned = self.ledger.learned_episodes(self.ledger.pointers().v2) | self.ledger.held_back()
+        """The freshest passages that neither V2's line nor a quarantined or undecided version has learned."""
+        open_versions = self._in_states((*UNDECIDED_STATES, State.AWAITING_APPROVAL, State.CANARY))
+        undecided = {episode for record in open_versions for episode in self.ledger.episodes_of(record.name)}
+        learned = self.ledger.learned_episodes(self.ledger.pointers().v2) | self.ledger.held_back() | undecided
         wanted = self._config.learning.max_batch_episodes
         chosen: list[tuple[int, Episode]] = []
         offset = 0
@@ -223,36 +241,53 @@ class AutonomousLearningAgent:
         if not self._busy.acquire(blocking=False):
             raise AlreadyLearning(f"run {self._last_run} is under way; wait for it: GET /v1/learn/{self._last_run}")
         try:
+            if undecided := self._in_states(UNDECIDED_STATES):
+                return self._start(undecided[-1].run_id or undecided[-1].name, self._resume, undecided[-1], permit)
             batch = self.next_batch()
             if not batch.lessons.items:
                 raise NothingToLearn("every stored passage is learned, held back or quarantined; add documents first")
             parent = self.ledger.pointers().v2
-            run_id = self.ledger.start_run(
-                parent=parent, config=self._config.model_dump(mode="json"), guard=permit.check
-            )
-            self._last_run = run_id
-            self._update(run_id, phase="waiting")
+            config = self._config.model_dump(mode="json")
+            run_id = self.ledger.start_run(parent=parent, config=config, guard=permit.check)
+            return self._start(run_id, self._learn_batch, parent, batch, permit)
         except BaseException:
             self._busy.release()
             raise
-        threading.Thread(target=self._cycle, args=(run_id, parent, batch, permit), name=run_id, daemon=True).start()
+
+    def _start(self, run_id: str, work: Callable[..., None], *arguments: Any) -> str:
+        self._last_run = run_id
+        self._runs[run_id] = CycleStatus(run_id=run_id, phase="waiting")
+        threading.Thread(target=self._cycle, args=(run_id, work, *arguments), name=run_id, daemon=True).start()
         return run_id
 
-    def _cycle(self, run_id: str, parent: str, batch: Batch, permit: Permit) -> None:
+    def _cycle(self, run_id: str, work: Callable[..., None], *arguments: Any) -> None:
+        """Run one cycle to its end, whatever it is, and make room for the next."""
         start = self._clock()
-        name = run_id
         try:
             self._parts.evaluator.warm_up()
-            name = self._train(run_id, parent, batch, permit)
-            self._advance(run_id, name, permit)
+            work(run_id, *arguments)
         except LearningStopped as error:
-            self._close_failed(run_id, name, f"stopped: {error}")
+            self._close_failed(run_id, f"stopped: {error}")
         except Exception as error:  # a cycle's failure is its result; the agent goes on
             logger.exception("learning run %s failed", run_id)
-            self._close_failed(run_id, name, f"{type(error).__name__}: {error}")
+            self._close_failed(run_id, f"{type(error).__name__}: {error}")
         finally:
             self._time(run_id, "total_s", start)
             self._busy.release()
+
+    def _learn_batch(self, run_id: str, parent: str, batch: Batch, permit: Permit) -> None:
+        self._advance(run_id, self._train(run_id, parent, batch, permit), permit)
+
+    def _resume(self, run_id: str, record: VersionRecord, permit: Permit) -> None:
+        """Decide a version that a crash, a stop or an inconclusive gate left open. Open twice counts as failed."""
+        self._update(run_id, version=record.name, training=(record.report or {}).get("training", {}))
+        if record.parent != self.ledger.pointers().v2:
+            if record.state is State.CANDIDATE:
+                self._move(record.name, State.CANDIDATE, State.EVALUATING, "to be closed", permit)
+            self.ledger.quarantine(record.name, by=BY, reason="its parent no longer serves", guard=permit.check)
+            self._finish(run_id, record.name)
+            return
+        self._advance(run_id, record.name, permit, was_inconclusive=bool(record.gates))
 
     def _train(self, run_id: str, parent: str, batch: Batch, permit: Permit) -> str:
         """DRAFT -> CANDIDATE. Returns the version id."""
@@ -304,32 +339,42 @@ class AutonomousLearningAgent:
         self._update(run_id, version=version_id, training=training_summary(run))
         return version_id
 
-    def _advance(self, run_id: str, version_id: str, permit: Permit) -> None:
-        """CANDIDATE or EVALUATING -> PRODUCTION, QUARANTINED, or a state that waits for a person."""
-        record = self.ledger.get(version_id)
-        if record.state is State.CANDIDATE:
+    def _advance(self, run_id: str, version_id: str, permit: Permit, *, was_inconclusive: bool = False) -> None:
+        """From CANDIDATE, EVALUATING, GATED or SHADOW to a state that lasts or waits for a person."""
+        self._update(run_id, version=version_id)
+        state = self.ledger.get(version_id).state
+        if state is State.CANDIDATE:
             self._move(version_id, State.CANDIDATE, State.EVALUATING, "evaluation begins", permit)
-        gates = self._evaluate(run_id, record, permit)
-        decision = decide_promotion(gates)
+            state = State.EVALUATING
         decided = self._clock()
-        if decision is Decision.QUARANTINE:
-            failed = ", ".join(gate.name for gate in gates if gate.verdict == "fail")
-            self.ledger.quarantine(version_id, by=BY, reason=f"gates failed: {failed}")
-            self._parts.engine.drop(self._reference(version_id))
-            self._finish(run_id, version_id)
-            return
-        if decision is Decision.PAUSE:
-            self._finish(run_id, version_id)
-            return
-        self._move(version_id, State.EVALUATING, State.GATED, "all gates passed", permit)
-        if self._config.human_oversight_required:
-            self._move(version_id, State.GATED, State.AWAITING_APPROVAL, "a person must approve", permit)
-            self._finish(run_id, version_id)
-            return
-        self._move(version_id, State.GATED, State.SHADOW, "loaded on every replica", permit)
-        self._promote(run_id, version_id, permit, reason="all gates passed")
+        if state is State.EVALUATING:
+            decision = self._judge(run_id, version_id, permit, was_inconclusive=was_inconclusive)
+            decided = self._clock()
+            if decision is not Decision.GO:
+                self._finish(run_id, version_id)
+                return
+            self._move(version_id, State.EVALUATING, State.GATED, "all gates passed", permit)
+            state = State.GATED
+        if state is State.GATED:
+            if self._config.human_oversight_required:
+                self._move(version_id, State.GATED, State.AWAITING_APPROVAL, "a person must approve", permit)
+                self._finish(run_id, version_id)
+                return
+            self._move(version_id, State.GATED, State.SHADOW, "loaded on every replica", permit)
+        self._promote(version_id, permit, reason="all gates passed")
         self._time(run_id, "swap_s", decided)
         self._finish(run_id, version_id)
+
+    def _judge(self, run_id: str, version_id: str, permit: Permit, *, was_inconclusive: bool) -> Decision:
+        """Evaluate and decide; a version that may not go on is quarantined here."""
+        gates = self._evaluate(run_id, self.ledger.get(version_id), permit)
+        decision = decide_promotion(gates)
+        if decision is Decision.PAUSE and was_inconclusive:
+            decision = Decision.QUARANTINE
+        if decision is Decision.QUARANTINE:
+            open_gates = ", ".join(gate.name for gate in gates if gate.verdict is not Verdict.PASS)
+            self.ledger.quarantine(version_id, by=BY, reason=f"gates not passed: {open_gates}", guard=permit.check)
+        return decision
 
     def approve(self, version_id: str, *, by: str, reason: str) -> None:
         """A person lets a waiting version serve. Raises StaleTransition if it does not wait, LearningStopped."""
@@ -343,7 +388,7 @@ class AutonomousLearningAgent:
             guard=permit.check,
         )
         self._parts.engine.prepare(self._reference(version_id), "")
-        self._promote(None, version_id, permit, reason=f"approved by {by}: {reason}")
+        self._promote(version_id, permit, reason=f"approved by {by}: {reason}")
 
     def rollback(self, *, by: str, reason: str) -> tuple[str, str]:
         """The predecessor serves again, at once; the bad version is quarantined. Allowed while stopped.
@@ -386,11 +431,11 @@ class AutonomousLearningAgent:
         self._update(run_id, gates=tuple(gates))
         return gates
 
-    def _promote(self, run_id: str | None, version_id: str, permit: Permit, *, reason: str) -> None:
+    def _promote(self, version_id: str, permit: Permit, *, reason: str) -> None:
         for archived in self.ledger.promote(version_id, by=BY, reason=reason, guard=permit.check):
             if reference := self.adapter_of(archived):
                 self._parts.engine.drop(reference)
-        logger.info("version %s serves as V2 (run %s)", version_id, run_id)
+        logger.info("version %s serves as V2", version_id)
 
     def _questions_of(self, version_id: str) -> list[Question]:
         episodes = self._parts.memory.get(self.ledger.episodes_of(version_id))
@@ -416,8 +461,10 @@ class AutonomousLearningAgent:
     def _create_genesis(self) -> None:
         genesis = version_id_of(self._base)
         folder = self._folder / genesis
-        if not folder.exists():
-            folder.mkdir()
+        try:
+            self.ledger.pointers()
+        except LedgerNotReady:
+            folder.mkdir(exist_ok=True)
             write_bundle(folder, self._base)
         self.ledger.genesis(genesis, folder=folder, manifest=self._base.model_dump(mode="json"), by=BY)
 
@@ -428,11 +475,15 @@ class AutonomousLearningAgent:
         for leftover in self._folder.glob(".run-*"):
             shutil.rmtree(leftover)
 
-    def _close_failed(self, run_id: str, name: str, error: str) -> None:
-        record = self.ledger.get(name)
+    def _in_states(self, states: Collection[State]) -> list[VersionRecord]:
+        """Newest first."""
+        return [record for record in self.ledger.list(LIST_LIMIT) if record.state in states]
+
+    def _close_failed(self, run_id: str, error: str) -> None:
+        record = self.ledger.get(run_id)
         if record.state in (State.DRAFT, State.TRAINING):
-            self.ledger.transition(name, expected=record.state, to=State.FAILED, by=BY, reason=error)
-        self._update(run_id, phase="failed", error=error, state=self.ledger.get(name).state.value)
+            self.ledger.transition(run_id, expected=record.state, to=State.FAILED, by=BY, reason=error)
+        self._update(run_id, phase="failed", error=error, state=self.ledger.get(run_id).state.value)
 
     def _finish(self, run_id: str, version_id: str) -> None:
         self._update(run_id, phase="done", state=self.ledger.get(version_id).state.value)

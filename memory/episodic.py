@@ -199,6 +199,16 @@ class EpisodicMemory:
         condition = "seq > ? AND trust >= ? ORDER BY seq LIMIT ?"
         return [(row[0], _episode(row[1:])) for row in self._live(condition, seq, int(min_trust), limit)]
 
+    def freshest(self, *, limit: int, offset: int, min_trust: Trust = Trust.STANDARD) -> list[tuple[int, Episode]]:
+        """One page of live episodes as (seq, episode), most salient first, newest first: the order of learning."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                f"SELECT seq, {_FIELDS} FROM episode WHERE trust >= ? AND deleted_at IS NULL"
+                " ORDER BY salience DESC, seq DESC LIMIT ? OFFSET ?",
+                (int(min_trust), limit, offset),
+            ).fetchall()
+        return [(row[0], _episode(row[1:])) for row in rows]
+
     def get(self, ids: Sequence[str]) -> list[Episode]:
         """The live episodes of these ids, quarantined ones too, in the order of `ids`, without unknown ones."""
         rows = self._live("id IN (SELECT value FROM json_each(?))", json.dumps(list(ids)))
@@ -282,20 +292,17 @@ class EpisodicMemory:
         return decode_vectors(blobs, dimension=self._embedder.dimension)
 
     def _insert(self, connection: sqlite3.Connection, episode: Episode) -> bool:
-        """True if it is new; otherwise its count goes up."""
-        connection.execute("DELETE FROM episode WHERE id = ? AND deleted_at IS NOT NULL", (episode.id,))
+        """True if it is new; otherwise its count goes up. An insert that conflicts would use up a seq."""
+        count_again = "UPDATE episode SET times_seen = times_seen + 1 WHERE id = ? AND deleted_at IS NULL"
+        if connection.execute(count_again, (episode.id,)).rowcount:
+            return False
+        connection.execute("DELETE FROM episode WHERE id = ?", (episode.id,))  # the tombstone of an earlier life
         row = (
             episode.id, episode.document_id, episode.source_id, episode.title, episode.text, episode.position,
             episode.happened_at, int(episode.trust), episode.salience, episode.tenant,
             json.dumps(dict(episode.metadata), ensure_ascii=False, sort_keys=True), self._clock(),
         )  # fmt: skip
-        cursor = connection.execute(
-            f"INSERT INTO episode({_FIELDS}, recorded_at) VALUES(?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT(id) DO NOTHING",
-            row,
-        )
-        if cursor.rowcount == 0:
-            connection.execute("UPDATE episode SET times_seen = times_seen + 1 WHERE id = ?", (episode.id,))
-            return False
+        cursor = connection.execute(f"INSERT INTO episode({_FIELDS}, recorded_at) VALUES(?,?,?,?,?,?,?,?,?,?,?,?)", row)
         if episode.trust > Trust.QUARANTINED:
             connection.execute(
                 "INSERT INTO episode_words(rowid, title, text) VALUES(?, ?, ?)",

@@ -138,7 +138,7 @@ _CLAUSE_END = re.compile(
     r",? and (?:is|are|was|were|may|must|can|will|has|have|does)\b|, and the\b|, (?:which|where|who)\b| [-–—]{1,2} "
 )
 _CODE = re.compile(r"[{}<>=|\\;@$^~]|::|->|\(\)|\b\w+\([^)]*\)|https?:|(?<!\w)_\w|\.\.\.|…")
-_LIST_OR_MARKUP = re.compile(r"^\s*(?:[-*+•>|#:]|\.\. |\d+[.)]\s|\[\d+\]|>>>|\$ |```|~~~)")
+_LIST_OR_MARKUP = re.compile(r"^\s*(?:[-*+•]\s|[>|#:]|\.\. |\d+[.)]\s|\[\d+\]|>>>|\$ |```|~~~)")
 _METADATA = re.compile(r"^(Name|Summary|Requires-Python|License-Expression): *(\S.*?)\s*$", re.MULTILINE)
 _TERM_LINE = re.compile(r"^(([ \t]*)\S[^\n]{0,60}[^\s.,;:])\n(?=\2[ \t]+\S)", re.MULTILINE)  # over an indented text
 _FENCE = re.compile(r"^(```|~~~).*?^\1\s*$", re.MULTILINE | re.DOTALL)

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 BM25_WEIGHT = 0.7
 VECTOR_WEIGHT = 0.3
 """BM25 is clearly the stronger ranker on conversational text (LoCoMo recall@10: 59.6 against 49.2 for MiniLM), and
-reciprocal ranks, which weigh both alike, fell below it at k = 5. With .7 a passage that alone holds the question's rare
-words keeps the first place against any cosine."""
+reciprocal ranks, which weigh both alike, fell below it at k = 5. With .7 a passage that holds the question's rare words
+is first against any cosine, while no other passage reaches 4/7 of its BM25. Measured on 178 package summaries asked of
+their READMEs: recall@1 .58 by vectors, .64 by BM25, .65 with these weights, .67 at best (BM25 at .3 to .5)."""
 
 MAX_QUERY_TERMS = 48
 """A longer question is cut: each term costs one posting list."""

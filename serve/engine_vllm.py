@@ -215,6 +215,9 @@ class VllmEngine(VllmFront):
         begin = time.monotonic()
         loop = asyncio.get_running_loop()
         base_shapes = await asyncio.to_thread(read_base, self._model_folder)
+        self._encoder = await asyncio.to_thread(
+            PromptEncoder, self._model_folder, max_model_len=self._config.max_model_len
+        )
         self._side = _EngineThread(self._config, model_folder=self._model_folder, base_shapes=base_shapes)
         started: asyncio.Future[None] = loop.create_future()
 
@@ -239,9 +242,6 @@ class VllmEngine(VllmFront):
             daemon=True,
         )
         self._thread.start()
-        self._encoder = await asyncio.to_thread(
-            PromptEncoder, self._model_folder, max_model_len=self._config.max_model_len
-        )
         await started
         self._ended = None
         self._start_s = time.monotonic() - begin

@@ -21,6 +21,9 @@ from serve.engine_text import PromptEncoder
 from serve.engine_vllm_front import VllmFront, check_number
 from serve.engine_vllm_options import engine_options, lora_request, prepare_environment, read_base, tokens_prompt
 
+STOP_TIMEOUT_S = 10.0
+"""How long `stop` waits for vLLM's processes before and after it kills what is left."""
+
 
 class AsyncVllmEngine(VllmFront):
     """`serve.engine.Engine` over vLLM's AsyncLLM. Its methods belong to the event loop that called `start`."""
@@ -98,10 +101,10 @@ class AsyncVllmEngine(VllmFront):
             raise EngineDeadError("a process of vLLM's has ended")
 
     async def stop(self) -> None:
-        """End vLLM's processes; waiters get EngineDeadError. Idempotent."""
+        """End vLLM's processes and see them gone; waiters get EngineDeadError. Idempotent."""
         llm, self._llm = self._llm, None
         if llm is not None:
-            await asyncio.to_thread(llm.shutdown)
+            await asyncio.to_thread(_shut_down, llm)
 
     async def _outputs(
         self, request_id: str, token_ids: list[int], *, params: Any, adapter: AdapterRef | None
@@ -152,3 +155,17 @@ class AsyncVllmEngine(VllmFront):
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)
+
+
+def _shut_down(llm: Any) -> None:
+    """vLLM terminates its processes and kills them after 5 s, but does not wait for their end: this does."""
+    processes: list[psutil.Process] = []
+    for root in llm.engine_core.resources.engine_manager.processes:
+        if root.is_alive():
+            process = psutil.Process(root.pid)
+            processes += [process, *process.children(recursive=True)]
+    llm.shutdown()
+    _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
+    for process in alive:
+        process.kill()
+    psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)

@@ -37,12 +37,15 @@ RETRY_ENGINE: RetryOn = (RayActorError, EngineDeadError, ReplicaUnavailableError
 CAUSES: Mapping[str, type[Exception]] = {
     "UnknownVersion": NotFoundError,
     "UnknownRun": NotFoundError,
-    "UnknownDocument": NotFoundError,
     "AlreadyLearning": ConflictError,
     "NothingToLearn": ConflictError,
     "NothingToRollBack": ConflictError,
+    "PromotionRefused": ConflictError,
     "StaleTransition": ConflictError,
     "IllegalTransition": ConflictError,
+    "DuplicateVersion": ConflictError,
+    "LedgerNotReady": NotReadyError,
+    "WorkingMemoryFull": OverloadedError,
 }
 """The actors' typed errors by class name: importing them would load the learner's torch into the HTTP process."""
 

@@ -17,7 +17,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,18 +104,19 @@ def append_row(
 ) -> AuditRow:
     """Add the next row inside the caller's open write transaction; keeps the evidence by its hash."""
     last = connection.execute("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1").fetchone() or (0, GENESIS_HASH)
-    fields = {
-        "seq": last[0] + 1,
-        "ts": float(ts),
-        "actor": actor,
-        "action": action,
-        "subject": subject,
-        "before": None if before is None else plain(before),
-        "after": None if after is None else plain(after),
-        "evidence_sha256": None if evidence is None else keep_evidence(connection, evidence),
-        "prev_hash": last[1],
-    }
-    row = AuditRow(**fields, hash=sha256_of(fields))
+    unsigned = AuditRow(
+        seq=last[0] + 1,
+        ts=float(ts),
+        actor=actor,
+        action=action,
+        subject=subject,
+        before=None if before is None else plain(before),
+        after=None if after is None else plain(after),
+        evidence_sha256=None if evidence is None else keep_evidence(connection, evidence),
+        prev_hash=last[1],
+        hash="",
+    )
+    row = replace(unsigned, hash=unsigned.expected_hash())
     connection.execute(
         "INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
@@ -146,49 +147,58 @@ def row_of(values: tuple[Any, ...]) -> AuditRow:
     """The row of a `SELECT * FROM audit`. Raises MalformedRow for one that is not canonical."""
     seq, ts, actor, action, subject, before, after, evidence_sha256, prev_hash, digest = values
     try:
-        bodies = [None if text is None else json.loads(text) for text in (before, after)]
-        if any(
-            text is not None and canonical_json(body) != text
-            for text, body in zip((before, after), bodies, strict=True)
-        ):
-            raise MalformedRow(f"row {seq} is not in canonical form")
-        return AuditRow(seq, float(ts), actor, action, subject, *bodies, evidence_sha256, prev_hash, digest)
+        row = AuditRow(
+            seq=seq,
+            ts=float(ts),
+            actor=actor,
+            action=action,
+            subject=subject,
+            before=None if before is None else json.loads(before),
+            after=None if after is None else json.loads(after),
+            evidence_sha256=evidence_sha256,
+            prev_hash=prev_hash,
+            hash=digest,
+        )
+        for text, body in ((before, row.before), (after, row.after)):
+            if text is not None and canonical_json(body) != text:
+                raise ValueError("not in canonical form")
+        row.expected_hash()
     except (TypeError, ValueError) as error:
         raise MalformedRow(f"row {seq} cannot be read: {error}") from error
+    return row
 
 
 def verify_rows(rows: Iterable[tuple[Any, ...]], *, checkpoint: "Checkpoint") -> AuditReport:
     """Walk the chain in seq order; pure. `checkpoint` must have been read before the rows were."""
-    last_seq, last_hash = 0, GENESIS_HASH
+    last = Checkpoint(0, GENESIS_HASH)
     for values in rows:
-        seq = values[0]
-        if seq != last_seq + 1:
-            bad = min(seq, last_seq + 1)
-            return AuditReport(
-                False, last_seq, bad, f"row {bad} was dropped or put elsewhere: row {seq} follows {last_seq}"
-            )
-        try:
-            row = row_of(values)
-            is_whole = row.expected_hash() == row.hash
-        except ValueError as error:
-            return AuditReport(False, last_seq, seq, f"row {seq} was altered: {error}")
-        if not is_whole:
-            return AuditReport(
-                False, last_seq, seq, f"row {seq} was altered or moved: its hash does not fit its content"
-            )
-        if row.prev_hash != last_hash:
-            bad = max(last_seq, 1)
-            return AuditReport(False, last_seq, bad, f"row {bad} was replaced: row {seq} was written after another row")
-        if seq == checkpoint.seq and row.hash != checkpoint.hash:
-            return AuditReport(
-                False, last_seq, seq, f"row {seq} or one before it was rewritten: the checkpoint names another hash"
-            )
-        last_seq, last_hash = row.seq, row.hash
-    if checkpoint.seq > last_seq:
-        return AuditReport(
-            False, last_seq, last_seq + 1, f"the end was cut off: the checkpoint names row {checkpoint.seq}"
-        )
-    return AuditReport(True, last_seq)
+        if broken := _break_at(values, last=last, checkpoint=checkpoint):
+            return AuditReport(False, last.seq, *broken)
+        last = Checkpoint(values[0], values[-1])
+    if checkpoint.seq > last.seq:
+        reason = f"the end was cut off: the checkpoint names row {checkpoint.seq}"
+        return AuditReport(False, last.seq, last.seq + 1, reason)
+    return AuditReport(True, last.seq)
+
+
+def _break_at(values: tuple[Any, ...], *, last: "Checkpoint", checkpoint: "Checkpoint") -> tuple[int, str] | None:
+    """First bad seq and reason, if the row does not follow `last`."""
+    seq = values[0]
+    if seq != last.seq + 1:
+        bad = min(seq, last.seq + 1)
+        return bad, f"row {bad} was dropped or put elsewhere: row {seq} follows row {last.seq}"
+    try:
+        row = row_of(values)
+    except MalformedRow as error:
+        return seq, f"row {seq} was altered: {error}"
+    if row.expected_hash() != row.hash:
+        return seq, f"row {seq} was altered or moved: its hash does not fit its content"
+    if row.prev_hash != last.hash:
+        bad = max(last.seq, 1)
+        return bad, f"row {bad} was replaced: row {seq} was written after another row"
+    if seq == checkpoint.seq and row.hash != checkpoint.hash:
+        return seq, f"row {seq} or one before it was rewritten: the checkpoint names another hash"
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +238,4 @@ class CheckpointFile:
                 file.write(canonical_json({"seq": checkpoint.seq, "hash": checkpoint.hash}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(self.path)
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            temporary.replace(self.path)  # a power cut may bring back the one before, which is still true

@@ -1,8 +1,8 @@
 """A version's bundle: the manifest whose hash is the version's name, and the folder that holds manifest and adapter.
 
 In: hashes of everything that made the version. Out: `v-` and 16 hex digits, and a folder that never changes again:
-the adapter's files and manifest.json {format, version_id, bundle, files: {name: sha256}}, all read-only. The manifest is
-written last (write, fsync, rename), so a folder without one is not a bundle.
+the adapter's files and manifest.json {format, version_id, bundle, files: {name: sha256}}, all read-only. The manifest
+is written last (write, fsync, rename), so a folder without one is not a bundle.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from autonomous.versions.audit import canonical_json, sha256_of
@@ -39,10 +39,9 @@ class BundleProblem(ValueError):
     """The folder is not the bundle that it should be: says which file, what was expected and what was found."""
 
 
+@with_config(ConfigDict(extra="forbid"))
 class DataDigest(TypedDict):
     """What a version was trained on: digests of the ids (`digest_of`) and their counts."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
     episodes_sha256: Sha256
     replay_sha256: Sha256
@@ -155,7 +154,8 @@ def load_bundle(folder: Path, *, version_id: str | None = None) -> Bundle:
     found_id = version_id_of(bundle)
     if found_id != named or (version_id is not None and found_id != version_id):
         raise BundleProblem(
-            f"{path} was altered: its content names {found_id}, expected {version_id or named}. Restore it, or roll back"
+            f"{path} was altered: its content names {found_id}, expected {version_id or named}. "
+            "Restore it from a copy, or roll back"
         )
     found = _hash_files(folder)
     for name in sorted({*files, *found}):

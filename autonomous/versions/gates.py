@@ -1,10 +1,10 @@
 """The gates: pure functions from an evaluation report to pass, fail or inconclusive, and the decision over all of them.
 
-In: EvaluationReport (report.py) and the thresholds of GateConfig. Out: one GateResult per gate. A bound is the percentile
-bootstrap over paired items (Efron and Tibshirani 1993, chapter 13), with a fixed seed, so that a report always gives the
-same verdict. The rule for three values: the estimate beyond the threshold fails; the estimate and its one-sided bound
-within it pass; in between, and without data, it is inconclusive. A number of the candidate that is not finite fails; a
-number of the parent or the original that is not finite is a broken measurement, so inconclusive.
+In: EvaluationReport (report.py) and the thresholds of GateConfig. Out: one GateResult per gate. A bound is the
+percentile bootstrap over paired items (Efron and Tibshirani 1993, chapter 13), with a fixed seed, so that a report
+always gives the same verdict. The rule for three values: the estimate beyond the threshold fails; the estimate and its
+one-sided bound within it pass; in between, and without data, it is inconclusive. A number of the candidate that is not
+finite fails; one of the parent or the original is a broken measurement, so inconclusive.
 """
 
 import math
@@ -179,8 +179,8 @@ def gate_recall(report: EvaluationReport, config: GateConfig) -> GateResult:
 def gate_forgetting(report: EvaluationReport, config: GateConfig) -> GateResult:
     """G3: the worst earlier batch, by the relative rise of its loss.
 
-    Below `forgetting_floor_nats` of parent loss the rise counts against the floor: a learned fact's loss is near zero, and
-    a relative rise of nearly nothing says nothing.
+    Below `forgetting_floor_nats` of parent loss the rise counts against the floor: a learned fact's loss is near zero,
+    and a relative rise of nearly nothing says nothing.
     """
     threshold = config.max_forgetting
     if not report.earlier:
@@ -191,8 +191,7 @@ def gate_forgetting(report: EvaluationReport, config: GateConfig) -> GateResult:
         _gate_earlier(batch["version_id"], batch["nll_candidate"], batch["nll_parent"], config)
         for batch in report.earlier
     ]
-    order = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS)
-    return min(results, key=lambda result: (order.index(result.verdict), -(result.value or 0.0)))
+    return _worst(results)
 
 
 def _gate_earlier(
@@ -254,48 +253,43 @@ def gate_safety(report: EvaluationReport, config: GateConfig) -> GateResult:
 def gate_probe_parity(report: EvaluationReport, replicas: Sequence[Sequence[float]], config: GateConfig) -> GateResult:
     """G5: each replica of the engine gives the probe text the log-probabilities that the trained adapter gives.
 
-    `replicas` holds one list per replica, one number per token but the first. An engine that silently ignores an adapter
-    answers as the base does, so each replica must also be nearer to the candidate than to the base.
+    `replicas` holds one list per replica, one number per token but the first. An engine that silently ignores an
+    adapter answers as the base does, so each replica must also be nearer to the candidate than to the base.
     """
     threshold = config.max_probe_gap_nats
     candidate, base = _floats(report.probe["candidate_logprobs"]), _floats(report.probe["base_logprobs"])
     if len(candidate) == 0 or len(base) != len(candidate) or not replicas:
-        return _result(
-            PROBE, Verdict.INCONCLUSIVE, None, threshold, "no log-probabilities to compare: evaluate and load again"
-        )
+        reason = "no log-probabilities to compare: evaluate and load again"
+        return _result(PROBE, Verdict.INCONCLUSIVE, None, threshold, reason)
     if not np.isfinite(candidate).all():
         return _result(PROBE, Verdict.FAIL, None, threshold, "a log-probability of the candidate is not finite")
-    if np.isnan(base).any():
+    if not np.isfinite(base).all():
+        reason = "a log-probability of the base is not finite: evaluate again"
+        return _result(PROBE, Verdict.INCONCLUSIVE, None, threshold, reason)
+    results = [
+        _gate_replica(f"replica {number}", _floats(logprobs), candidate=candidate, base=base, threshold=threshold)
+        for number, logprobs in enumerate(replicas)
+    ]
+    return _worst(results)
+
+
+def _gate_replica(replica: str, engine: Floats, *, candidate: Floats, base: Floats, threshold: float) -> GateResult:
+    if len(engine) != len(candidate):
+        verdict = Verdict.FAIL if len(engine) else Verdict.INCONCLUSIVE
+        told = f"{replica} scored {len(engine)} tokens, the trainer {len(candidate)}"
+        return _result(PROBE, verdict, None, threshold, told)
+    gap, gap_base = float(np.abs(engine - candidate).mean()), float(np.abs(engine - base).mean())
+    if not gap <= threshold:  # so that a gap that is not a number fails too
+        return _result(PROBE, Verdict.FAIL, gap, threshold, f"{replica} does not compute the adapter that was trained")
+    if np.array_equal(candidate, base):
+        told = "candidate and base score the probe text alike, so it cannot show that the adapter is loaded"
+        return _result(PROBE, Verdict.INCONCLUSIVE, gap, threshold, told)
+    if gap_base <= gap:
         return _result(
-            PROBE,
-            Verdict.INCONCLUSIVE,
-            None,
-            threshold,
-            "a log-probability of the base is not a number: evaluate again",
+            PROBE, Verdict.FAIL, gap, threshold, f"{replica} answers as the base: the adapter is not applied"
         )
-    worst = 0.0
-    for number, logprobs in enumerate(replicas):
-        engine = _floats(logprobs)
-        if len(engine) != len(candidate):
-            reason = (
-                f"replica {number} scored {len(engine)} tokens, the trainer {len(candidate)}: the tokenizers differ"
-            )
-            return _result(PROBE, Verdict.FAIL if len(engine) else Verdict.INCONCLUSIVE, None, threshold, reason)
-        gap, gap_base = float(np.abs(engine - candidate).mean()), float(np.abs(engine - base).mean())
-        worst = max(worst, gap)
-        if not gap <= threshold:  # a gap that is not a number fails too
-            return _result(
-                PROBE, Verdict.FAIL, gap, threshold, f"replica {number} does not compute the adapter that was trained"
-            )
-        if gap_base <= gap:
-            if np.array_equal(candidate, base):
-                reason = "candidate and base score the probe text alike, so it cannot show that the adapter is loaded"
-                return _result(PROBE, Verdict.INCONCLUSIVE, gap, threshold, reason)
-            return _result(
-                PROBE, Verdict.FAIL, gap, threshold, f"replica {number} answers as the base: the adapter is not applied"
-            )
-    told = f"mean gap of the worst of {len(replicas)} replicas, nats per token"
-    return _result(PROBE, Verdict.PASS, worst, threshold, told)
+    told = f"mean gap of {replica}, {gap_base:.3f} to the base, nats per token"
+    return _result(PROBE, Verdict.PASS, gap, threshold, told)
 
 
 def _three_valued(name: str, rises: Floats, threshold: float, config: GateConfig, what: str) -> GateResult:
@@ -308,6 +302,12 @@ def _three_valued(name: str, rises: Floats, threshold: float, config: GateConfig
     if upper <= threshold:
         return _result(name, Verdict.PASS, upper, threshold, told)
     return _result(name, Verdict.INCONCLUSIVE, upper, threshold, f"{told}: too few items to be sure")
+
+
+def _worst(results: Sequence[GateResult]) -> GateResult:
+    """The first failed, else the first inconclusive, else the passed one; of several the one with the highest value."""
+    order = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS)
+    return min(results, key=lambda result: (order.index(result.verdict), -(result.value or 0.0)))
 
 
 def _unusable(name: str, threshold: float, *, candidate: Floats, reference: Floats, what: str) -> GateResult | None:

@@ -1,15 +1,15 @@
 """The version ledger: the one truth about which model versions exist, in which state, and why.
 
-In: runs, bundles, reports and decisions, each with the name of who acts. Out: records, the slots V1, V2, V3, and an audit
-log as a hash chain (audit.py). SQLite, so several processes and threads may use it at once.
+In: runs, bundles, reports and decisions, each with the name of who acts. Out: records, the slots V1, V2, V3, and an
+audit log as a hash chain (audit.py). SQLite, so several processes and threads may use it at once.
 
 Every mutation is one transaction that holds the compare-and-swap, its effects and its audit row; `guard`, the emergency
-stop, is asked right before COMMIT, and if it raises, nothing was written. Invariants, at every instant and through kill -9:
-exactly one PRODUCTION after `genesis`; no episode is both held back and learned by production's line; a version gets into
-traffic only with all gates passed on its own bundle; an adapter number is given once.
+stop, is asked right before COMMIT (it must not use this ledger), and if it raises, nothing was written. Invariants, at
+every instant and through kill -9: exactly one PRODUCTION after `genesis`; no episode is both held back and learned by
+production's line; a version gets into traffic only with all gates passed on its own bundle; an adapter number is given
+once. The questions are in queries.py.
 """
 
-import json
 import logging
 import secrets
 import time
@@ -18,19 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from autonomous.versions.audit import (
-    GENESIS_HASH,
-    AuditReport,
-    AuditRow,
-    Body,
-    Checkpoint,
-    CheckpointFile,
-    row_of,
-)
+from autonomous.versions.audit import GENESIS_HASH, AuditRow, Body, Checkpoint
 from autonomous.versions.bundle import version_id_of
 from autonomous.versions.gates import REQUIRED_GATES, Decision, GateResult, decide_promotion
+from autonomous.versions.queries import LedgerNotReady, LedgerQueries, Names, checkpoint_of
 from autonomous.versions.schema import (
-    DESCENDANTS,
     SCHEMA,
     VERSION,
     Pointers,
@@ -53,7 +45,6 @@ from autonomous.versions.states import (
     State,
 )
 from autonomous.versions.transaction import ACTION_PREFIX, Transaction
-from autonomous.versions.verify import verify_ledger
 from memory.store import Database, no_guard
 from memory.types import Guard
 
@@ -70,17 +61,10 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-Records: TypeAlias = list[VersionRecord]
-Names: TypeAlias = list[str]
-Rows: TypeAlias = list[AuditRow]
 Gates: TypeAlias = Sequence[GateResult]
 
 REPORT_STATES = frozenset({State.EVALUATING, State.GATED, State.AWAITING_APPROVAL, State.SHADOW, State.CANARY})
 """Where a report may be bound. A later one replaces the earlier for the decision; both stay in the audit log."""
-
-
-class LedgerNotReady(ValueError):
-    """There is no production version yet."""
 
 
 class PromotionRefused(ValueError):
@@ -95,15 +79,14 @@ class DuplicateVersion(ValueError):
     """A version of this name exists already."""
 
 
-class VersionLedger:
-    """The ledger in one SQLite file. Thread-safe, and safe for several processes. Methods that change it are durable."""
+class VersionLedger(LedgerQueries):
+    """The ledger in one SQLite file. Thread-safe, and safe for several processes. What returned is on disk."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time, warm_versions: int = 3) -> None:
         """Open or create. Raises memory.store.StoreProblem for a newer schema or a file that is no database."""
         if warm_versions < 1:
             raise ValueError(f"warm_versions is {warm_versions}: keep at least 1, the version that a rollback restores")
-        self._database = Database(path, schema=SCHEMA, version=VERSION)
-        self._checkpoint = CheckpointFile(path.with_name(path.name + ".checkpoint"))
+        super().__init__(Database(path, schema=SCHEMA, version=VERSION), checkpoint=checkpoint_of(path))
         self._clock = clock
         self._warm_versions = warm_versions
         with self._database.write() as connection:  # under the write lock: no row can be committed meanwhile
@@ -249,8 +232,8 @@ class VersionLedger:
         """SHADOW or CANARY -> PRODUCTION; the old one becomes SUPERSEDED. Returns versions that are ARCHIVED by it.
 
         The frozen original is never archived: it costs no adapter and is what every rollback may end at.
-        Raises: StaleTransition; PromotionRefused without all gates passed, for an ancestor that never served or was taken
-        out of service, and for a line that learned an episode that is held back.
+        Raises: StaleTransition; PromotionRefused without all gates passed, for an ancestor that never served or was
+        taken out of service, and for a line that learned an episode that is held back.
         """
         with self._write(guard) as transaction:
             connection = transaction.connection
@@ -281,7 +264,7 @@ class VersionLedger:
     def quarantine(
         self, name: str, *, by: str, reason: str, evidence: dict[str, Any] | None = None, guard: Guard = no_guard
     ) -> None:
-        """To V3 by way of REJECTED or ROLLED_BACK; its episodes are held back, but for those that production learned too.
+        """To V3 by way of REJECTED or ROLLED_BACK; its episodes are held back, but for those that production learned.
 
         Raises: IllegalTransition where no way leads there: PRODUCTION leaves by `rollback`, a run ends FAILED.
         """
@@ -289,8 +272,8 @@ class VersionLedger:
             record = find_record(transaction.connection, name)
             if record.state not in QUARANTINE_PATHS:
                 raise IllegalTransition(
-                    f"version {record.name} is {record.state}, which does not lead to quarantine: PRODUCTION leaves by "
-                    f"rollback, a run without a bundle goes to FAILED, and the rest is quarantined from {_one_of(QUARANTINE_PATHS)}"
+                    f"version {record.name} is {record.state}: quarantine leads from {_one_of(QUARANTINE_PATHS)}. "
+                    "PRODUCTION leaves by rollback, a run without a bundle ends FAILED"
                 )
             transaction.quarantine(record, by=by, reason=reason, evidence=evidence)
 
@@ -312,7 +295,7 @@ class VersionLedger:
                 raise NothingToRollBack(
                     f"version {bad.name} serves and no earlier version is left: stop learning instead"
                 )
-            transaction.move(bad, State.ROLLED_BACK, action="rollback", by=by, reason=reason)
+            transaction.move(bad, State.ROLLED_BACK, action="rollback", by=by, reason=reason, serving=restored)
             transaction.move(restored, State.PRODUCTION, action="restore", by=by, reason=f"{bad.name} left: {reason}")
             transaction.quarantine(find_record(connection, bad.name), by=by, reason=reason, evidence=None)
             return bad.name, restored.name
@@ -330,7 +313,7 @@ class VersionLedger:
         return None
 
     def recover(self, *, by: str, guard: Guard = no_guard) -> Names:
-        """After a crash of the process that learns: close what it left; returns the versions that wait for its decision.
+        """After a crash of the process that learns: close what it left; returns the versions that wait for it.
 
         Runs without a bundle are FAILED: nothing of them exists. A crash is inconclusive (a pause, not a verdict), so
         CANDIDATE, EVALUATING and GATED stay where they are and are returned, oldest first, to be evaluated again or
@@ -346,63 +329,6 @@ class VersionLedger:
             waiting = select_in_states(connection, [State.CANDIDATE, State.EVALUATING, State.GATED])
             return [record.name for record in reversed(waiting)]
 
-    # -- questions
-
-    def pointers(self) -> Pointers:
-        """Which versions are V1, V2 and V3. Raises LedgerNotReady before `genesis`."""
-        newest = "SELECT version_id FROM versions WHERE state IN ({}) ORDER BY changed_seq DESC LIMIT 1"
-        with self._database.read() as connection:
-            v1, v2, v3 = (
-                (connection.execute(newest.format(states)).fetchone() or (None,))[0]
-                for states in ("'SHADOW', 'CANARY'", "'PRODUCTION'", "'QUARANTINED'")
-            )
-        if v2 is None:
-            raise LedgerNotReady("the ledger has no production version: call genesis first")
-        return Pointers(v1=v1 or v2, v2=v2, v3=v3)
-
-    def get(self, name: str) -> VersionRecord:
-        """By version id or run id. Raises UnknownVersion."""
-        with self._database.read() as connection:
-            return find_record(connection, name)
-
-    def list(self, limit: int = 100) -> Records:
-        """Versions and runs, newest first."""
-        with self._database.read() as connection:
-            return select_records(connection, "ORDER BY id DESC LIMIT :limit", {"limit": limit})
-
-    def lineage(self, version_id: str) -> Records:
-        """The version and its ancestors, root first."""
-        with self._database.read() as connection:
-            return select_line(connection, find_record(connection, version_id))
-
-    def episodes_of(self, version_id: str) -> Names:
-        """Episodes that the version itself was trained on, in their order; its ancestors' are not in it."""
-        query = "SELECT episode_id FROM version_episodes WHERE version = ? ORDER BY position"
-        with self._database.read() as connection:
-            return [row[0] for row in connection.execute(query, (find_record(connection, version_id).row_id,))]
-
-    def learned_episodes(self, version_id: str) -> set[str]:
-        """Episodes that the version and its ancestors were trained on."""
-        with self._database.read() as connection:
-            return learned_by_line(connection, find_record(connection, version_id))
-
-    def versions_that_learned(self, episode_ids: Sequence[str]) -> Names:
-        """Versions that were trained on one of these episodes, themselves or by an ancestor; oldest first."""
-        with self._database.read() as connection:
-            return [row[0] for row in connection.execute(DESCENDANTS, {"episodes": json.dumps(list(episode_ids))})]
-
-    def held_back(self) -> set[str]:
-        """Episodes of rejected and rolled back versions: not to be learned again."""
-        with self._database.read() as connection:
-            return held_back(connection)
-
-    def stream_offset(self, version_id: str) -> int:
-        """Up to where the version has read the stream. Raises ValueError for a run without a bundle."""
-        record = self.get(version_id)
-        if record.stream_offset is None:
-            raise ValueError(f"run {record.name} is {record.state} and has no stream offset: ask its parent")
-        return record.stream_offset
-
     # -- audit
 
     def append_audit(
@@ -415,7 +341,7 @@ class VersionLedger:
         after: Body | None = None,
         evidence: Body | None = None,
     ) -> int:
-        """Add a row about something outside of the ledger; returns its seq. Works while stopped: a stop is audited too."""
+        """Add a row about something outside of the ledger; returns its seq. Asks no guard: a stop is audited too."""
         if action.startswith(ACTION_PREFIX):
             raise ValueError(
                 f"action {action!r} begins with {ACTION_PREFIX!r}, which only the ledger writes: rename it"
@@ -424,17 +350,6 @@ class VersionLedger:
             return transaction.audit(
                 action, by=actor, subject=subject, before=before, after=after, evidence=evidence
             ).seq
-
-    def audit(self, limit: int = 100) -> Rows:
-        """The newest rows, newest first."""
-        with self._database.read() as connection:
-            return [
-                row_of(row) for row in connection.execute("SELECT * FROM audit ORDER BY seq DESC LIMIT ?", (limit,))
-            ]
-
-    def verify_audit(self) -> AuditReport:
-        """Whether no row was altered, dropped, reordered or cut off, and the versions are where the log says."""
-        return verify_ledger(self._database, checkpoint_file=self._checkpoint)
 
 
 def _production(transaction: Transaction) -> VersionRecord:
@@ -457,8 +372,9 @@ def _check_gates(record: VersionRecord) -> None:
         passed = {gate.name for gate in record.gates if gate.verdict == "pass"}
         missing = [name for name in REQUIRED_GATES if name not in passed]
         others = [gate.name for gate in record.gates if gate.name not in passed]
+        named = ", ".join(dict.fromkeys([*missing, *others]))
         raise PromotionRefused(
-            f"version {record.name}: the bound gates say {decision}; not passed: {', '.join(sorted({*missing, *others}))}. "
+            f"version {record.name}: the bound gates say {decision}, not passed: {named}. "
             "Evaluate it, bind the report with all gates, and try again"
         )
 

@@ -95,7 +95,9 @@ DESCENDANTS = """
 WITH RECURSIVE learned(id) AS (
     SELECT version FROM version_episodes WHERE episode_id IN (SELECT value FROM json_each(:episodes))
     UNION
-    SELECT child.id FROM learned JOIN versions AS mother USING (id) JOIN versions AS child ON child.parent = mother.version_id
+    SELECT child.id FROM learned
+    JOIN versions AS mother USING (id)
+    JOIN versions AS child ON child.parent = mother.version_id
 )
 SELECT version_id FROM learned JOIN versions USING (id) ORDER BY id
 """
@@ -116,7 +118,7 @@ class UnknownVersion(ValueError):
 
 @dataclass(frozen=True)
 class Pointers:
-    """Which version is in which slot. V2 serves; V1 is the newest in SHADOW or CANARY, else V2; V3 the newest quarantined."""
+    """Which version is in which slot. V1 is the newest in SHADOW or CANARY, else V2; V3 the newest QUARANTINED."""
 
     v1: str
     v2: str
@@ -125,7 +127,7 @@ class Pointers:
 
 @dataclass(frozen=True)
 class VersionRecord:
-    """One row of the ledger. `name` is the version id, and the run id as long as there is no bundle. Times in seconds."""
+    """One row of the ledger. `name` is the version id, or the run id as long as there is no bundle. Times in s."""
 
     name: str
     run_id: str | None

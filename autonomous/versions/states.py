@@ -22,7 +22,7 @@ class State(StrEnum):
     CANDIDATE = "CANDIDATE"
     """An immutable bundle exists and has its name and adapter number."""
     EVALUATING = "EVALUATING"
-    """Gates are measured. An inconclusive report leaves the version here: paused, for a person or a better evaluation."""
+    """Gates are measured. An inconclusive report leaves the version here, paused: for a person, or to be repeated."""
     GATED = "GATED"
     """All gates passed on this very bundle."""
     AWAITING_APPROVAL = "AWAITING_APPROVAL"
@@ -103,7 +103,7 @@ class IllegalTransition(ValueError):
 
 
 class StaleTransition(ValueError):
-    """The version is not in the state that the caller expected: someone else moved it first. Look again, then decide."""
+    """The version is not in the state that the caller expected: someone else moved it first."""
 
     def __init__(self, name: str, *, expected: str, actual: State) -> None:
         super().__init__(

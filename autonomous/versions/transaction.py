@@ -1,7 +1,7 @@
 """The writes of the ledger inside one open transaction: every change with its audit row.
 
-In: a connection in a write transaction (ledger.py opens, guards and commits it). Out: changed rows of `versions` and what
-hangs on them, and `last_row`, the newest audit row, for the checkpoint after the commit.
+In: a connection in a write transaction (ledger.py opens, guards and commits it). Out: changed rows of `versions` and
+what hangs on them, and `last_row`, the newest audit row, for the checkpoint after the commit.
 """
 
 import sqlite3
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autonomous.versions.audit import AuditRow, Body, append_row, canonical_json, keep_evidence, sha256_of
+from autonomous.versions.audit import AuditRow, Body, append_row, canonical_json, keep_evidence
 from autonomous.versions.bundle import digest_of
 from autonomous.versions.gates import GateResult, decide_promotion
 from autonomous.versions.schema import VersionRecord, find_record, learned_by_line, select_in_states
@@ -93,8 +93,12 @@ class Transaction:
         by: str,
         reason: str,
         evidence: Body | None = None,
+        serving: VersionRecord | None = None,
     ) -> None:
-        """One checked step with its audit row and what follows from it for held back episodes."""
+        """One checked step with its audit row and what follows from it for held back episodes.
+
+        `serving` is the version that serves after the transaction, where that is not the present PRODUCTION.
+        """
         check_text("reason", reason)
         self.check(record, expected=record.state, to=to, by=by, evidence=evidence)
         report = {} if record.report_sha256 is None else {"report_sha256": record.report_sha256}
@@ -111,7 +115,7 @@ class Transaction:
             (to.value, self.now, row.seq, record.row_id, record.state.value),
         )
         if to in HOLDING_STATES:
-            self._hold_back(record)
+            self._hold_back(record, serving=serving)
         if (record.state, to) == (State.QUARANTINED, State.CANDIDATE):
             self.connection.execute("DELETE FROM held_back WHERE version = ?", (record.row_id,))
             self.connection.execute(
@@ -197,10 +201,10 @@ class Transaction:
         )
         return report_sha256
 
-    def _hold_back(self, record: VersionRecord) -> None:
+    def _hold_back(self, record: VersionRecord, *, serving: VersionRecord | None) -> None:
         """The version's own episodes, but for those that the serving line learned too: there they passed the gates."""
         known: set[str] = set()
-        for production in select_in_states(self.connection, [State.PRODUCTION]):
+        for production in [serving] if serving else select_in_states(self.connection, [State.PRODUCTION]):
             known |= learned_by_line(self.connection, production)
         episodes = self.connection.execute(
             "SELECT episode_id FROM version_episodes WHERE version = ?", (record.row_id,)

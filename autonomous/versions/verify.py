@@ -1,7 +1,7 @@
 """Whether a ledger's file still says what was written: the audit chain, its checkpoint, and the tables beside it.
 
-In: the database and the checkpoint file. Out: an AuditReport that names the first bad row. The states of the versions are
-derived once more from the audit rows alone and compared, so a table that was edited by hand is noticed too.
+In: the database and the checkpoint file. Out: an AuditReport that names the first bad row. The states of the versions
+are derived once more from the audit rows alone and compared, so a table that was edited by hand is noticed too.
 """
 
 import hashlib

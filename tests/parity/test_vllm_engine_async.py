@@ -57,4 +57,4 @@ async def test_the_asynchronous_engine_keeps_the_protocol(tiny_llama: Path, tiny
     await engine.stop()
     with pytest.raises(EngineDeadError):
         engine.check_health()
-    assert not [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
+    assert not [worker for worker in workers if worker.is_running()]

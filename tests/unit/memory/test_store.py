@@ -58,9 +58,8 @@ def test_what_the_guard_or_the_body_raises_rolls_everything_back(tmp_path: Path)
     database = Database(tmp_path / "x.db", schema=SCHEMA, version=1)
     with pytest.raises(PermissionError), database.write(guard=refuse) as connection:
         connection.execute("INSERT INTO item VALUES ('refused')")
-    with pytest.raises(KeyError), database.write() as connection:
-        connection.execute("INSERT INTO item VALUES ('broken')")
-        raise KeyError
+    with pytest.raises(sqlite3.IntegrityError), database.write() as connection:
+        connection.executemany("INSERT INTO item VALUES (?)", [("broken",), ("first",)])
 
     with database.write() as connection:
         connection.execute("INSERT INTO item VALUES ('second')")

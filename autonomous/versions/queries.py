@@ -1,0 +1,110 @@
+"""The questions of the version ledger: slots, records, lines of descent, learned episodes, the audit log.
+
+In: version ids or run ids. Out: values from one consistent snapshot; nothing here writes or waits for a writer.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from autonomous.versions.audit import AuditReport, AuditRow, CheckpointFile, row_of
+from autonomous.versions.schema import (
+    DESCENDANTS,
+    Pointers,
+    VersionRecord,
+    find_record,
+    held_back,
+    learned_by_line,
+    select_line,
+    select_records,
+)
+from autonomous.versions.verify import verify_ledger
+from memory.store import Database
+
+Records: TypeAlias = list[VersionRecord]
+Names: TypeAlias = list[str]
+Rows: TypeAlias = list[AuditRow]
+
+
+class LedgerNotReady(ValueError):
+    """There is no production version yet."""
+
+
+def checkpoint_of(path: Path) -> CheckpointFile:
+    """The audit checkpoint next to a ledger's database file."""
+    return CheckpointFile(path.with_name(path.name + ".checkpoint"))
+
+
+class LedgerQueries:
+    """What can be asked of a ledger. VersionLedger adds what changes it."""
+
+    def __init__(self, database: Database, *, checkpoint: CheckpointFile) -> None:
+        self._database = database
+        self._checkpoint = checkpoint
+
+    def pointers(self) -> Pointers:
+        """Which versions are V1, V2 and V3. Raises LedgerNotReady before `genesis`."""
+        newest = "SELECT version_id FROM versions WHERE state IN ({}) ORDER BY changed_seq DESC LIMIT 1"
+        with self._database.read() as connection:
+            v1, v2, v3 = (
+                (connection.execute(newest.format(states)).fetchone() or (None,))[0]
+                for states in ("'SHADOW', 'CANARY'", "'PRODUCTION'", "'QUARANTINED'")
+            )
+        if v2 is None:
+            raise LedgerNotReady("the ledger has no production version: call genesis first")
+        return Pointers(v1=v1 or v2, v2=v2, v3=v3)
+
+    def get(self, name: str) -> VersionRecord:
+        """By version id or run id. Raises UnknownVersion."""
+        with self._database.read() as connection:
+            return find_record(connection, name)
+
+    def list(self, limit: int = 100) -> Records:
+        """Versions and runs, newest first."""
+        with self._database.read() as connection:
+            return select_records(connection, "ORDER BY id DESC LIMIT :limit", {"limit": limit})
+
+    def lineage(self, version_id: str) -> Records:
+        """The version and its ancestors, root first."""
+        with self._database.read() as connection:
+            return select_line(connection, find_record(connection, version_id))
+
+    def episodes_of(self, version_id: str) -> Names:
+        """Episodes that the version itself was trained on, in their order; its ancestors' are not in it."""
+        query = "SELECT episode_id FROM version_episodes WHERE version = ? ORDER BY position"
+        with self._database.read() as connection:
+            return [row[0] for row in connection.execute(query, (find_record(connection, version_id).row_id,))]
+
+    def learned_episodes(self, version_id: str) -> set[str]:
+        """Episodes that the version and its ancestors were trained on."""
+        with self._database.read() as connection:
+            return learned_by_line(connection, find_record(connection, version_id))
+
+    def versions_that_learned(self, episode_ids: Sequence[str]) -> Names:
+        """Versions that were trained on one of these episodes, themselves or by an ancestor; oldest first."""
+        with self._database.read() as connection:
+            return [row[0] for row in connection.execute(DESCENDANTS, {"episodes": json.dumps(list(episode_ids))})]
+
+    def held_back(self) -> set[str]:
+        """Episodes of rejected and rolled back versions: not to be learned again."""
+        with self._database.read() as connection:
+            return held_back(connection)
+
+    def stream_offset(self, version_id: str) -> int:
+        """Up to where the version has read the stream. Raises ValueError for a run without a bundle."""
+        record = self.get(version_id)
+        if record.stream_offset is None:
+            raise ValueError(f"run {record.name} is {record.state} and has no stream offset: ask its parent")
+        return record.stream_offset
+
+    def audit(self, limit: int = 100) -> Rows:
+        """The newest rows, newest first."""
+        with self._database.read() as connection:
+            return [
+                row_of(row) for row in connection.execute("SELECT * FROM audit ORDER BY seq DESC LIMIT ?", (limit,))
+            ]
+
+    def verify_audit(self) -> AuditReport:
+        """Whether no row was altered, dropped, reordered or cut off, and the versions are where the log says."""
+        return verify_ledger(self._database, checkpoint_file=self._checkpoint)

@@ -1,0 +1,66 @@
+"""How errors of actors and replicas reach the HTTP surface. Starts no Ray."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from ray.exceptions import ActorDiedError, PendingCallsLimitExceeded, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from autonomous.safety.latch import LearningStopped
+from autonomous.versions.schema import UnknownVersion
+from autonomous.versions.states import StaleTransition, State
+from serve.engine import PromptTooLongError
+from serve.errors import ConflictError, NotFoundError, NotReadyError, OverloadedError, describe_error
+from serve.ray_parts import CAUSES, unwrap
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def remote(cause: Exception) -> Exception:
+    """The error as a Ray caller sees it: its class derives from the cause's, its text is a traceback."""
+    error = RayTaskError("method", "Traceback: secret path", cause, proctitle="actor", pid=1, ip="127.0.0.1")
+    return error.as_instanceof_cause()
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind", "status"),
+    [
+        (UnknownVersion("no version ver-x"), NotFoundError, 404),
+        (StaleTransition("ver-x", expected="GATED", actual=State.SHADOW), ConflictError, 409),
+        (LearningStopped("stopped by a person"), LearningStopped, 423),
+        (PromptTooLongError("3 too many"), PromptTooLongError, 400),
+        (ActorDiedError(), NotReadyError, 503),
+    ],
+)
+def test_an_actors_error_arrives_typed_and_without_its_traceback(
+    cause: Exception, kind: type[Exception], status: int
+) -> None:
+    problem = unwrap(remote(cause))
+    assert isinstance(problem, kind)
+    error = describe_error(problem)
+    assert error.status == status
+    assert "Traceback" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("problem", "kind"),
+    [
+        (PendingCallsLimitExceeded("full"), OverloadedError),
+        (BackPressureError(num_queued_requests=1, max_queued_requests=1), OverloadedError),
+        (DeploymentUnavailableError("failed"), NotReadyError),
+    ],
+)
+def test_backpressure_and_failed_deployments_are_told_apart(problem: Exception, kind: type[Exception]) -> None:
+    assert isinstance(unwrap(problem), kind)
+
+
+def test_every_error_that_is_mapped_by_name_exists() -> None:
+    defined = {
+        node.name
+        for package in ("autonomous", "memory")
+        for path in (REPOSITORY / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    }
+    assert set(CAUSES) <= defined
