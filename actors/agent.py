@@ -119,17 +119,17 @@ class AgentShell(Shell):
 
     @ray.method(concurrency_group="learn")
     def forget_document(self, document_id: str) -> dict[str, Any]:
-        """Erase a document from every store; names the versions that learned from it."""
-        ids = ray.get(actor("episodic").delete_document.remote(document_id))
-        ray.get(actor("semantic").forget_episodes.remote(list(ids)))
+        """Erase a document from every store; names the versions that learned from it.
+
+        The episodes go last: until then a repeated call, after a crash, finds their ids again.
+        """
+        ids = list(ray.get(actor("episodic").ids_of.remote(document_id)))
         versions = self._agent.ledger.versions_that_learned(ids)
         if ids:
-            self._agent.ledger.append_audit(
-                actor="human",
-                action="knowledge.forget",
-                subject=document_id,
-                after={"episodes": len(ids), "versions": versions},
-            )
+            ray.get(actor("semantic").forget_episodes.remote(ids))
+            after = {"episodes": len(ids), "versions": versions}
+            self._agent.ledger.append_audit(actor="human", action="forget", subject=document_id, after=after)
+            ray.get(actor("episodic").delete_document.remote(document_id))
         return {"deleted_episodes": len(ids), "versions": versions}
 
     @ray.method(concurrency_group="read")

@@ -76,9 +76,14 @@ class EpisodicShell(Shell):
                 row["status"] = "repeated"
         return {"documents": rows, "last_seq": result.last_seq, "acknowledged_s": time.monotonic() - start}
 
+    @ray.method(concurrency_group="read")
+    def ids_of(self, document_id: str) -> tuple[str, ...]:
+        """Ids of a document's episodes."""
+        return self._memory.ids_of(document_id)
+
     @ray.method
     def delete_document(self, document_id: str) -> tuple[str, ...]:
-        """Erase a document; returns the ids of its episodes."""
+        """Erase a document; returns the ids of its episodes. To be called by the agent, who also erases its facts."""
         return self._memory.delete_document(document_id, guard=self._latch.permit("memory write").check)
 
     @ray.method(concurrency_group="read")

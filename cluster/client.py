@@ -20,6 +20,10 @@ UNREACHABLE_TIMEOUT_S = 5.0
 """A loopback connection is made in milliseconds; a longer wait means that nobody listens."""
 
 
+POLL_S = 0.3
+"""How often a learning run is asked where it stands."""
+
+
 class ClientError(RuntimeError):
     """The request has no result; the message is a sentence for the user."""
 
@@ -187,7 +191,7 @@ class Client:
         return self._json("GET", f"/v1/learn/{quote(run_id, safe='')}")
 
     def follow(
-        self, run_id: str, *, on_status: Callable[[Json], None], poll_s: float = 0.3, timeout_s: float = 1800.0
+        self, run_id: str, *, on_status: Callable[[Json], None], poll_s: float | None = None, timeout_s: float = 1800.0
     ) -> Json:
         """Report every change of a run until it is done or failed; returns the last status.
 
@@ -208,7 +212,7 @@ class Client:
                     f"learning run {run_id} has not ended after {timeout_s:.0f} s (phase {status['phase']}); "
                     "it goes on, look at it with: autonomous status"
                 )
-            time.sleep(poll_s)
+            time.sleep(POLL_S if poll_s is None else poll_s)
 
     def versions(self) -> Json:
         """The three pointers and the versions, newest first."""

@@ -249,7 +249,7 @@ class GuidedRun:
             versions = ", ".join(sorted({record.after.version for record in asked if record.after}))
             done(
                 f"{self.report.num_hits('after')} of {len(asked)} hold the key now, "
-                f"{self.report.num_hits('before')} before; {self.report.num_hits('after_reworded')} hold it when reworded; "
+                f"{self.report.num_hits('before')} before; {self.report.num_hits('after_reworded')} when reworded; "
                 f"answered by {versions}"
             )
 

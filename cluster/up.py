@@ -264,7 +264,14 @@ def deploy(config: SystemConfig, *, model_folder: Path, http_port: int, clock: S
             working_ttl_s=config.memory.working_ttl_s,
         )
     with clock("serve and engine"):
-        deploy_application(config.http, config.engine, config.rag, http_port=http_port, model_folder=model_folder)
+        deploy_application(
+            config.http,
+            config.engine,
+            config.rag,
+            http_port=http_port,
+            model_folder=model_folder,
+            screen_level=config.agent.safety.level,
+        )
     with clock("first answer"):
         _wait_until_ready(f"http://{config.http.host}:{http_port}", timeout_s=config.ray.start_timeout_s)
     return pids

@@ -232,6 +232,14 @@ class EpisodicMemory:
             ).fetchall()
         return [DocumentInfo(*(*row[:5], Trust(row[5]))) for row in rows]
 
+    def ids_of(self, document_id: str) -> tuple[str, ...]:
+        """Ids of a document's live episodes, quarantined ones too, in commit order."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT id FROM episode WHERE document_id = ? AND deleted_at IS NULL ORDER BY seq", (document_id,)
+            ).fetchall()
+        return tuple(row[0] for row in rows)
+
     def delete_document(self, document_id: str, *, guard: Guard = no_guard) -> tuple[str, ...]:
         """Erase a document; the ids of its episodes, empty if it is unknown or erased already.
 

@@ -1,7 +1,7 @@
 """The engine protocol: what a backend that runs the model must do. Backends: `KINDS`.
 
-An engine serves one base model and any number of adapters on it. An adapter is addressed by `AdapterRef`; its integer id
-is given by the version ledger, once per version, and never reused (vLLM silently keeps the old weights of a known id).
+An engine serves one base model and any number of adapters on it. An adapter is addressed by `AdapterRef`, whose number
+is never reused.
 """
 
 import importlib

@@ -50,7 +50,11 @@ def load_base_model(folder: Path, *, dtype: Literal["bfloat16", "float32"], devi
             f"base model folder {folder} has no chat template or no end-of-sequence token: "
             "use an instruction-tuned model, or add chat_template.jinja and eos_token to its tokenizer"
         )
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
+    # on the CPU the fused kernel's backward pass is several times slower than plain matrix products at these lengths
+    attention = "eager" if device.type == "cpu" else "sdpa"
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), attn_implementation=attention, local_files_only=True
+    )
     model.requires_grad_(False)
     return BaseModelInMemory(
         model=model.eval().to(device), tokenizer=tokenizer, folder=folder, sha256=checked.sha256, device=device

@@ -113,12 +113,14 @@ def build_batch(encoded: Sequence[EncodedItem], *, pad_id: int, device: torch.de
 
 def target_logits(model: Any, batch: ItemBatch) -> Float[Tensor, "batch keep vocab"]:
     """Logits that predict the last `keep` tokens of each row, in the model's precision."""
-    keep = batch.targets.shape[1]
+    length, keep = batch.input_ids.shape[1], batch.targets.shape[1]
+    # positions as a tensor, not as a count: a count gives a slice, for which the output layer copies its weight per row
+    positions = torch.arange(length - keep - 1, length, device=batch.input_ids.device)
     logits: Tensor = model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
         position_ids=batch.position_ids,
-        logits_to_keep=keep + 1,
+        logits_to_keep=positions,
         use_cache=False,
     ).logits
     return logits[:, :-1]

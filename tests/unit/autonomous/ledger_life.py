@@ -72,7 +72,9 @@ def fix(
     return version_id_of(bundle)
 
 
-def make_candidate(ledger: VersionLedger, parent: str, *, mark: str, episodes: tuple[str, ...] = (), offset: int = 0) -> str:
+def make_candidate(
+    ledger: VersionLedger, parent: str, *, mark: str, episodes: tuple[str, ...] = (), offset: int = 0
+) -> str:
     """A run from DRAFT to CANDIDATE."""
     run_id = ledger.start_run(parent=parent, config={"mark": mark})
     ledger.transition(run_id, expected=State.DRAFT, to=State.TRAINING, by="agent", reason="batch taken")
@@ -90,7 +92,9 @@ def advance(ledger: VersionLedger, name: str, to: State) -> str:
     return name
 
 
-def make_production(ledger: VersionLedger, parent: str, *, mark: str, episodes: tuple[str, ...] = (), offset: int = 0) -> str:
+def make_production(
+    ledger: VersionLedger, parent: str, *, mark: str, episodes: tuple[str, ...] = (), offset: int = 0
+) -> str:
     """A version all the way to PRODUCTION."""
     name = make_candidate(ledger, parent, mark=mark, episodes=episodes, offset=offset)
     ledger.promote(advance(ledger, name, State.SHADOW), by="agent", reason="all gates passed")

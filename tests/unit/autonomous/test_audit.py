@@ -137,7 +137,9 @@ def test_a_dropped_row_is_named(ledger: VersionLedger, tamper: Tamper, seq: int)
 
 
 def test_a_dropped_row_is_named_even_if_the_rest_was_renumbered(ledger: VersionLedger, tamper: Tamper):
-    tamper("DELETE FROM audit WHERE seq = 6", *(f"UPDATE audit SET seq = {n - 1} WHERE seq = {n}" for n in range(7, 12)))
+    tamper(
+        "DELETE FROM audit WHERE seq = 6", *(f"UPDATE audit SET seq = {n - 1} WHERE seq = {n}" for n in range(7, 12))
+    )
     assert ledger.verify_audit().first_bad_seq == 6
 
 

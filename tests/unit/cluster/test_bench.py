@@ -14,7 +14,9 @@ from cluster import bench
 from cluster.cli import run
 from cluster.config import load_config
 
-CLAIM = "from cluster.bench import Claim\ndef run(context):\n    yield Claim('speed', '< 2 s', 1.5, 's', True, 'once')\n"
+CLAIM = (
+    "from cluster.bench import Claim\ndef run(context):\n    yield Claim('speed', '< 2 s', 1.5, 's', True, 'once')\n"
+)
 
 
 def _folder(tmp_path: Path, **files: str) -> Path:
@@ -82,7 +84,7 @@ def test_side_by_side_finds_the_ratio_of_the_work() -> None:
 
     found = bench.side_by_side(lambda: work(100), lambda: work(300), repeats=9)
     assert found.ratio_low <= found.ratio <= found.ratio_high
-    assert 1.8 < found.ratio < 5
+    assert 1.5 < found.ratio < 6
     assert len(found.a.wall_s) == len(found.b.cpu_s) == 9
 
 

@@ -18,8 +18,8 @@ COMMANDS = (
     "bench", "demo", "audit verify",
 )  # fmt: skip
 NEED_A_SYSTEM = (
-    ["down"], ["status"], ["ask", "hello?"], ["learn"], ["versions"], ["approve", "ver-1"], ["rollback", "--reason", "x"],
-    ["reset", "--reason", "x", "--by", "alice"], ["audit", "verify"],
+    ["down"], ["status"], ["ask", "hello?"], ["learn"], ["versions"], ["approve", "ver-1"],
+    ["rollback", "--reason", "x"], ["reset", "--reason", "x", "--by", "alice"], ["audit", "verify"],
 )  # fmt: skip
 
 Captured = pytest.CaptureFixture[str]
@@ -31,9 +31,7 @@ def _json(capsys: Captured) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_examples(
-    command: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_command_has_help_with_examples(command: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     assert run([*command.split(), "--help"]) == 0
     shown = capsys.readouterr().out
@@ -317,7 +315,9 @@ def _write_logs(home: Path) -> None:
     folder = home / "logs"
     folder.mkdir(parents=True)
     (folder / "ray.log").write_text("".join(f"line {n}\n" for n in range(100)), encoding="utf-8")
-    (folder / "worker-0a-01000000-77.err").write_text(":job_id:01\n:actor_name:EpisodicShell\nhello\n", encoding="utf-8")
+    (folder / "worker-0a-01000000-77.err").write_text(
+        ":job_id:01\n:actor_name:EpisodicShell\nhello\n", encoding="utf-8"
+    )
 
 
 def test_logs_are_listed_by_part_and_shown_from_their_end(config_path: Path, capsys: Captured) -> None:
@@ -336,7 +336,9 @@ def test_logs_are_listed_by_part_and_shown_from_their_end(config_path: Path, cap
 def test_following_a_log_gives_whole_new_lines_also_after_it_was_rotated(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
     path.write_text("old\n", encoding="utf-8")
-    writes = iter([lambda: path.open("a").write("one\ntw"), lambda: path.open("a").write("o\n"), lambda: path.write_text("new\n")])
+    writes = iter(
+        [lambda: path.open("a").write("one\ntw"), lambda: path.open("a").write("o\n"), lambda: path.write_text("new\n")]
+    )
 
     def go_on() -> bool:
         write = next(writes, None)

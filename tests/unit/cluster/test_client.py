@@ -40,7 +40,7 @@ def test_a_refusal_carries_the_servers_own_sentence_and_the_field(client: Client
 
 def test_a_refused_stream_raises_before_any_text(client: Client) -> None:
     with pytest.raises(ApiError, match="v9"):
-        client.stream("hello", on_text=lambda text: pytest.fail(text), model="v9")
+        client.stream("hello", on_text=pytest.fail, model="v9")
 
 
 def test_after_a_stop_learning_and_writing_raise_their_own_error_and_answers_go_on(client: Client) -> None:

@@ -90,7 +90,12 @@ def test_the_guided_run_does_not_begin_while_learning_is_stopped(
 def test_a_missing_source_is_refused_before_anything_starts(config_path: Path, tmp_path: Path) -> None:
     with pytest.raises(Failure, match="no folder or file"):
         run_guided(
-            config_path, source=tmp_path / "gone", once=False, approve=False, folder=tmp_path, console=Console(file=io.StringIO())
+            config_path,
+            source=tmp_path / "gone",
+            once=False,
+            approve=False,
+            folder=tmp_path,
+            console=Console(file=io.StringIO()),
         )
     assert not (tmp_path / "demo-report.json").exists()
 
@@ -100,15 +105,23 @@ def _report() -> GuidedReport:
         text=EVIL, version="ver-1", hit=True, seconds=0.5, sources=[{"title": EVIL, "cosine": 0.5, "source": "x"}]
     )
     question = QuestionRecord(
-        question=EVIL, reworded=EVIL, document=EVIL, expected="x", key="x", before=answer, with_sources=answer, after=None
+        question=EVIL,
+        reworded=EVIL,
+        document=EVIL,
+        expected="x",
+        key="x",
+        before=answer,
+        with_sources=answer,
+        after=None,
     )
     learning = LearningRecord(
         run_id="run-1", phase="done", version="ver-1", state="PRODUCTION", outcome="serves", seconds=9.0,
-        curve=[(1, 2.0), (2, 1.0)], gates=[{"name": "G2", "verdict": "pass", "value": 1.0, "threshold": None, "reason": EVIL}],
-        timings={"training_s": 3.0},
+        gates=[{"name": "G2", "verdict": "pass", "value": 1.0, "threshold": None, "reason": EVIL}],
+        curve=[(1, 2.0), (2, 1.0)], timings={"training_s": 3.0},
     )  # fmt: skip
     return GuidedReport(
-        started_at=1_700_000_000.0, seconds=12.0, environment={"cpu": EVIL, "load_average": [1, 2]}, stages={"ray": 4.0},
+        started_at=1_700_000_000.0, seconds=12.0, environment={"cpu": EVIL, "load_average": [1, 2]},
+        stages={"ray": 4.0},
         feed={"num_documents": 3, "refused": [{"path": EVIL, "status": "s", "reason": EVIL, "fix": EVIL}]},
         questions=[question], learning=learning, url="http://127.0.0.1:1", is_left_up=True, notes=[EVIL],
         stop=[Check(name="stop", expected="stopped", observed=EVIL, is_ok=False, seconds=0.1)],
@@ -145,7 +158,7 @@ def test_a_report_with_nothing_in_it_still_makes_a_page() -> None:
 def test_the_curve_stays_inside_its_frame_and_needs_two_points() -> None:
     assert draw_curve([(1, 2.0)]) == ""
     curve = str(draw_curve([(1, 2.0), (5, 0.0), (9, 4.0)]))
-    points = curve.split('points="')[1].split('"')[0].split()
+    points = curve.split('points="', maxsplit=1)[1].split('"', maxsplit=1)[0].split()
     for x, y in (map(float, point.split(",")) for point in points):
         assert 0 <= x <= 640
         assert 0 <= y <= 220

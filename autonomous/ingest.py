@@ -1,0 +1,103 @@
+"""Ingest: one raw document flows in, clean and screened passages flow out, or a sentence that says why not.
+
+Pure: nothing is written here. The store finds repeats by the passages' content-derived ids.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from autonomous.safety.screen import SafetyScreen
+from memory.passages import split_passages
+from memory.types import Episode, Trust, episode_id
+from train.data.clean import CleanDocument, DataCleaner, NotText
+from train.data.document import BINARY_FIX, RawDocument, describe_oversize
+
+Status = Literal["stored", "quarantined", "rejected"]
+
+LEAD_PASSAGES = 2
+"""The opening of a document says what it is about."""
+LEAD_SALIENCE = 2.0
+"""The learner takes passages of higher salience first; a full store drops those of lower salience first."""
+MAX_TITLE_CHARS = 200
+
+_HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$|^(\S.{0,120})\n[=\-~^]{3,}\s*$", re.MULTILINE)
+
+
+class IngestConfig(BaseModel):
+    """Limits of one document."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_document_bytes: int = Field(16 << 20, gt=0)
+    """A larger document is rejected: it would hold the store's writer for minutes."""
+    max_passage_chars: int = Field(700, ge=100)
+    """Passages are cut at most this long, about 170 tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What became of a document. `reason` is empty when it is simply stored; `counts` are the cleaner's."""
+
+    document_id: str
+    status: Status
+    reason: str
+    episodes: tuple[Episode, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+def prepare_document(
+    raw: RawDocument, *, cleaner: DataCleaner, screen: SafetyScreen, config: IngestConfig
+) -> Prepared:
+    """Clean, screen and cut one document.
+
+    A document without an id gets one from its source and content, so that posting it twice changes nothing. What the
+    screen quarantines is kept with trust 0: neither recalled nor learned.
+    """
+    content = raw.content.encode() if isinstance(raw.content, str) else raw.content
+    document_id = raw.id or hashlib.sha256(raw.source_id.encode() + b"\x00" + content).hexdigest()[:32]
+    if len(content) > config.max_document_bytes:
+        reason, fix = describe_oversize(len(content), max_bytes=config.max_document_bytes)
+        return Prepared(document_id, "rejected", f"the document {reason}; {fix}")
+    try:
+        clean = cleaner.clean(raw)
+    except NotText as error:
+        return Prepared(document_id, "rejected", f"{error}; {BINARY_FIX}")
+    verdict = screen.screen_document(clean.text)
+    is_quarantined = verdict.decision == "quarantine"
+    title = _title_of(clean)
+    episodes = tuple(
+        Episode(
+            id=episode_id(document_id, position, text),
+            document_id=document_id,
+            source_id=clean.source_id,
+            title=title,
+            text=text,
+            position=position,
+            happened_at=clean.happened_at,
+            trust=Trust.QUARANTINED if is_quarantined else Trust.STANDARD,
+            salience=LEAD_SALIENCE if position < LEAD_PASSAGES else 1.0,
+            metadata=clean.metadata,
+        )
+        for position, text in enumerate(split_passages(clean.text, max_chars=config.max_passage_chars))
+    )
+    return Prepared(
+        document_id=document_id,
+        status="quarantined" if is_quarantined else "stored",
+        reason="; ".join(verdict.reasons),
+        episodes=episodes,
+        counts=clean.counts,
+    )
+
+
+def _title_of(document: CleanDocument) -> str:
+    """The given title, else the first heading, else the first line."""
+    if document.title:
+        return document.title[:MAX_TITLE_CHARS]
+    if heading := _HEADING.search(document.text[:4000]):
+        return (heading.group(1) or heading.group(2)).strip()[:MAX_TITLE_CHARS]
+    return document.text.split("\n", 1)[0][:80].strip()

@@ -1,0 +1,218 @@
+"""The stop latch: one small file that every side effect asks at its commit.
+
+A stop is a fact on disk, not a message to a busy process: whoever may write the file can stop all learning, also while
+Ray is down, and a restart does not forget it. The file has a fixed size from the start and is overwritten in place, so a
+full disk cannot prevent a stop. Whatever cannot be read as a latch counts as a stop. The epoch rises with every change:
+a permit taken before a stop is refused after the reset too, so that a straggler's late write finds no way in.
+
+Source: ISO 13850 and IEC 60204-1 (latched; a reset permits a restart but does not start anything).
+"""
+
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+SIZE_BYTES = 4096
+"""One block: overwritten in place by one write."""
+FORMAT = 1
+MAX_TEXT = 1000
+"""Longer reasons and names are cut: the block is small."""
+
+Mode = Literal["armed", "paused", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class LatchState:
+    """The latch as it stands. armed: side effects are permitted. `at` in seconds since the epoch (Unix)."""
+
+    mode: Mode
+    epoch: int
+    reason: str
+    by: str
+    at: float
+    scope: str = "learning"
+    """Everything that changes the model or its memory; answering goes on."""
+
+
+class LearningStopped(RuntimeError):
+    """A side effect was refused: says who stopped, why, when, and how to reset."""
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """The right to one kind of side effect, until the latch changes. `check` is a memory.types.Guard."""
+
+    latch: "Latch"
+    action: str
+    epoch: int
+
+    def check(self) -> None:
+        """Call right before the effect takes place. Raises LearningStopped."""
+        state = self.latch.state()
+        if state.mode != "armed":
+            raise LearningStopped(_refusal(self.action, state))
+        if state.epoch != self.epoch:
+            raise LearningStopped(
+                f"{self.action} is refused: learning was stopped and reset since it began (epoch {self.epoch}, "
+                f"now {state.epoch}); start it again"
+            )
+
+
+class Latch:
+    """One latch file. Cheap to ask (microseconds), safe from several threads and processes."""
+
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+        self.path = path
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._descriptor: int | None = None
+
+    @classmethod
+    def create(cls, path: Path, *, clock: Callable[[], float] = time.time) -> "Latch":
+        """Write a new, armed latch. Only bring-up of a new home calls this: anywhere else a missing file is a stop.
+
+        Raises FileExistsError if there is one.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        state = LatchState(mode="armed", epoch=1, reason="created", by="bring-up", at=clock())
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            _write(descriptor, state)
+        finally:
+            os.close(descriptor)
+        _sync_folder(path.parent)
+        return cls(path, clock=clock)
+
+    @classmethod
+    def open(cls, path: Path, *, clock: Callable[[], float] = time.time) -> "Latch":
+        """The latch at `path`. A missing or damaged file is not an error here: it reads as stopped."""
+        return cls(path, clock=clock)
+
+    def state(self) -> LatchState:
+        """How the latch stands now. Whatever is wrong with the file, the answer is "stopped" with the reason."""
+        with self._lock:
+            try:
+                return _decode(os.pread(self._open_descriptor(), SIZE_BYTES, 0))
+            except (OSError, ValueError) as error:
+                self._close_descriptor()
+                return _unreadable(f"the latch {self.path} cannot be read ({error}), which counts as a stop")
+
+    def permit(self, action: str) -> Permit:
+        """The right to `action` under the present epoch. Raises LearningStopped."""
+        state = self.state()
+        if state.mode != "armed":
+            raise LearningStopped(_refusal(action, state))
+        return Permit(latch=self, action=action, epoch=state.epoch)
+
+    def stop(self, *, reason: str, by: str) -> LatchState:
+        """From now on no side effect takes place. On disk when it returns. Stopping twice keeps the first reason."""
+        return self._change("stopped", reason=reason, by=by, keep=("stopped",))
+
+    def pause(self, *, reason: str, by: str) -> LatchState:
+        """As stop, but meant to be short: what runs may finish its step. A stop is not weakened to a pause."""
+        return self._change("paused", reason=reason, by=by, keep=("paused", "stopped"))
+
+    def reset(self, *, reason: str, by: str) -> LatchState:
+        """Permit side effects again. Starts nothing. Also replaces a damaged or missing file.
+
+        Raises ValueError without a reason and a person's name.
+        """
+        for field, value in (("reason", reason), ("by", by)):
+            if not value.strip():
+                raise ValueError(f"{field} is empty: a reset needs a reason and the name of who is responsible")
+        return self._change("armed", reason=reason, by=by, keep=("armed",))
+
+    def _change(self, mode: Mode, *, reason: str, by: str, keep: tuple[str, ...]) -> LatchState:
+        with self._lock, self._exclusive() as descriptor:
+            try:
+                before = _decode(os.pread(descriptor, SIZE_BYTES, 0))
+            except ValueError:
+                before = _unreadable("damaged")
+            if before.mode in keep and before.epoch > 0:
+                return before
+            # After damage the old epoch is unknown: the clock in milliseconds is above any count that was reached.
+            epoch = before.epoch + 1 if before.epoch > 0 else int(self._clock() * 1000)
+            after = LatchState(mode=mode, epoch=epoch, reason=reason[:MAX_TEXT], by=by[:MAX_TEXT], at=self._clock())
+            _write(descriptor, after)
+            return after
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[int]:
+        """The file, locked against other processes; created if it is missing (a stop must always be possible)."""
+        self._close_descriptor()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+        _sync_folder(self.path.parent)
+
+    def _open_descriptor(self) -> int:
+        if self._descriptor is not None and os.fstat(self._descriptor).st_nlink == 0:  # deleted or replaced
+            self._close_descriptor()
+        if self._descriptor is None:
+            self._descriptor = os.open(self.path, os.O_RDONLY)
+        return self._descriptor
+
+    def _close_descriptor(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _write(descriptor: int, state: LatchState) -> None:
+    text = json.dumps({"format": FORMAT, **asdict(state)})
+    while len(text.encode()) > SIZE_BYTES:  # escapes made the texts longer than MAX_TEXT characters
+        shorter = len(state.reason) // 2
+        state = LatchState(**{**asdict(state), "reason": state.reason[:shorter], "by": state.by[:200]})
+        text = json.dumps({"format": FORMAT, **asdict(state)})
+    os.pwrite(descriptor, text.encode().ljust(SIZE_BYTES), 0)
+    os.fsync(descriptor)
+
+
+def _decode(block: bytes) -> LatchState:
+    """Raises ValueError for anything that is not a whole latch of this format."""
+    if len(block) != SIZE_BYTES:
+        raise ValueError(f"it has {len(block)} bytes instead of {SIZE_BYTES}")
+    try:
+        fields = json.loads(block)
+    except ValueError as error:
+        raise ValueError("it is garbled") from error
+    if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
+        raise ValueError(f"it is not a latch of format {FORMAT}; use the release that wrote it")
+    try:
+        state = LatchState(**fields)
+    except TypeError as error:
+        raise ValueError(f"its fields are wrong: {error}") from error
+    if state.mode not in get_args(Mode) or not isinstance(state.epoch, int) or state.epoch < 1:
+        raise ValueError(f"its mode or epoch is wrong: {state.mode!r}, {state.epoch!r}")
+    return state
+
+
+def _unreadable(reason: str) -> LatchState:
+    return LatchState(mode="stopped", epoch=0, reason=reason, by="latch", at=0.0)
+
+
+def _refusal(action: str, state: LatchState) -> str:
+    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(state.at)) if state.at else "an unknown time"
+    return (
+        f"{action} is refused: learning was {state.mode} by {state.by} at {when}: {state.reason}. "
+        'A person permits it again with: autonomous reset --reason "..." --by NAME'
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
