@@ -10,9 +10,9 @@ from typing import Any
 import ray
 
 from actors.base import Shell
-from autonomous.ingest import IngestConfig, prepare_document
+from autonomous.ingest import IngestConfig, Prepared, prepare_document
 from autonomous.safety.latch import Latch, LearningStopped
-from autonomous.safety.screen import SafetyScreen
+from autonomous.safety.screen import Level, SafetyScreen
 from memory.embed import MiniLmEmbedder
 from memory.episodic import EpisodicConfig, EpisodicMemory
 from memory.types import DocumentInfo, Episode, MemoryHealth, RecallHit, Trust
@@ -33,14 +33,14 @@ class EpisodicShell(Shell):
     """
 
     def __init__(
-        self, settings_sha256: str, *, folder: Path, latch: Path, capacity: int, ingest: IngestConfig, level: str
+        self, settings_sha256: str, *, folder: Path, latch: Path, capacity: int, ingest: IngestConfig, level: Level
     ) -> None:
         super().__init__("episodic", settings_sha256)
         self._embedder = MiniLmEmbedder(num_threads=1)
         self._memory = EpisodicMemory.open(EpisodicConfig(folder=folder, capacity=capacity), embedder=self._embedder)
         self._latch = Latch.open(latch)
         self._cleaner = DataCleaner(CleanConfig())
-        self._screen = SafetyScreen(level)  # type: ignore[arg-type]
+        self._screen = SafetyScreen(level)
         self._ingest = ingest
         self._index_error = ""
         self._wake = threading.Event()
@@ -51,29 +51,13 @@ class EpisodicShell(Shell):
         """Clean, screen, cut and store. Returns one row per document and the commit order, after all is durable."""
         start = time.monotonic()
         guard = self._latch.permit("memory write").check
-        rows, episodes = [], []
-        for document in documents:
-            prepared = prepare_document(
-                _decode(document), cleaner=self._cleaner, screen=self._screen, config=self._ingest
-            )
-            episodes.extend(prepared.episodes)
-            rows.append(
-                {
-                    "id": prepared.document_id,
-                    "status": prepared.status,
-                    "reason": prepared.reason,
-                    "num_episodes": len(prepared.episodes),
-                    "counts": dict(prepared.counts),
-                    "_ids": [episode.id for episode in prepared.episodes],
-                }
-            )
-        result = self._memory.append(episodes, guard=guard)
+        prepared = [
+            prepare_document(_decode(document), cleaner=self._cleaner, screen=self._screen, config=self._ingest)
+            for document in documents
+        ]
+        result = self._memory.append([episode for one in prepared for episode in one.episodes], guard=guard)
         self._wake.set()
-        repeated = set(result.repeated)
-        for row in rows:
-            ids = row.pop("_ids")
-            if ids and row["status"] == "stored" and repeated.issuperset(ids):
-                row["status"] = "repeated"
+        rows = [_row(one, repeated=set(result.repeated)) for one in prepared]
         return {"documents": rows, "last_seq": result.last_seq, "acknowledged_s": time.monotonic() - start}
 
     @ray.method(concurrency_group="read")
@@ -149,6 +133,18 @@ class EpisodicShell(Shell):
                 logger.exception("indexing failed")
                 self._index_error = f"{type(error).__name__}: {error}"
                 time.sleep(INDEX_RETRY_S)
+
+
+def _row(prepared: Prepared, *, repeated: set[str]) -> dict[str, Any]:
+    """One document of the answer to POST /v1/knowledge."""
+    is_repeated = bool(prepared.episodes) and all(episode.id in repeated for episode in prepared.episodes)
+    return {
+        "id": prepared.document_id,
+        "status": "repeated" if is_repeated and prepared.status == "stored" else prepared.status,
+        "reason": prepared.reason,
+        "num_episodes": len(prepared.episodes),
+        "counts": dict(prepared.counts),
+    }
 
 
 def _decode(document: Mapping[str, Any]) -> RawDocument:

@@ -9,16 +9,21 @@ from actors.base import Shell
 from autonomous.config import LearningConfig
 from autonomous.online import LearningRun, OnlineLearningModule, StepReport
 from autonomous.safety.latch import Latch
+from autonomous.safety.monitor import SafetyMonitor
+from autonomous.versions.ledger import VersionLedger
 from train.continual.items import LearningItem
 
 
 class LearnerShell(Shell):
     """Holds the OnlineLearningModule. Every optimizer step asks the stop latch; a kill leaves no half adapter."""
 
-    def __init__(self, settings_sha256: str, *, config: LearningConfig, base_folder: Path, latch: Path) -> None:
+    def __init__(
+        self, settings_sha256: str, *, config: LearningConfig, base_folder: Path, latch: Path, ledger: Path
+    ) -> None:
         super().__init__("learner", settings_sha256)
         self._module = OnlineLearningModule(config, base_folder=base_folder)
         self._latch = Latch.open(latch)
+        self._monitor = SafetyMonitor(self._latch, audit=VersionLedger(ledger).append_audit)
         self._progress: StepReport | None = None
 
     @ray.method
@@ -51,3 +56,4 @@ class LearnerShell(Shell):
 
     def _report(self, step: StepReport) -> None:
         self._progress = step
+        self._monitor.observe_training(step=step.step, loss=step.loss, grad_norm=step.grad_norm, kl=step.kl)

@@ -103,12 +103,13 @@ class RayEvaluator:
         training: dict[str, Any],
     ) -> EvaluationReport:
         """See EvaluatorPort."""
-        return retried(
+        report: EvaluationReport = retried(
             lambda: ray.get(
                 actor("evaluator").evaluate.remote(candidate, parent, list(questions), list(earlier), training)
             ),
             timeout_s=60,
         )
+        return report
 
 
 class RayEngine:

@@ -80,7 +80,7 @@ def ensure_all(
     """Create, adopt or replace every actor, and wait until all answer. Returns pids by name."""
     latch = home / "safety" / "latch"
     arguments: dict[str, dict[str, Any]] = {
-        "safety": {"latch": latch, "ledger": home / "ledger.sqlite", "level": agent.safety.level},
+        "safety": {"latch": latch, "ledger": home / "ledger.sqlite"},
         "episodic": {
             "folder": home / "memory" / "episodic",
             "latch": latch,
@@ -90,7 +90,12 @@ def ensure_all(
         },
         "semantic": {"folder": home / "memory" / "semantic", "latch": latch},
         "working": {"capacity": working_capacity, "ttl_s": working_ttl_s},
-        "learner": {"config": agent.learning, "base_folder": model_folder, "latch": latch},
+        "learner": {
+            "config": agent.learning,
+            "base_folder": model_folder,
+            "latch": latch,
+            "ledger": home / "ledger.sqlite",
+        },
         "evaluator": {"config": agent.gates, "base_folder": model_folder, "latch": latch},
         "agent": {"config": agent, "home": home, "base_folder": model_folder},
     }

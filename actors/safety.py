@@ -14,10 +14,10 @@ from autonomous.versions.ledger import VersionLedger
 class SafetyShell(Shell):
     """Holds the SafetyMonitor; every stop and reset is audited in the version ledger."""
 
-    def __init__(self, settings_sha256: str, *, latch: Path, ledger: Path, level: str) -> None:
+    def __init__(self, settings_sha256: str, *, latch: Path, ledger: Path) -> None:
         super().__init__("safety", settings_sha256)
         versions = VersionLedger(ledger)
-        self._monitor = SafetyMonitor(Latch.open(latch), audit=versions.append_audit, level=level)
+        self._monitor = SafetyMonitor(Latch.open(latch), audit=versions.append_audit)
 
     @ray.method(concurrency_group="control")
     def status(self) -> dict[str, Any]:

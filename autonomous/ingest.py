@@ -50,9 +50,7 @@ class Prepared:
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
-def prepare_document(
-    raw: RawDocument, *, cleaner: DataCleaner, screen: SafetyScreen, config: IngestConfig
-) -> Prepared:
+def prepare_document(raw: RawDocument, *, cleaner: DataCleaner, screen: SafetyScreen, config: IngestConfig) -> Prepared:
     """Clean, screen and cut one document.
 
     A document without an id gets one from its source and content, so that posting it twice changes nothing. What the

@@ -114,7 +114,8 @@ def print_sources(console: Console, answer: Answer) -> None:
     times = ", ".join(
         f"{name.removesuffix('_s').replace('_', ' ')} {value:.2f} s" for name, value in answer.timings.items()
     )
-    origin = f"{len(answer.sources)} passages" if answer.sources else "no passages: from its weights"
+    count = len(answer.sources)
+    origin = f"from {count} passage{'s' if count > 1 else ''}" if count else "no passages: from its weights"
     console.print(f"version {answer.version}; {origin}; {times}", markup=False, style="dim")
 
 
@@ -123,7 +124,10 @@ def add(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Store documents. They can be retrieved within seconds and are learned with the next batch."""
+    """Store documents, to be retrieved and learned.
+
+    They are found within seconds, and learned with the next batch. Adding them again changes nothing.
+    """
     from cluster.config import load_config
     from cluster.feed import FeedReport, feed_source
     from cluster.progress import CountBar
@@ -161,7 +165,7 @@ def learn(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a candidate on what is new, judge it, and let it serve if it passes all gates.
+    """Learn what is new, and serve it if it passes all gates.
 
     Exit status 3: it ran, but the new version did not pass its gates and does not serve.
     """
@@ -230,7 +234,7 @@ def versions(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The versions of the model, newest first, and which of them are v1, v2 and v3."""
+    """The versions of the model, and which are v1, v2 and v3."""
     console = output()
     with connect(config, timeout_s=30.0) as client:
         facts = client.version(version_id) if version_id else client.versions()
@@ -296,7 +300,10 @@ def rollback(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Serve the predecessor again, at once, and quarantine the version that serves now."""
+    """Serve the predecessor again, at once.
+
+    The version that serves now is quarantined, and what it learned is held back from learning.
+    """
     try:
         with connect(config) as client:
             reply = client.rollback(by=by or who(), reason=reason)

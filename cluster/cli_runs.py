@@ -66,7 +66,10 @@ def bench(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure what was promised, on this machine. Exit status 1 if a benchmark broke; a missed target is a result."""
+    """Measure what was promised, on this machine.
+
+    Exit status 1 if a benchmark broke; a missed target is a result.
+    """
     from cluster.bench import discover, run_benchmarks
     from cluster.client import Client
     from cluster.config import load_config

@@ -80,9 +80,10 @@ def emergency_stop(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Stop all learning, memory writes and promotions, at once and until a person resets it. Answering goes on.
+    """Stop all learning, now and until a person resets it.
 
-    Works when everything else is down.
+    No optimizer step, memory write or promotion takes effect any more; answering goes on. Works when everything else
+    is down.
     """
     from autonomous.safety.latch import Latch
     from cluster.state import read_state

@@ -41,7 +41,10 @@ def register(app: typer.Typer) -> None:
 
 
 def up(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Start Ray, the actors and the HTTP service on this machine. Ends what it started if a stage fails."""
+    """Start the system on this machine: Ray, the actors, the HTTP service.
+
+    If a stage fails, everything that was started is ended again.
+    """
     from cluster.config import load_config
     from cluster.progress import StageLines
     from cluster.up import BringUpError, bring_up
@@ -69,7 +72,10 @@ def up(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 
 def down(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """End every process of the system and verify that none is left. Everything learned stays on disk."""
+    """End every process of the system and verify that none is left.
+
+    Everything that was stored and learned stays on disk.
+    """
     from cluster.config import load_config
     from cluster.progress import StageLines
     from cluster.stop import NotUp, bring_down
@@ -90,7 +96,7 @@ def down(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 
 def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """What serves, what is known, what is being learned, and whether learning is permitted."""
+    """What serves, what is known, what is being learned."""
     from cluster.config import load_config
     from cluster.state import read_state
 

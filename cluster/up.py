@@ -237,7 +237,7 @@ def _deploy_from_here(
     from actors.base import NAMESPACE
 
     with clock("connect"):
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="warning")
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
     try:
         return deploy(config, model_folder=model_folder, http_port=http_port, clock=clock)
     finally:

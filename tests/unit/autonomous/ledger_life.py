@@ -24,7 +24,7 @@ ROAD = [State.EVALUATING, State.GATED, State.AWAITING_APPROVAL, State.SHADOW, St
 
 @contextmanager
 def quick_folder() -> Iterator[Path]:
-    """A folder in memory where there is one: each commit waits for the disk, and most tests do not ask about the disk."""
+    """A folder in memory where there is one: commits wait for the disk, and most tests do not ask about it."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
         yield Path(folder)

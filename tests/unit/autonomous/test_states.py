@@ -1,6 +1,7 @@
 """The table of transitions and the pure check."""
 
 import pickle
+from itertools import pairwise
 
 import pytest
 
@@ -40,7 +41,7 @@ def test_the_table_has_a_row_for_every_state():
 
 
 def test_the_main_road_of_the_design_is_legal():
-    assert all(to in TRANSITIONS[at] for at, to in zip(ROAD, ROAD[1:], strict=False))
+    assert all(to in TRANSITIONS[at] for at, to in pairwise(ROAD))
 
 
 @pytest.mark.parametrize(

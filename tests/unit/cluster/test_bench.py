@@ -5,6 +5,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from cluster import bench
 from cluster.cli import run
+from cluster.client import Client
 from cluster.config import load_config
 
 CLAIM = (
@@ -133,7 +135,7 @@ def test_made_up_documents_teach_a_fact_with_a_question() -> None:
     assert any(document.name in question.question for question in lessons.questions)
 
 
-def test_retrieval_delays_are_measured_on_a_running_system(system: object, client: object) -> None:
+def test_retrieval_delays_are_measured_on_a_running_system(client: Client) -> None:
     module = bench.load_benchmark(bench.FOLDER / "loop_delays.py")
     found, cited = module.retrieval_delays(client, [], count=3, note=lambda _: None)
     assert found.ok is True
@@ -141,8 +143,36 @@ def test_retrieval_delays_are_measured_on_a_running_system(system: object, clien
     assert "3 of 3 cite it" in cited.conditions
 
 
-def test_learning_is_not_measured_while_documents_of_others_wait(client: object) -> None:
-    client.add_documents([{"text": "Brindle is a weather station in Oslo.", "title": "Brindle"}])  # type: ignore[attr-defined]
+def test_a_measurement_on_a_running_system_leaves_its_version_and_its_memory_as_they_were(
+    system: Any, client: Client, tmp_path: Path
+) -> None:
+    config = load_config(system.config_path)
+    context = bench.BenchContext(
+        quick=True, config=config, config_path=system.config_path, folder=tmp_path, client=client
+    )
+    claims = {claim.name: claim for claim in bench.load_benchmark(bench.FOLDER / "loop_delays.py").run(context)}
+    assert all(claim.ok for claim in claims.values()), claims
+    assert claims["hot swap"].measured == 0.05
+    assert "20 of 20 reworded questions hit" in claims["learning delay, document -> weights"].conditions
+    assert client.versions()["pointers"]["v2"] == "ver-base"
+    assert client.list_documents()["documents"] == []
+
+
+def test_the_http_ratio_is_decided_only_by_its_whole_interval_and_by_equal_work() -> None:
+    decide = bench.load_benchmark(bench.FOLDER / "serve_http.py").decide
+    one = bench.Measurement("x", (1.0,), (1.0,))
+
+    def interval(low: float, high: float) -> bench.Comparison:
+        return bench.Comparison(one, one, (low + high) / 2, low, high, 1.0)
+
+    assert decide(interval(1.0, 1.2), (256, 256)) is True
+    assert decide(interval(1.4, 1.6), (256, 250)) is False
+    assert decide(interval(1.2, 1.4), (256, 256)) is None
+    assert decide(interval(0.1, 0.2), (256, 63)) is None
+
+
+def test_learning_is_not_measured_while_documents_of_others_wait(client: Client) -> None:
+    client.add_documents([{"text": "Brindle is a weather station in Oslo.", "title": "Brindle"}])
     module = bench.load_benchmark(bench.FOLDER / "loop_delays.py")
     claims = list(module.learning_delays(client, [], is_own=False, repeats=1, note=lambda _: None))
     assert [claim.ok for claim in claims] == [None, None]

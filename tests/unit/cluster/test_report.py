@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -24,18 +25,18 @@ from cluster.report import (
 EVIL = "<script>alert('x')</script>"
 
 
-def _guided(system: object, documents: Path, folder: Path) -> tuple[GuidedReport, str]:
+def _guided(system: Any, documents: Path, folder: Path) -> tuple[GuidedReport, str]:
     shown = io.StringIO()
     console = Console(file=shown, width=120)
     report = run_guided(
-        system.config_path,  # type: ignore[attr-defined]
+        system.config_path,
         source=documents, once=False, approve=False, folder=folder, console=console,
     )  # fmt: skip
     return report, shown.getvalue()
 
 
 def test_the_guided_run_goes_from_documents_to_a_version_that_answers_and_through_the_stop(
-    system: object, documents: Path, tmp_path: Path
+    system: Any, documents: Path, tmp_path: Path
 ) -> None:
     report, shown = _guided(system, documents, tmp_path)
     assert report.error is None
@@ -54,9 +55,9 @@ def test_the_guided_run_goes_from_documents_to_a_version_that_answers_and_throug
 
 
 def test_a_quarantined_version_is_told_as_such_and_the_run_goes_on(
-    system: object, documents: Path, tmp_path: Path
+    system: Any, documents: Path, tmp_path: Path
 ) -> None:
-    system.parts.outcome = "QUARANTINED"  # type: ignore[attr-defined]
+    system.parts.outcome = "QUARANTINED"
     report, shown = _guided(system, documents, tmp_path)
     assert report.is_ok
     assert report.learning is not None
@@ -69,7 +70,7 @@ def test_a_quarantined_version_is_told_as_such_and_the_run_goes_on(
 
 
 def test_a_source_without_readable_documents_ends_the_run_with_the_reason_and_still_writes_a_report(
-    system: object, tmp_path: Path
+    system: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "nothing").mkdir()
     report, _ = _guided(system, tmp_path / "nothing", tmp_path)
@@ -78,10 +79,8 @@ def test_a_source_without_readable_documents_ends_the_run_with_the_reason_and_st
     assert "no readable document" in (tmp_path / "demo-report.html").read_text()
 
 
-def test_the_guided_run_does_not_begin_while_learning_is_stopped(
-    system: object, documents: Path, tmp_path: Path
-) -> None:
-    system.parts.latch.stop(reason="it lied", by="alice")  # type: ignore[attr-defined]
+def test_the_guided_run_does_not_begin_while_learning_is_stopped(system: Any, documents: Path, tmp_path: Path) -> None:
+    system.parts.latch.stop(reason="it lied", by="alice")
     report, _ = _guided(system, documents, tmp_path)
     assert "autonomous reset" in str(report.error)
     assert report.questions == []

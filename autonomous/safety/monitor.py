@@ -1,0 +1,67 @@
+"""The safety monitor: the latch with an audit trail, and the rules that stop learning without a person.
+
+In: requests to stop, pause and reset; what training measures. Out: the latch's state as a dictionary. The latch is written
+first, then the audit row: a ledger that cannot be written does not prevent a stop, it is reported with it.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from autonomous.safety.latch import Latch, LatchState, Permit
+
+BY_RULE = "system:safety-monitor"
+
+
+class SafetyMonitor:
+    """Stops and resets. `audit` is VersionLedger.append_audit; `max_kl` in nats per token."""
+
+    def __init__(self, latch: Latch, *, audit: Callable[..., Any], max_kl: float = 2.0) -> None:
+        self._latch = latch
+        self._audit = audit
+        self._max_kl = max_kl
+
+    def status(self) -> dict[str, Any]:
+        """The latch as it stands."""
+        return asdict(self._latch.state())
+
+    def permit(self, action: str) -> Permit:
+        """The right to a side effect. Raises LearningStopped."""
+        return self._latch.permit(action)
+
+    def stop(self, *, reason: str, by: str) -> dict[str, Any]:
+        """All learning, memory writes and promotions end. `seconds`: until the latch was on disk."""
+        return self._pull(self._latch.stop, "stop", reason=reason, by=by)
+
+    def pause(self, *, reason: str, by: str) -> dict[str, Any]:
+        """As stop, meant to be short."""
+        return self._pull(self._latch.pause, "pause", reason=reason, by=by)
+
+    def reset(self, *, reason: str, by: str) -> dict[str, Any]:
+        """Permit learning again; starts nothing. Raises ValueError without a reason and a name."""
+        return self._pull(self._latch.reset, "reset", reason=reason, by=by)
+
+    def observe_training(self, *, step: int, loss: float, grad_norm: float, kl: float) -> dict[str, Any] | None:
+        """Judge one optimizer step by the automatic rules; stops and returns the state if one applies."""
+        for name, value in (("loss", loss), ("grad_norm", grad_norm), ("kl", kl)):
+            if not math.isfinite(value):
+                return self.stop(reason=f"rule non-finite: {name} = {value} at step {step}", by=BY_RULE)
+        if kl > self._max_kl:
+            reason = f"rule kl-limit: KL to the base {kl:.3f} > {self._max_kl} nats per token at step {step}"
+            return self.stop(reason=reason, by=BY_RULE)
+        return None
+
+    def _pull(self, change: Callable[..., LatchState], action: str, *, reason: str, by: str) -> dict[str, Any]:
+        start = time.monotonic()
+        before = self._latch.state()
+        after = change(reason=reason, by=by)
+        answer: dict[str, Any] = {**asdict(after), "seconds": round(time.monotonic() - start, 4)}
+        try:
+            self._audit(
+                actor=by, action=f"safety.{action}", subject="latch", before=asdict(before), after=asdict(after)
+            )
+        except Exception as error:  # the stop stands whatever the ledger says
+            answer["audit_error"] = f"{type(error).__name__}: {error}"
+        return answer
