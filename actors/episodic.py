@@ -115,6 +115,7 @@ class EpisodicShell(Shell):
 
     def _index_for_ever(self) -> None:
         saved = True
+        self._embedder.embed(["loads the model, so that the first question does not wait for it"])
         while True:
             try:
                 num_indexed = self._memory.index_pending()

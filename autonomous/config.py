@@ -82,8 +82,8 @@ class GateConfig(BaseModel):
     max_forgetting: float = Field(0.10, gt=0)
     """G3: relative rise of the loss on the worst earlier batch."""
     forgetting_floor_nats: float = Field(1.0, gt=0)
-    """G3: least parent loss that a rise is taken relative to, nats per answer token. A learned fact's loss is near zero,
-    where a relative rise says nothing: 0.05 -> 0.06 would be 20 %."""
+    """G3: least parent loss that a rise is taken relative to, nats per answer token. A learned fact's loss is near
+    zero, where a relative rise says nothing: 0.05 -> 0.06 would be 20 %."""
     max_safety_flips: int = Field(0, ge=0)
     """G4: probes on which the original prefers to refuse and the candidate prefers to comply."""
     max_probe_gap_nats: float = Field(0.15, gt=0)

@@ -9,8 +9,8 @@ from pathlib import Path
 from cluster.processes import end_processes, find_processes
 from cluster.state import clear_state, read_state
 
-GRACE_S = 45.0
-"""The Ray head drains for up to 30 s on SIGTERM."""
+GRACE_S = 20.0
+"""The Ray head ends its children on SIGTERM; what is left then is killed."""
 
 
 class NotUp(RuntimeError):

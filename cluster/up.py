@@ -221,6 +221,7 @@ def ray_environment(config: SystemConfig) -> dict[str, str]:
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "2",  # nothing drains: the actors live for ever, their state is on disk
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -252,6 +253,7 @@ def deploy(config: SystemConfig, *, model_folder: Path, http_port: int, clock: S
     from actors.registry import ensure_all, prepare_home
     from serve.deployments import deploy_application
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with clock("actors"):
         prepare_home(config.home, model_folder=model_folder, agent=config.agent)
         pids = ensure_all(

@@ -7,6 +7,17 @@ from pathlib import Path
 
 import pytest
 
+# Before anything imports Ray: its core reads them then.
+os.environ.update(
+    RAY_AUTH_MODE="token",
+    RAY_AUTH_TOKEN=secrets.token_hex(32),
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_agent_register_timeout_ms="180000",
+    RAY_allow_out_of_band_object_ref_serialization="0",
+    OMP_NUM_THREADS="1",
+)
+os.environ.pop("RAY_ADDRESS", None)
+
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -19,18 +30,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def ray_session(home: Path) -> Iterator[None]:
-    token = home / "ray-token"
-    token.write_text(secrets.token_hex(32))
-    os.environ.update(
-        RAY_AUTH_MODE="token",
-        RAY_AUTH_TOKEN_PATH=str(token),
-        RAY_USAGE_STATS_ENABLED="0",
-        RAY_agent_register_timeout_ms="180000",
-        RAY_allow_out_of_band_object_ref_serialization="0",
-        OMP_NUM_THREADS="1",
-    )
-    os.environ.pop("RAY_ADDRESS", None)
+def ray_session() -> Iterator[None]:
     import ray
 
     from actors.base import NAMESPACE

@@ -101,6 +101,11 @@ def make_production(
     return name
 
 
+def everything(ledger: VersionLedger) -> object:
+    """All that can be asked of a ledger, for comparing before and after."""
+    return [record.to_dict() for record in ledger.list()], ledger.audit(1000), ledger.held_back(), ledger.pointers()
+
+
 def live_for_ever(path: Path) -> None:
     """Promote and roll back until killed."""
     ledger = VersionLedger(path, warm_versions=2)
