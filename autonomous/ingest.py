@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from autonomous.safety.screen import SafetyScreen
+from memory.facts import extract_facts
 from memory.passages import split_passages
 from memory.types import Episode, Trust, episode_id
 from train.data.clean import CleanDocument, DataCleaner, NotText
@@ -21,8 +22,10 @@ Status = Literal["stored", "quarantined", "rejected"]
 
 LEAD_PASSAGES = 2
 """The opening of a document says what it is about."""
-LEAD_SALIENCE = 2.0
-"""The learner takes passages of higher salience first; a full store drops those of lower salience first."""
+LEAD_SALIENCE = 1.0
+FACT_SALIENCE = 1.0
+"""Added to 1 for an opening and for a passage that states a fact, which can be asked and so be verified. The learner takes
+passages of higher salience first; a full store drops those of lower salience first."""
 MAX_TITLE_CHARS = 200
 
 _HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$|^(\S.{0,120})\n[=\-~^]{3,}\s*$", re.MULTILINE)
@@ -68,19 +71,9 @@ def prepare_document(raw: RawDocument, *, cleaner: DataCleaner, screen: SafetySc
     verdict = screen.screen_document(clean.text)
     is_quarantined = verdict.decision == "quarantine"
     title = _title_of(clean)
+    trust = Trust.QUARANTINED if is_quarantined else Trust.STANDARD
     episodes = tuple(
-        Episode(
-            id=episode_id(document_id, position, text),
-            document_id=document_id,
-            source_id=clean.source_id,
-            title=title,
-            text=text,
-            position=position,
-            happened_at=clean.happened_at,
-            trust=Trust.QUARANTINED if is_quarantined else Trust.STANDARD,
-            salience=LEAD_SALIENCE if position < LEAD_PASSAGES else 1.0,
-            metadata=clean.metadata,
-        )
+        _episode(clean, document_id=document_id, title=title, position=position, text=text, trust=trust)
         for position, text in enumerate(split_passages(clean.text, max_chars=config.max_passage_chars))
     )
     return Prepared(
@@ -89,6 +82,27 @@ def prepare_document(raw: RawDocument, *, cleaner: DataCleaner, screen: SafetySc
         reason="; ".join(verdict.reasons),
         episodes=episodes,
         counts=clean.counts,
+    )
+
+
+def _episode(
+    document: CleanDocument, *, document_id: str, title: str, position: int, text: str, trust: Trust
+) -> Episode:
+    key = episode_id(document_id, position, text)
+    salience = 1.0 + (LEAD_SALIENCE if position < LEAD_PASSAGES else 0.0)
+    if trust > Trust.QUARANTINED and extract_facts(text, title=title, episode_id=key):
+        salience += FACT_SALIENCE
+    return Episode(
+        id=key,
+        document_id=document_id,
+        source_id=document.source_id,
+        title=title,
+        text=text,
+        position=position,
+        happened_at=document.happened_at,
+        trust=trust,
+        salience=salience,
+        metadata=document.metadata,
     )
 
 

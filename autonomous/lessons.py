@@ -112,7 +112,12 @@ def _teach(episode: Episode, *, seen: set[str]) -> Iterator[tuple[LearningItem, 
                 document_id=episode.document_id,
             ),
         )
-        yield _item(episode, f"{fact.id}/completion", prompt=f"Complete: {fact.subject} {fact.relation} ...", answer=answer), None
+        yield (
+            _item(
+                episode, f"{fact.id}/completion", prompt=f"Complete: {fact.subject} {fact.relation} ...", answer=answer
+            ),
+            None,
+        )
     if not has_facts and (text := _cut(episode.text)):
         yield _item(episode, "text", prompt=None, answer=text), None
 

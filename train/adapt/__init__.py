@@ -2,6 +2,8 @@
 
 base    the base model in memory: weights and tokenizer, and the hash that proves it untouched
 trainer one optimizer step: cross-entropy of the items, KL to the base
+scoring log-likelihoods, log-probabilities and greedy answers
+reference  how an adapter on disk is named
 lora    low-rank adapters: the layer itself, and attaching, saving and hashing them in PEFT's format
 """
 
@@ -12,6 +14,7 @@ from train.adapt.lora import (
     LoRALayer,
     adapter_sha256,
     attach_adapter,
+    attach_saved,
     detach_adapter,
     save_adapter,
 )
@@ -28,6 +31,7 @@ __all__ = [
     "StepMetrics",
     "adapter_sha256",
     "attach_adapter",
+    "attach_saved",
     "detach_adapter",
     "load_base_model",
     "pick_device",

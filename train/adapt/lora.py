@@ -1,4 +1,4 @@
-"""Low-rank adapters: W' = W + (alpha / r) B A, with W frozen and B zero at the start, so a fresh adapter changes nothing.
+"""Low-rank adapters: W' = W + (alpha / r) B A. W is frozen and B is zero at the start: a fresh adapter changes nothing.
 
 `LoRALayer` is the layer by itself. Whole models are adapted through PEFT (`attach_adapter`, `detach_adapter`), in the
 folder format that vLLM loads (`save_adapter`): adapter_config.json and adapter_model.safetensors.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from train.adapt.base import BaseModelInMemory
-from train.continual.items import LearningItem, build_batch, encode_item, render_chat, token_losses
+from train.continual.items import LearningItem, build_batch, encode_item, encode_text, render_chat, token_losses
 
 BATCH_SIZE = 8
 MAX_TOKENS = 256
@@ -34,7 +34,7 @@ def score_items(model: Any, items: Sequence[LearningItem], *, base: BaseModelInM
 @torch.no_grad()
 def score_tokens(model: Any, text: str, *, base: BaseModelInMemory) -> list[float]:
     """Log-probability, nats, of each token of `text` after the first, teacher-forced."""
-    token_ids = torch.tensor([base.tokenizer(text)["input_ids"]], device=base.device)
+    token_ids = torch.tensor([encode_text(base.tokenizer, text=text)], device=base.device)
     log_probs = model(input_ids=token_ids, use_cache=False).logits[0, :-1].float().log_softmax(dim=-1)
     scores: list[float] = log_probs.gather(1, token_ids[0, 1:, None])[:, 0].tolist()
     return scores
@@ -55,7 +55,9 @@ def answer_questions(
         eos_token_id=base.tokenizer.eos_token_id,
         pad_token_id=base.pad_id,
     )
-    prompts = [base.tokenizer(render_chat(base.tokenizer, question=question))["input_ids"] for question in questions]
+    prompts = [
+        encode_text(base.tokenizer, text=render_chat(base.tokenizer, question=question)) for question in questions
+    ]
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     answers = [""] * len(prompts)
     for begin in range(0, len(order), 2 * BATCH_SIZE):

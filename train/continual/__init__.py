@@ -10,7 +10,10 @@ from train.continual.items import (
     LearningItem,
     build_batch,
     encode_item,
+    encode_text,
     render_chat,
+    target_logits,
+    text_item,
     token_losses,
 )
 from train.continual.replay import ExperienceReplay, num_replay, replay_key
@@ -22,8 +25,11 @@ __all__ = [
     "LearningItem",
     "build_batch",
     "encode_item",
+    "encode_text",
     "num_replay",
     "render_chat",
     "replay_key",
+    "target_logits",
+    "text_item",
     "token_losses",
 ]

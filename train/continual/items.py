@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class LearningItem:
-    """One thing to learn, from one episode. `id` is unique; it also decides the item's place in the replay reservoir."""
+    """One thing to learn, from one episode. `id` is unique."""
 
     id: str
     prompt: str | None
@@ -69,18 +69,29 @@ def render_chat(tokenizer: Any, *, question: str) -> str:
     return text
 
 
+def encode_text(tokenizer: Any, *, text: str) -> list[int]:
+    """Token ids with the special tokens exactly once, as the serving engine encodes a prompt (serve.engine_text).
+
+    A rendered chat may hold its beginning-of-sequence token already.
+    """
+    bos = tokenizer.bos_token
+    has_bos = bool(bos) and text.startswith(bos)
+    token_ids: list[int] = tokenizer(text, add_special_tokens=not has_bos)["input_ids"]
+    return token_ids
+
+
 def encode_item(item: LearningItem, *, tokenizer: Any, max_tokens: int) -> EncodedItem:
     """Tokens of an item, at most `max_tokens`.
 
-    A chat answer ends with the end-of-sequence token, so that answers learn to end. What is too long loses the end of its
-    answer; a prompt that leaves less than half of the room to the answer loses its beginning.
+    A chat answer ends with the end-of-sequence token, so that answers learn to end. What is too long loses the end of
+    its answer; a prompt that leaves less than half of the room to the answer loses its beginning.
     Raises: ValueError for an item without two tokens.
     """
     if item.prompt is None:
-        token_ids: list[int] = tokenizer(item.answer)["input_ids"][:max_tokens]
+        token_ids = encode_text(tokenizer, text=item.answer)[:max_tokens]
         num_prompt = 1
     else:
-        prompt = tokenizer(render_chat(tokenizer, question=item.prompt))["input_ids"]
+        prompt = encode_text(tokenizer, text=render_chat(tokenizer, question=item.prompt))
         answer = tokenizer(item.answer, add_special_tokens=False)["input_ids"]
         if len(prompt) + len(answer) + 1 > max_tokens:
             answer = answer[: max(max_tokens - len(prompt) - 1, max_tokens // 2 - 1)]

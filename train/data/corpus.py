@@ -1,7 +1,7 @@
 """The default corpus: documentation that every installation has, written as files.
 
 In: the standard library's `pydoc_data.topics` and the metadata of the installed packages (Name, Version, Summary and
-License first, then the README). Out: a folder `python/<topic>.txt`, `packages/<name>.md` and MANIFEST.json with name,
+License first, then the README). Out: a folder `language/<topic>.txt`, `packages/<name>.md` and MANIFEST.json with name,
 version and sha256 of each file. The same installation gives the same bytes; a file that did not change is not touched.
 """
 
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from train.data.document import MANIFEST_NAME
 
-MAX_README_BYTES = 20_000
+MAX_README_BYTES = 6_000
 OWN_NAME = "autonomous-learning"
 MANIFEST_VERSION = 1
 
@@ -59,7 +59,7 @@ def _python_topics() -> Iterator[_Page]:
     except ImportError:  # some distributions split it off
         return
     for topic, text in sorted(topics.items()):
-        yield _Page(f"python/{_file_name(topic)}.txt", topic, platform.python_version(), text.strip() + "\n")
+        yield _Page(f"language/{_file_name(topic)}.txt", topic, platform.python_version(), text.strip() + "\n")
 
 
 def _package_pages() -> Iterator[_Page]:
