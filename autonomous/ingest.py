@@ -59,7 +59,8 @@ def prepare_document(raw: RawDocument, *, cleaner: DataCleaner, screen: SafetySc
     A document without an id gets one from its source and content, so that posting it twice changes nothing. What the
     screen quarantines is kept with trust 0: neither recalled nor learned.
     """
-    content = raw.content.encode() if isinstance(raw.content, str) else raw.content
+    # "replace": JSON may carry lone surrogates, which the cleaner repairs.
+    content = raw.content.encode("utf-8", "replace") if isinstance(raw.content, str) else raw.content
     document_id = raw.id or hashlib.sha256(raw.source_id.encode() + b"\x00" + content).hexdigest()[:32]
     if len(content) > config.max_document_bytes:
         reason, fix = describe_oversize(len(content), max_bytes=config.max_document_bytes)
@@ -70,11 +71,13 @@ def prepare_document(raw: RawDocument, *, cleaner: DataCleaner, screen: SafetySc
         return Prepared(document_id, "rejected", f"{error}; {BINARY_FIX}")
     verdict = screen.screen_document(clean.text)
     is_quarantined = verdict.decision == "quarantine"
+    # What the screen calls a secret is not written anywhere, also where a document is quarantined or only noted.
+    text = screen.screen_answer(clean.text).text if verdict.reasons else clean.text
     title = _title_of(clean)
     trust = Trust.QUARANTINED if is_quarantined else Trust.STANDARD
     episodes = tuple(
-        _episode(clean, document_id=document_id, title=title, position=position, text=text, trust=trust)
-        for position, text in enumerate(split_passages(clean.text, max_chars=config.max_passage_chars))
+        _episode(clean, document_id=document_id, title=title, position=position, text=passage, trust=trust)
+        for position, passage in enumerate(split_passages(text, max_chars=config.max_passage_chars))
     )
     return Prepared(
         document_id=document_id,
@@ -107,9 +110,10 @@ def _episode(
 
 
 def _title_of(document: CleanDocument) -> str:
-    """The given title, else the first heading, else the first line."""
-    if document.title:
+    """The given title, else the first heading, else the file's path, else the first line."""
+    path = document.metadata.get("path", "")
+    if document.title and document.title != path:
         return document.title[:MAX_TITLE_CHARS]
     if heading := _HEADING.search(document.text[:4000]):
         return (heading.group(1) or heading.group(2)).strip()[:MAX_TITLE_CHARS]
-    return document.text.split("\n", 1)[0][:80].strip()
+    return path[:MAX_TITLE_CHARS] or document.text.split("\n", 1)[0][:80].strip()

@@ -1,8 +1,8 @@
 """The stop latch: one small file that every side effect asks at its commit.
 
 A stop is a fact on disk, not a message to a busy process: whoever may write the file can stop all learning, also while
-Ray is down, and a restart does not forget it. The file has a fixed size from the start and is overwritten in place, so a
-full disk cannot prevent a stop. Whatever cannot be read as a latch counts as a stop. The epoch rises with every change:
+Ray is down, and a restart does not forget it. The file has a fixed size from the start and is overwritten in place, so
+a full disk cannot prevent a stop. Whatever cannot be read as a latch counts as a stop. The epoch rises with every change:
 a permit taken before a stop is refused after the reset too, so that a straggler's late write finds no way in.
 
 Source: ISO 13850 and IEC 60204-1 (latched; a reset permits a restart but does not start anything).
@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -22,6 +22,8 @@ from typing import Literal, get_args
 SIZE_BYTES = 4096
 """One block: overwritten in place by one write."""
 FORMAT = 1
+LOCK_TIMEOUT_S = 0.25
+"""A lock is held for microseconds. A stop that does not get it (its holder is frozen) writes without it."""
 MAX_TEXT = 1000
 """Longer reasons and names are cut: the block is small."""
 
@@ -73,6 +75,10 @@ class Latch:
         self._clock = clock
         self._lock = threading.Lock()
         self._descriptor: int | None = None
+        self._identity: tuple[int, int] | None = None
+        self._floor = 0  # a file with a lower epoch is an old one that was put back
+        self._seen: tuple[bytes, LatchState] | None = None
+        self._forced: LatchState | None = None  # a stop that could not be written holds in this process
 
     @classmethod
     def create(cls, path: Path, *, clock: Callable[[], float] = time.time) -> "Latch":
@@ -98,11 +104,7 @@ class Latch:
     def state(self) -> LatchState:
         """How the latch stands now. Whatever is wrong with the file, the answer is "stopped" with the reason."""
         with self._lock:
-            try:
-                return _decode(os.pread(self._open_descriptor(), SIZE_BYTES, 0))
-            except (OSError, ValueError) as error:
-                self._close_descriptor()
-                return _unreadable(f"the latch {self.path} cannot be read ({error}), which counts as a stop")
+            return self._forced or self._read()
 
     def permit(self, action: str) -> Permit:
         """The right to `action` under the present epoch. Raises LearningStopped."""
@@ -130,43 +132,90 @@ class Latch:
         return self._change("armed", reason=reason, by=by, keep=("armed",))
 
     def _change(self, mode: Mode, *, reason: str, by: str, keep: tuple[str, ...]) -> LatchState:
-        with self._lock, self._exclusive() as descriptor:
+        reason, by = reason[:MAX_TEXT], by[:MAX_TEXT]
+        with self._lock:
             try:
-                before = _decode(os.pread(descriptor, SIZE_BYTES, 0))
-            except ValueError:
-                before = _unreadable("damaged")
-            if before.mode in keep and before.epoch > 0:
-                return before
-            # After damage the old epoch is unknown: the clock in milliseconds is above any count that was reached.
-            epoch = before.epoch + 1 if before.epoch > 0 else int(self._clock() * 1000)
-            after = LatchState(mode=mode, epoch=epoch, reason=reason[:MAX_TEXT], by=by[:MAX_TEXT], at=self._clock())
-            _write(descriptor, after)
-            return after
+                with self._exclusive(must_lock=mode == "armed") as descriptor:
+                    before = self._read()
+                    if self._forced is None and before.mode in keep and before.epoch > 0:
+                        return before
+                    # After damage the old epoch is unknown: the clock in ms is above any count that was reached.
+                    now = self._clock()
+                    epoch = before.epoch + 1 if before.epoch > 0 else max(int(now * 1000), self._floor + 1)
+                    after = LatchState(mode=mode, epoch=epoch, reason=reason, by=by, at=now)
+                    _write(descriptor, after)
+                    self._floor, self._forced = epoch, None
+                    return after
+            except OSError:
+                if mode != "armed":
+                    self._force(LatchState(mode="stopped", epoch=self._floor, reason=reason, by=by, at=self._clock()))
+                raise
+
+    def _force(self, state: LatchState) -> None:
+        """A stop that cannot be written: stop this process, and empty the file, which stops all and needs no space."""
+        self._forced = state
+        with suppress(OSError):
+            os.truncate(self.path, 0)
 
     @contextmanager
-    def _exclusive(self) -> Iterator[int]:
-        """The file, locked against other processes; created if it is missing (a stop must always be possible)."""
-        self._close_descriptor()
+    def _exclusive(self, *, must_lock: bool) -> Iterator[int]:
+        """The file, locked against other processes; created if it is missing (a stop must always be possible).
+
+        Raises TimeoutError if `must_lock` and another process keeps the lock.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            deadline = time.monotonic() + LOCK_TIMEOUT_S
+            while not _try_lock(descriptor):
+                if time.monotonic() > deadline:
+                    if must_lock:
+                        raise TimeoutError(f"another process holds the lock of the latch {self.path}; try again")
+                    break
+                time.sleep(0.001)
             yield descriptor
         finally:
             os.close(descriptor)
         _sync_folder(self.path.parent)
 
-    def _open_descriptor(self) -> int:
-        if self._descriptor is not None and os.fstat(self._descriptor).st_nlink == 0:  # deleted or replaced
-            self._close_descriptor()
-        if self._descriptor is None:
-            self._descriptor = os.open(self.path, os.O_RDONLY)
-        return self._descriptor
+    def _read(self) -> LatchState:
+        """The file's state; the bytes are judged once. Whatever is wrong is a stop of epoch 0."""
+        try:
+            status = os.stat(self.path)
+            identity = (status.st_dev, status.st_ino)
+            if self._descriptor is None or identity != self._identity:
+                self._attach(identity)
+            assert self._descriptor is not None, "just attached"
+            block = os.pread(self._descriptor, SIZE_BYTES + 1, 0)
+            if self._seen is None or block != self._seen[0]:
+                state = _decode(block)
+                if state.epoch < self._floor:
+                    raise ValueError(f"its epoch {state.epoch} is below {self._floor}: another file took its place")
+                self._floor, self._seen = state.epoch, (block, state)
+            return self._seen[1]
+        except (OSError, ValueError) as error:
+            self._seen = None
+            return _unreadable(f"the latch {self.path} cannot be read ({error}), which counts as a stop")
 
-    def _close_descriptor(self) -> None:
+    def _attach(self, identity: tuple[int, int]) -> None:
+        """Open the file. One that took the place of the file seen before must have a higher epoch.
+
+        The old descriptor is held until then, so its inode number cannot come back for another file.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        if self._identity not in (None, identity):
+            self._floor += 1
         if self._descriptor is not None:
             os.close(self._descriptor)
-            self._descriptor = None
+        self._descriptor, self._identity, self._seen = descriptor, identity, None
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _write(descriptor: int, state: LatchState) -> None:
@@ -175,7 +224,10 @@ def _write(descriptor: int, state: LatchState) -> None:
         shorter = len(state.reason) // 2
         state = LatchState(**{**asdict(state), "reason": state.reason[:shorter], "by": state.by[:200]})
         text = json.dumps({"format": FORMAT, **asdict(state)})
-    os.pwrite(descriptor, text.encode().ljust(SIZE_BYTES), 0)
+    num_written = os.pwrite(descriptor, text.encode().ljust(SIZE_BYTES), 0)
+    if num_written != SIZE_BYTES:
+        raise OSError(f"only {num_written} of {SIZE_BYTES} bytes of the latch were written")
+    os.ftruncate(descriptor, SIZE_BYTES)
     os.fsync(descriptor)
 
 

@@ -1,7 +1,7 @@
 """The safety monitor: the latch with an audit trail, and the rules that stop learning without a person.
 
-In: requests to stop, pause and reset; what training measures. Out: the latch's state as a dictionary. The latch is written
-first, then the audit row: a ledger that cannot be written does not prevent a stop, it is reported with it.
+In: requests to stop, pause and reset; what training measures. Out: the latch's state as a dictionary. The latch is
+written first, then the audit row: a ledger that cannot be written does not prevent a stop, it is reported with it.
 """
 
 import math
@@ -40,7 +40,11 @@ class SafetyMonitor:
         return self._pull(self._latch.pause, "pause", reason=reason, by=by)
 
     def reset(self, *, reason: str, by: str) -> dict[str, Any]:
-        """Permit learning again; starts nothing. Raises ValueError without a reason and a name."""
+        """Permit learning again; starts nothing. Raises ValueError without a reason and a name.
+
+        Audited before it takes effect: if that fails, the error is raised and the stop holds.
+        """
+        self._audit(actor=by, action="safety.reset-requested", subject="latch", evidence={"reason": reason})
         return self._pull(self._latch.reset, "reset", reason=reason, by=by)
 
     def observe_training(self, *, step: int, loss: float, grad_norm: float, kl: float) -> dict[str, Any] | None:
@@ -56,8 +60,16 @@ class SafetyMonitor:
     def _pull(self, change: Callable[..., LatchState], action: str, *, reason: str, by: str) -> dict[str, Any]:
         start = time.monotonic()
         before = self._latch.state()
-        after = change(reason=reason, by=by)
+        problem = ""
+        try:
+            after = change(reason=reason, by=by)
+        except OSError as error:
+            if action == "reset":
+                raise
+            after, problem = self._latch.state(), f"the latch file could not be written: {error}"
         answer: dict[str, Any] = {**asdict(after), "seconds": round(time.monotonic() - start, 4)}
+        if problem:
+            answer["latch_error"] = problem
         try:
             self._audit(
                 actor=by, action=f"safety.{action}", subject="latch", before=asdict(before), after=asdict(after)

@@ -117,7 +117,7 @@ def test_folder_with_binary_empty_and_huge_files_stores_the_rest_and_names_each_
     (folder / "empty.txt").write_bytes(b"")
     (folder / "huge.txt").write_bytes(b"A long line of text that repeats.\n" * 1_500_000)
     result = json.loads(system.run("add", str(folder), "--json").stdout)
-    rejected = {row["path"].rsplit("/", 1)[-1]: row["reason"] + row["fix"] for row in result["rejected"]}
+    rejected = {row["path"].rsplit("/", 1)[-1]: row["reason"] + row["fix"] for row in result["refused"]}
     assert set(rejected) == {"image.bin", "empty.txt", "huge.txt"}
     assert "max_document_bytes" in rejected["huge.txt"]
     assert system.get("/v1/knowledge/search", q="Osprey drone weight", k=1)["hits"][0]["text"].startswith("The Osprey")

@@ -206,7 +206,7 @@ def test_a_save_that_fails_leaves_nothing_behind(base: BaseModelInMemory, tmp_pa
     (tmp_path / "blocked").write_text("a file where the folder's parent should be")
     adapted = attach_adapter(base.model, LoRAConfig())
     try:
-        with pytest.raises(OSError):
+        with pytest.raises(NotADirectoryError):
             save_adapter(adapted, folder=tmp_path / "blocked" / "one", base_name="tiny")
     finally:
         detach_adapter(adapted)

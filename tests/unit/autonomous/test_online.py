@@ -1,0 +1,214 @@
+"""OnlineLearningModule on a tiny random Llama: it learns, obeys the stop, leaves the base alone and repeats exactly."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from autonomous.config import LearningConfig
+from autonomous.online import LearningRun, NonFiniteLoss, OnlineLearningModule, StepReport, learning_rate_at, plan_steps
+from tests.tiny_model import write_adapter, write_tiny_llama
+from train.adapt.base import weights_sha256
+from train.adapt.lora import adapter_sha256
+from train.continual.items import EncodedItem, LearningItem
+
+CONFIG = LearningConfig(
+    max_steps=8,
+    items_per_step=2,
+    learning_rate=5e-3,
+    kl_texts_per_step=2,
+    dtype="float32",
+    device="cpu",
+    target_loss=1e-9,
+)
+ITEMS = [
+    LearningItem(id="1", prompt="Which river?", answer="The Seine.", episode_id="e1"),
+    LearningItem(id="2", prompt="Which cape?", answer="The northern cape.", episode_id="e2"),
+    LearningItem(id="3", prompt=None, answer="Its lamp was lit in 1871.", episode_id="e3"),
+    LearningItem(id="4", prompt="Which bird?", answer="The cuckoo.", episode_id="e4"),
+]
+ANCHORS = ["Adapters are small matrices.", "Is this a question?\n\nYes, it is.", "A lighthouse stands here."]
+
+
+class Stopped(Exception):
+    """What a stop latch raises."""
+
+
+class StopAfter:
+    """A guard that refuses from its call number `limit` on."""
+
+    def __init__(self, limit: int) -> None:
+        self.num_calls = 0
+        self._limit = limit
+
+    def __call__(self) -> None:
+        self.num_calls += 1
+        if self.num_calls >= self._limit:
+            raise Stopped
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def learner(base_folder: Path) -> OnlineLearningModule:
+    return start_learner(base_folder, config=CONFIG)
+
+
+def start_learner(base_folder: Path, *, config: LearningConfig) -> OnlineLearningModule:
+    learner = OnlineLearningModule(config, base_folder=base_folder)
+    learner.start()
+    return learner
+
+
+def learn(
+    learner: OnlineLearningModule,
+    out_folder: Path,
+    *,
+    items: Sequence[LearningItem] = ITEMS,
+    replay: Sequence[LearningItem] = (),
+    parent: Path | None = None,
+    guard: StopAfter | None = None,
+    reports: list[StepReport] | None = None,
+) -> LearningRun:
+    return learner.learn(
+        items,
+        replay=replay,
+        anchors=ANCHORS,
+        parent_adapter=parent,
+        out_folder=out_folder,
+        guard=guard or StopAfter(10**6),
+        on_step=(reports if reports is not None else []).append,
+    )
+
+
+def test_the_loss_falls_and_every_step_is_reported(learner: OnlineLearningModule, tmp_path: Path) -> None:
+    reports: list[StepReport] = []
+    run = learn(learner, tmp_path / "one", reports=reports)
+    assert [report.step for report in reports] == list(range(1, 9))
+    assert {report.num_steps for report in reports} == {8}
+    assert run.losses == tuple(report.loss for report in reports)
+    assert sum(run.losses[-2:]) < 0.7 * sum(run.losses[:2])
+    assert run.kls[0] == pytest.approx(0, abs=1e-5)
+    assert run.kls[-1] > 1e-4
+    assert all(norm > 0 for norm in run.grad_norms)
+    assert run.num_trainable == 8 * 2 * ((64 + 64) * 2 + (64 + 32) * 2 + (64 + 128) * 3)
+    assert (run.num_steps, run.stopped_early, run.replay_share) == (8, False, 0.0)
+    assert run.num_tokens > 0
+    assert run.seconds > 0
+    assert run.cpu_seconds > 0
+
+
+def test_the_base_model_is_byte_for_byte_the_same_after_learning(learner: OnlineLearningModule, tmp_path: Path) -> None:
+    before = weights_sha256(learner.base.model)
+    learn(learner, tmp_path / "one")
+    assert weights_sha256(learner.base.model) == before
+
+
+def test_the_same_batch_gives_the_same_adapter_in_a_used_and_in_a_fresh_learner(
+    learner: OnlineLearningModule, base_folder: Path, tmp_path: Path
+) -> None:
+    first = learn(learner, tmp_path / "one").adapter_sha256
+    assert learn(learner, tmp_path / "two").adapter_sha256 == first
+    assert learn(start_learner(base_folder, config=CONFIG), tmp_path / "three").adapter_sha256 == first
+    assert adapter_sha256(tmp_path / "three") == first
+    other_seed = start_learner(base_folder, config=CONFIG.model_copy(update={"seed": 1}))
+    assert learn(other_seed, tmp_path / "four").adapter_sha256 != first
+
+
+def test_a_stop_ends_the_batch_before_the_next_step_and_nothing_is_written(
+    learner: OnlineLearningModule, tmp_path: Path
+) -> None:
+    before = weights_sha256(learner.base.model)
+    reports: list[StepReport] = []
+    with pytest.raises(Stopped):
+        learn(learner, tmp_path / "one", guard=StopAfter(4), reports=reports)
+    assert len(reports) == 3
+    assert list(tmp_path.iterdir()) == []
+    assert weights_sha256(learner.base.model) == before
+
+
+def test_a_stop_after_the_last_step_still_prevents_the_save(learner: OnlineLearningModule, tmp_path: Path) -> None:
+    guard = StopAfter(9)
+    with pytest.raises(Stopped):
+        learn(learner, tmp_path / "one", guard=guard)
+    assert guard.num_calls == 9
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_is_not_finite_ends_the_batch_and_nothing_is_written(
+    learner: OnlineLearningModule, base_folder: Path, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    parent = write_adapter(tmp_path / "parent", base=base_folder, seed=1).joinpath("adapter_model.safetensors")
+    save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(parent).items()}, parent)
+    broken = start_learner(base_folder, config=CONFIG.model_copy(update={"lora_alpha": 16}))
+    with pytest.raises(NonFiniteLoss, match="nothing was saved"):
+        learn(broken, tmp_path / "one", parent=tmp_path / "parent")
+    assert not (tmp_path / "one").exists()
+
+
+def test_learning_goes_on_from_the_parent_adapter(learner: OnlineLearningModule, tmp_path: Path) -> None:
+    first = learn(learner, tmp_path / "one")
+    parent_hash = adapter_sha256(tmp_path / "one")
+    second = learn(learner, tmp_path / "two", parent=tmp_path / "one")
+    assert sum(second.losses[:2]) < 0.8 * sum(first.losses[:2])
+    assert adapter_sha256(tmp_path / "one") == parent_hash != second.adapter_sha256
+
+
+def test_an_epoch_below_the_target_loss_ends_the_batch_early(base_folder: Path, tmp_path: Path) -> None:
+    easy = start_learner(base_folder, config=CONFIG.model_copy(update={"target_loss": 100.0}))
+    run = learn(easy, tmp_path / "one")
+    assert (run.num_steps, run.stopped_early) == (2, True)
+
+
+def test_the_kl_term_holds_the_adapted_model_near_the_base(base_folder: Path, tmp_path: Path) -> None:
+    final_kl = []
+    for weight in (0.01, 10.0):
+        learner = start_learner(base_folder, config=CONFIG.model_copy(update={"kl_weight": weight, "max_steps": 12}))
+        final_kl.append(learn(learner, tmp_path / f"{weight}").kls[-1])
+    assert final_kl[1] < 0.5 * final_kl[0]
+
+
+def test_replayed_items_are_a_fifth_of_the_mixed_batch(base_folder: Path, tmp_path: Path) -> None:
+    learner = start_learner(base_folder, config=CONFIG.model_copy(update={"items_per_step": 4, "max_steps": 2}))
+    old = [LearningItem(id=f"old {n}", prompt="Which?", answer=f"Number {n}.", episode_id="old") for n in range(3)]
+    assert learn(learner, tmp_path / "one", replay=old).replay_share == pytest.approx(0.2)
+
+
+def test_an_empty_batch_is_refused(learner: OnlineLearningModule, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="items is empty"):
+        learn(learner, tmp_path / "one", items=[])
+
+
+def test_learning_before_start_says_what_to_call(base_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"call start\(\) first"):
+        learn(OnlineLearningModule(CONFIG, base_folder=base_folder), tmp_path / "one")
+
+
+def test_a_plan_shows_every_item_once_an_epoch_and_deals_old_items_and_anchors_evenly() -> None:
+    config = LearningConfig(max_steps=10, items_per_step=8, replay_ratio=0.2, kl_texts_per_step=3)
+    items = [EncodedItem((number, number), num_prompt=1) for number in range(19)]
+    replay = [EncodedItem((100 + number, 0), num_prompt=1) for number in range(5)]
+    anchors = [EncodedItem((200 + number, 0), num_prompt=1) for number in range(6)]
+    plan = list(plan_steps(items, replay=replay, anchors=anchors, config=config))
+    assert [len(step.new) for step in plan] == [6, 6, 7] * 3 + [6]
+    assert [step.ends_epoch for step in plan] == [False, False, True] * 3 + [False]
+    for epoch in range(3):
+        seen = [item for step in plan[3 * epoch : 3 * epoch + 3] for item in step.new]
+        assert sorted(seen, key=lambda item: item.token_ids) == items
+    assert [len(step.replayed) for step in plan] == [2] * 10
+    dealt = [item for step in plan for item in step.replayed]
+    assert {dealt.count(item) for item in replay} == {4}
+    assert {[item for step in plan for item in step.anchors].count(anchor) for anchor in anchors} == {5}
+
+
+def test_the_learning_rate_warms_up_and_falls_to_a_fifth() -> None:
+    rates = [learning_rate_at(step, num_steps=22, peak=1e-3) for step in range(22)]
+    assert rates[:3] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3])
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert 2e-4 < rates[-1] < 2.2e-4
