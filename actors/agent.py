@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +138,13 @@ class AgentShell(Shell):
         """Sizes and states of all parts; a part that does not answer shows its error instead."""
         last = self._agent.status_of()
         timings = last.timings if last else {}
+        memory = _part("episodic", "health")
         return {
+            "version": version("autonomous-learning"),
             "uptime_s": round(time.time() - self._identity.started_at, 1),
             "pointers": asdict(self._agent.ledger.pointers()),
-            "memory": _part("episodic", "health"),
+            "memory": memory,
+            "pending_episodes": max(0, memory.get("num_learnable", 0) - self._agent.num_decided_episodes()),
             "facts": _part("semantic", "health"),
             "working": _part("working", "health"),
             "safety": _part("safety", "status"),

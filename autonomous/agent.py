@@ -214,19 +214,26 @@ class AutonomousLearningAgent:
 
     def next_batch(self) -> Batch:
         """The freshest passages that neither V2's line nor a quarantined or undecided version has learned."""
-        open_versions = self._in_states((*UNDECIDED_STATES, State.AWAITING_APPROVAL, State.CANARY))
-        undecided = {episode for record in open_versions for episode in self.ledger.episodes_of(record.name)}
-        learned = self.ledger.learned_episodes(self.ledger.pointers().v2) | self.ledger.held_back() | undecided
+        decided = self._decided_episodes()
         wanted = self._config.learning.max_batch_episodes
         chosen: list[tuple[int, Episode]] = []
         offset = 0
         while len(chosen) < wanted and (page := self._parts.memory.freshest(PAGE, offset)):
-            chosen.extend((seq, episode) for seq, episode in page if episode.id not in learned)
+            chosen.extend((seq, episode) for seq, episode in page if episode.id not in decided)
             offset += len(page)
         chosen = chosen[:wanted]
         episodes = tuple(episode for _, episode in chosen)
         lessons = build_lessons(episodes, max_items=self._config.learning.max_batch_items)
         return Batch(episodes=episodes, lessons=lessons, stream_offset=max((seq for seq, _ in chosen), default=0))
+
+    def num_decided_episodes(self) -> int:
+        """Episodes that no future batch takes: learned, held back, or in a version that waits."""
+        return len(self._decided_episodes())
+
+    def _decided_episodes(self) -> set[str]:
+        open_versions = self._in_states((*UNDECIDED_STATES, State.AWAITING_APPROVAL, State.CANARY))
+        waiting = {episode for record in open_versions for episode in self.ledger.episodes_of(record.name)}
+        return self.ledger.learned_episodes(self.ledger.pointers().v2) | self.ledger.held_back() | waiting
 
     # -- learning
 

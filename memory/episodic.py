@@ -272,15 +272,17 @@ class EpisodicMemory:
     def health(self) -> MemoryHealth:
         """Sizes now. `indexed_seq` is the newest seq up to which every recallable episode has its vector."""
         with self._database.read() as connection:
-            num_episodes, num_documents = connection.execute(
-                "SELECT count(*), count(DISTINCT document_id) FROM episode WHERE deleted_at IS NULL"
+            num_episodes, num_documents, num_learnable = connection.execute(
+                "SELECT count(*), count(DISTINCT document_id), count(*) FILTER (WHERE trust >= ?) FROM episode"
+                " WHERE deleted_at IS NULL",
+                (int(Trust.STANDARD),),
             ).fetchone()
             (last_seq,) = connection.execute(_LAST_SEQ).fetchone()
             (first_pending,) = connection.execute(f"SELECT min(seq) FROM episode WHERE {_PENDING}").fetchone()
         indexed_seq = last_seq if first_pending is None else first_pending - 1
         index_bytes = self._index_path.stat().st_size if self._index_path.exists() else 0
         size_bytes = self._database.size_bytes() + index_bytes
-        return MemoryHealth(num_episodes, num_documents, last_seq, indexed_seq, size_bytes)
+        return MemoryHealth(num_episodes, num_documents, num_learnable, last_seq, indexed_seq, size_bytes)
 
     def save_index(self) -> None:
         """Write the vector index to its file, which only makes the next start quicker."""

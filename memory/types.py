@@ -98,6 +98,8 @@ class MemoryHealth:
 
     num_episodes: int
     num_documents: int
+    num_learnable: int
+    """Episodes of standard trust or better."""
     last_seq: int
     indexed_seq: int
     size_bytes: int

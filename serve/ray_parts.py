@@ -30,6 +30,9 @@ _log = logging.getLogger(__name__)
 ACTORS = ("agent", "episodic", "semantic", "working", "safety")
 """Named actors that an answer or a decision needs; each has `identity()` in its control group."""
 READY_TIMEOUT_S = 5.0
+PROBE_CHARS = 200
+PROBE_HITS = 5
+"""A new document counts as retrievable when it is among so many hits for its own opening."""
 SUMMED_STATS = ("num_requests", "num_output_tokens", "num_running", "memory_bytes")
 RETRY_ACTOR: RetryOn = (RayActorError, NotReadyError)
 RETRY_ENGINE: RetryOn = (RayActorError, EngineDeadError, ReplicaUnavailableError)
@@ -86,7 +89,7 @@ class RayParts:
         self._handles: dict[str, ActorHandle[Any]] = {}
         self._pointers: Mapping[str, str | None] | None = None
         self._adapters: dict[str, AdapterRef | None] = {}
-        self._indexing: asyncio.Task[None] | None = None
+        self._probe: asyncio.Task[None] | None = None
         self._retrieval_delay_s: float | None = None
 
     # --- calls ----------------------------------------------------------------------------------------------------
@@ -230,19 +233,20 @@ class RayParts:
         """See Parts. Idempotent by content, so it is repeated after a crash of the store."""
         start = time.monotonic()
         result: Json = await self._call("episodic", "ingest", list(documents))
-        if self._indexing is None or self._indexing.done():
-            self._indexing = asyncio.create_task(self._measure_retrieval_delay(result["last_seq"], start))
+        if (self._probe is None or self._probe.done()) and result["documents"][-1]["status"] == "stored":
+            document_id, text = result["documents"][-1]["id"], str(documents[-1]["text"])
+            self._probe = asyncio.create_task(self._measure_retrieval_delay(document_id, text, start))
         return result
 
-    async def _measure_retrieval_delay(self, last_seq: int, start: float) -> None:
-        """Seconds from a write's arrival until its last passage is in the vector index; for the status page."""
+    async def _measure_retrieval_delay(self, document_id: str, text: str, start: float) -> None:
+        """Seconds from a document's arrival until a search for its opening finds it; for the status page."""
         try:
-            while (await self._call_once("episodic", "health")).indexed_seq < last_seq:
-                await asyncio.sleep(0.1)
+            hits = await self._call_once("episodic", "recall", text[:PROBE_CHARS], PROBE_HITS)
         except Exception as problem:
             _log.info("retrieval delay not measured: %s", type(problem).__name__)
             return
-        self._retrieval_delay_s = round(time.monotonic() - start, 3)
+        if any(hit.episode.document_id == document_id for hit in hits):
+            self._retrieval_delay_s = round(time.monotonic() - start, 3)
 
     async def documents(self, *, limit: int, offset: int, source: str | None) -> list[DocumentInfo]:
         """See Parts."""
