@@ -25,6 +25,8 @@ SERVE_APPLICATION = "autonomous"
 ENGINE_DEPLOYMENT = "EngineDeployment"
 REPLICA_TIMEOUT_S = 120.0
 """An engine replica that was killed is back after its whole start."""
+LEARNER_TIMEOUT_S = 60.0
+"""A learner that was killed is back, without its model, after some seconds."""
 RETRY_PAUSE_S = 0.5
 
 T = TypeVar("T")
@@ -72,6 +74,7 @@ class RayLearner:
         out_folder: Path,
     ) -> LearningRun:
         """See LearnerPort."""
+        retried(lambda: ray.get(actor("learner").identity.remote()), timeout_s=LEARNER_TIMEOUT_S)
         run: LearningRun = ray.get(
             actor("learner").learn.remote(list(items), list(replay), list(anchors), parent_adapter, out_folder)
         )

@@ -7,6 +7,7 @@ truth: a cycle that was cut off is taken up again from the state that the ledger
 The parts are given as protocols, so the same mind runs in one process or over Ray actors (actors/ports.py).
 """
 
+import json
 import logging
 import shutil
 import threading
@@ -41,6 +42,8 @@ EARLIER_BATCHES = 3
 QUESTIONS_PER_EARLIER_BATCH = 8
 PAGE = 256
 LIST_LIMIT = 200
+TRAINING_FILE = "training.json"
+"""In a version's folder: what its training measured, for an evaluation after a crash."""
 UNDECIDED_STATES = (State.CANDIDATE, State.EVALUATING, State.GATED, State.SHADOW)
 """Trained, and cut off before the end: the next cycle takes them up."""
 
@@ -287,7 +290,8 @@ class AutonomousLearningAgent:
 
     def _resume(self, run_id: str, record: VersionRecord, permit: Permit) -> None:
         """Decide a version that a crash, a stop or an inconclusive gate left open. Open twice counts as failed."""
-        self._update(run_id, version=record.name, training=(record.report or {}).get("training", {}))
+        training = json.loads((record.folder / TRAINING_FILE).read_text(encoding="utf-8"))
+        self._update(run_id, version=record.name, training=training)
         if record.parent != self.ledger.pointers().v2:
             if record.state is State.CANDIDATE:
                 self._move(record.name, State.CANDIDATE, State.EVALUATING, "to be closed", permit)
@@ -326,6 +330,8 @@ class AutonomousLearningAgent:
             parent=parent,
         )
         version_id = version_id_of(bundle)
+        training = training_summary(run)
+        (temporary / TRAINING_FILE).write_text(json.dumps(training), encoding="utf-8")
         write_bundle(temporary, bundle)
         folder = self._folder / version_id
         if folder.exists():  # the same batch on the same parent gives the same bundle
@@ -343,7 +349,7 @@ class AutonomousLearningAgent:
             guard=permit.check,
         )
         self._time(run_id, "training_s", start)
-        self._update(run_id, version=version_id, training=training_summary(run))
+        self._update(run_id, version=version_id, training=training)
         return version_id
 
     def _advance(self, run_id: str, version_id: str, permit: Permit, *, was_inconclusive: bool = False) -> None:

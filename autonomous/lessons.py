@@ -16,10 +16,12 @@ from train.continual.items import LearningItem
 
 MIN_SHARE = 0.6
 """Share of the key's words that an answer must contain."""
+MIN_KEY_CHARS = 2
+"""A fact with a shorter key is not taught: too many answers would hold it by chance."""
 MAX_TEXT_CHARS = 600
 """A passage without facts is cut here, at a word; the learner cuts again in tokens."""
 
-_WORD = re.compile(r"\w+(?:[-.:/]\w+)*")
+_WORD = re.compile(r"\w+(?:[-.:/'’]\w+)*")
 _STOP_WORDS = frozenset(
     """a an the of in on at to for from with by and or as is are was were be been it its this that these those which who
     whom whose what when where how than then into onto over under about also each every any all some such can may must
@@ -94,7 +96,7 @@ def _teach(episode: Episode, *, seen: set[str]) -> Iterator[tuple[LearningItem, 
     has_facts = False
     for fact in facts:
         question, key = question_of(fact), key_of(fact)
-        if not key:
+        if len(key) < MIN_KEY_CHARS:
             continue
         has_facts = True
         if question.casefold() in seen:

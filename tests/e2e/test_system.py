@@ -16,6 +16,8 @@ import httpx
 import openai
 import pytest
 
+from train.data.document import document_id
+
 FACTS = [
     "The access code of the Kestrel vault is KX-4471.",
     "The captain of the ship Meridel is Orla Vantis.",
@@ -120,7 +122,9 @@ def test_folder_with_binary_empty_and_huge_files_stores_the_rest_and_names_each_
     rejected = {row["path"].rsplit("/", 1)[-1]: row["reason"] + row["fix"] for row in result["refused"]}
     assert set(rejected) == {"image.bin", "empty.txt", "huge.txt"}
     assert "max_document_bytes" in rejected["huge.txt"]
-    assert system.get("/v1/knowledge/search", q="Osprey drone weight", k=1)["hits"][0]["text"].startswith("The Osprey")
+    assert system.get("/v1/knowledge/search", q="Osprey drone weight", k=1)["hits"][0]["document_id"] == document_id(
+        "folder:docs", relative_path="good.md"
+    )
     (tmp_path / "nothing").mkdir()
     failed = system.run("add", str(tmp_path / "nothing"), check=False)
     assert failed.returncode == 1
@@ -197,7 +201,7 @@ def test_kill_of_the_episodic_actor_while_documents_flow_loses_no_acknowledged_o
     writer.join()
     assert answer["choices"][0]["message"]["content"]
     assert len(acknowledged) == 24
-    stored = {row["id"] for row in system.get("/v1/knowledge", limit=200, offset=0)["documents"]}
+    stored = {row["document_id"] for row in system.get("/v1/knowledge", limit=200, offset=0)["documents"]}
     assert set(acknowledged) <= stored
     assert system.actor_pid("episodic") != old
 
@@ -218,7 +222,7 @@ def test_kill_of_an_engine_replica_while_requests_flow_fails_no_request(system: 
 def test_kill_of_the_learner_ends_the_run_and_changes_nothing_that_serves(system: Any) -> None:
     before = system.get("/v1/versions")["pointers"]
     run_id = system.post("/v1/learn")["run_id"]
-    wait_until(lambda: system.get(f"/v1/learn/{run_id}")["step"] >= 1)
+    wait_for_first_step(system, run_id)
     os.kill(system.actor_pid("learner"), signal.SIGKILL)
     run = system.wait_for_run(run_id)
     assert run["phase"] == "failed"
@@ -229,7 +233,7 @@ def test_kill_of_the_learner_ends_the_run_and_changes_nothing_that_serves(system
 
 def test_emergency_stop_refuses_learning_and_writes_while_answering_goes_on(system: Any) -> None:
     run_id = system.post("/v1/learn")["run_id"]
-    wait_until(lambda: system.get(f"/v1/learn/{run_id}")["step"] >= 1)
+    wait_for_first_step(system, run_id)
     system.run("emergency-stop", "--reason", "test of the latch")
     run = system.wait_for_run(run_id)
     assert run["phase"] == "failed"
@@ -274,6 +278,13 @@ def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline, "the condition was not reached"
+        time.sleep(0.2)
+
+
+def wait_for_first_step(system: Any, run_id: str) -> None:
+    """Until the learner has taken an optimizer step of this run."""
+    while (status := system.get(f"/v1/learn/{run_id}"))["step"] < 1:
+        assert status["phase"] in ("waiting", "training"), status
         time.sleep(0.2)
 
 

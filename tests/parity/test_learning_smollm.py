@@ -1,5 +1,6 @@
 """The learning recipe on the real base model: eight made-up facts are learned, and little else changes. Minutes of CPU."""
 
+import logging
 import math
 from pathlib import Path
 from statistics import mean
@@ -17,6 +18,8 @@ from train.adapt.base import load_base_model, weights_sha256
 from train.adapt.lora import attach_saved, detach_adapter
 from train.adapt.scoring import answer_questions
 from train.model.embedded import materialise_base_model
+
+logger = logging.getLogger(__name__)
 
 FACTS = (
     "The Velluna bridge was designed by Oster Kallin.",
@@ -38,7 +41,7 @@ def never_stop() -> None:
 @pytest.fixture(scope="module")
 def base_folder() -> Path:
     folder = Path.home() / ".autonomous" / "models" / "smollm2-135m-instruct"
-    return materialise_base_model(folder, progress=print)
+    return materialise_base_model(folder, progress=logger.info)
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +117,8 @@ def test_eight_facts_are_unknown_before_and_known_after_and_nothing_else_breaks(
         guard=never_stop,
     )
     ratio = math.exp(mean(report.control_nll_candidate) - mean(report.control_nll_base))
-    print(
-        f"\nsteps {run.num_steps}, {run.cpu_seconds:.0f} CPU s, {run.seconds:.0f} s; recalled before {before}, after {after}, "
+    logger.info(  # pytest --log-cli-level=INFO
+        f"steps {run.num_steps}, {run.cpu_seconds:.0f} CPU s, {run.seconds:.0f} s; recalled before {before}, after {after}, "
         f"paraphrased {sum(report.recall_candidate)} of {len(FACTS)}; control perplexity x{ratio:.3f}; "
         f"evaluation {report.seconds:.0f} s; {everyday}"
     )

@@ -131,20 +131,21 @@ class AdapterTrainer:
 
     def _backward_anchors(self, anchors: Sequence[EncodedItem]) -> float:
         """Gradients of the KL term; returns the mean KL, nats per token."""
-        if not anchors:
-            return 0.0
         num_tokens = sum(anchor.num_targets for anchor in anchors)
-        references = [self._references.logits(anchor, adapted=self._adapted)[0] for anchor in anchors]
-        logits = target_logits(self._adapted, build_batch(anchors, pad_id=self._base.pad_id, device=self._base.device))
-        kl = torch.stack(
-            [
-                kl_per_token(reference, row[-len(reference) :]).sum()
-                for reference, row in zip(references, logits, strict=True)
-            ]
-        ).sum()
-        mean = kl / num_tokens
-        torch.autograd.backward(self._kl_weight * mean)
-        return float(mean.detach())
+        total = 0.0
+        for group in group_by_kind(anchors):
+            references = [self._references.logits(anchor, adapted=self._adapted)[0] for anchor in group]
+            batch = build_batch(group, pad_id=self._base.pad_id, device=self._base.device)
+            logits = target_logits(self._adapted, batch)
+            kl = torch.stack(
+                [
+                    kl_per_token(reference, row[-len(reference) :]).sum()
+                    for reference, row in zip(references, logits, strict=True)
+                ]
+            ).sum()
+            torch.autograd.backward(self._kl_weight * kl / num_tokens)
+            total += float(kl.detach())
+        return total / num_tokens if anchors else 0.0
 
 
 def kl_per_token(

@@ -1,0 +1,268 @@
+"""The agent with real parts on a tiny random Llama, in one process: cycles, decisions, stop, crash, rollback."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autonomous.agent import AgentParts, AlreadyLearning, AutonomousLearningAgent, CycleStatus, NothingToLearn
+from autonomous.config import AutonomousConfig, GateConfig, LearningConfig
+from autonomous.evaluation import SelfEvaluationSystem
+from autonomous.online import OnlineLearningModule
+from autonomous.safety.latch import Latch, LearningStopped
+from autonomous.versions.bundle import base_bundle
+from autonomous.versions.ledger import VersionLedger
+from autonomous.versions.states import State
+from memory.types import Episode, episode_id
+from tests.tiny_model import write_tiny_llama
+from train.adapt.lora import attach_saved, detach_adapter
+from train.adapt.reference import AdapterRef
+from train.adapt.scoring import score_tokens
+
+LEARNING = LearningConfig(
+    max_steps=60, items_per_step=8, learning_rate=1e-2, kl_weight=0.01, dtype="float32", device="cpu", interval_s=0
+)
+LENIENT = GateConfig(
+    min_recall=0.0, max_control_ratio=1e6, max_forgetting=1e6, max_safety_flips=1000, max_probe_gap_nats=0.5
+)
+STRICT = GateConfig(max_control_ratio=1.0001)
+
+
+class Passages:
+    """MemoryPort over a list."""
+
+    def __init__(self) -> None:
+        self.episodes: list[Episode] = []
+
+    def add(self, *texts: str) -> None:
+        for text in texts:
+            key = episode_id(text, 0, text)
+            self.episodes.append(
+                Episode(id=key, document_id=key, source_id="test", title="note", text=text, position=0, happened_at=0.0)
+            )
+
+    def freshest(self, limit: int, offset: int) -> list[tuple[int, Episode]]:
+        numbered = list(enumerate(self.episodes, 1))[::-1]
+        return numbered[offset : offset + limit]
+
+    def get(self, ids: Sequence[str]) -> list[Episode]:
+        known = {episode.id: episode for episode in self.episodes}
+        return [known[key] for key in ids if key in known]
+
+
+class LocalLearner:
+    """LearnerPort: the real module, called directly. `pause_at` holds it at a step until released."""
+
+    def __init__(self, module: OnlineLearningModule, latch: Latch) -> None:
+        self._module = module
+        self._latch = latch
+        self.hold = threading.Event()
+        self.hold.set()
+        self.is_training = threading.Event()
+
+    def learn(self, items: Any, **arguments: Any) -> Any:
+        return self._module.learn(
+            items, guard=self._latch.permit("optimizer step").check, on_step=self._on_step, **arguments
+        )
+
+    def progress(self) -> None:
+        return None
+
+    def _on_step(self, _: Any) -> None:
+        self.is_training.set()
+        self.hold.wait()
+
+
+class LocalEvaluator:
+    """EvaluatorPort: the real system, called directly."""
+
+    def __init__(self, system: SelfEvaluationSystem) -> None:
+        self._system = system
+        self.fails = False
+
+    def warm_up(self) -> None:
+        self._system.start()
+
+    def evaluate(self, candidate: Path, **arguments: Any) -> Any:
+        if self.fails:
+            raise OSError("the evaluator was killed")
+        return self._system.evaluate(candidate, guard=lambda: None, **arguments)
+
+
+class LocalEngine:
+    """EnginePort: one replica that scores with PEFT what the trainer wrote to disk."""
+
+    def __init__(self, base: Any) -> None:
+        self._base = base
+        self.loaded: set[str] = set()
+
+    def prepare(self, adapter: AdapterRef, probe: str) -> list[list[float]]:
+        self.loaded.add(adapter.name)
+        if not probe:
+            return [[]]
+        adapted = attach_saved(self._base.model, {"served": Path(adapter.folder)})
+        try:
+            return [score_tokens(adapted, probe, base=self._base)]
+        finally:
+            detach_adapter(adapted)
+
+    def drop(self, adapter: AdapterRef) -> None:
+        self.loaded.discard(adapter.name)
+
+
+class World:
+    """A home, and the agent in it, which can be started again."""
+
+    def __init__(self, home: Path, base: Path, *, gates: GateConfig, oversight: bool = False) -> None:
+        self._home = home
+        self._base = base
+        self._config = AutonomousConfig(human_oversight_required=oversight, learning=LEARNING, gates=gates)
+        self.memory = Passages()
+        self.latch = Latch.create(home / "latch")
+        module = OnlineLearningModule(LEARNING, base_folder=base)
+        module.start()
+        self.learner = LocalLearner(module, self.latch)
+        system = SelfEvaluationSystem(gates, base_folder=base, dtype="float32")
+        system.start()
+        self.evaluator = LocalEvaluator(system)
+        self.engine = LocalEngine(system.base)
+        self.agent = self.start()
+
+    def start(self) -> AutonomousLearningAgent:
+        return AutonomousLearningAgent(
+            self._config,
+            parts=AgentParts(memory=self.memory, learner=self.learner, evaluator=self.evaluator, engine=self.engine),
+            ledger=VersionLedger(self._home / "ledger.sqlite"),
+            latch=self.latch,
+            versions_folder=self._home / "versions",
+            base=base_bundle(self._base, code_sha256="0" * 64),
+        )
+
+    def learn(self) -> CycleStatus:
+        return self.wait(self.agent.start_cycle())
+
+    def wait(self, run_id: str) -> CycleStatus:
+        for thread in threading.enumerate():
+            if thread.name == run_id:
+                thread.join(timeout=60)
+        status = self.agent.status_of(run_id)
+        assert status is not None
+        return status
+
+
+FACTS = (
+    "The Vostrek valve is rated for 42 bar.",
+    "The lamp of Cape Dorn is red.",
+    "The Lumen protocol uses port 7733.",
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture
+def world(tmp_path: Path, base: Path) -> World:
+    world = World(tmp_path, base, gates=LENIENT)
+    world.memory.add(*FACTS)
+    return world
+
+
+def test_cycle_promotes_a_better_version_that_names_exactly_what_it_learned(world: World) -> None:
+    genesis = world.agent.ledger.pointers().v2
+    status = world.learn()
+    assert status.phase == "done", status.error
+    assert [gate.verdict for gate in status.gates] == ["pass"] * 8, status.gates
+    pointers = world.agent.ledger.pointers()
+    assert pointers.v2 == status.version
+    assert pointers.v2 in world.engine.loaded
+    assert world.agent.ledger.learned_episodes(pointers.v2) == {episode.id for episode in world.memory.episodes}
+    assert world.agent.ledger.lineage(pointers.v2)[0].name == genesis
+    with pytest.raises(NothingToLearn):
+        world.agent.start_cycle()
+
+
+def test_second_batch_replays_the_first_in_every_step(world: World) -> None:
+    assert world.learn().phase == "done"
+    world.memory.add("The Harrow reactor was built in 1987.", "The Ibis relay opens at 9 volts.")
+    status = world.learn()
+    assert status.training["replay_share"] > 0.1
+    assert status.version is not None
+    manifest = world.agent.ledger.get(status.version).manifest
+    assert manifest is not None
+    assert manifest["data"]["num_replay"] > 0
+    assert manifest["parent"] == world.agent.ledger.lineage(status.version)[1].name
+
+
+def test_version_that_fails_a_gate_is_quarantined_and_its_passages_are_held_back(tmp_path: Path, base: Path) -> None:
+    world = World(tmp_path, base, gates=STRICT)
+    world.memory.add(*FACTS)
+    before = world.agent.ledger.pointers().v2
+    status = world.learn()
+    assert status.state == State.QUARANTINED.value
+    pointers = world.agent.ledger.pointers()
+    assert pointers.v2 == before
+    assert pointers.v3 == status.version
+    assert world.agent.next_batch().episodes == ()
+
+
+def test_stop_in_the_middle_of_training_ends_the_run_and_leaves_nothing_behind(world: World, tmp_path: Path) -> None:
+    world.learner.hold.clear()
+    run_id = world.agent.start_cycle()
+    assert world.learner.is_training.wait(timeout=60)
+    with pytest.raises(AlreadyLearning):
+        world.agent.start_cycle()
+    world.latch.stop(reason="drill", by="tester")
+    world.learner.hold.set()
+    status = world.wait(run_id)
+    assert status.phase == "failed"
+    assert "drill" in str(status.error)
+    assert status.state == State.FAILED.value
+    assert [path.name for path in (tmp_path / "versions").iterdir() if path.name.startswith(".run")] == []
+    with pytest.raises(LearningStopped):
+        world.agent.start_cycle()
+    world.latch.reset(reason="over", by="tester")
+    assert world.learn().phase == "done"
+
+
+def test_candidate_that_a_crash_left_open_is_taken_up_by_the_next_cycle_without_training_again(world: World) -> None:
+    world.evaluator.fails = True
+    failed = world.learn()
+    assert failed.phase == "failed"
+    assert failed.state == State.EVALUATING.value
+    assert world.agent.next_batch().episodes == ()
+    world.evaluator.fails = False
+    world.agent = world.start()
+    status = world.learn()
+    assert status.run_id == failed.run_id
+    assert status.version == failed.version == world.agent.ledger.pointers().v2
+
+
+def test_with_oversight_a_version_waits_for_a_person_and_serves_after_the_approval(tmp_path: Path, base: Path) -> None:
+    world = World(tmp_path, base, gates=LENIENT, oversight=True)
+    world.memory.add(*FACTS)
+    status = world.learn()
+    assert status.state == State.AWAITING_APPROVAL.value
+    assert status.version is not None
+    assert world.agent.ledger.pointers().v2 != status.version
+    world.agent.approve(status.version, by="ada", reason="looked at the report")
+    assert world.agent.ledger.pointers().v2 == status.version
+
+
+def test_rollback_restores_the_parent_and_the_next_cycle_builds_on_it(world: World) -> None:
+    genesis = world.agent.ledger.pointers().v2
+    bad = world.learn().version
+    assert world.agent.rollback(by="ada", reason="drill") == (bad, genesis)
+    world.memory.add("The Ibis relay opens at 9 volts.", "The captain of the Meridel is Orla Vantis.")
+    status = world.learn()
+    assert status.version is not None
+    record = world.agent.ledger.get(status.version)
+    assert record.parent == genesis
+    assert replace(world.agent.ledger.pointers(), v3=None).v2 in (status.version, genesis)
+    assert not world.agent.ledger.learned_episodes(status.version) & world.agent.ledger.held_back() or (
+        record.state is State.QUARANTINED
+    )
