@@ -7,7 +7,8 @@ import ray
 
 from actors.base import Shell
 from autonomous.config import LearningConfig
-from autonomous.online import LearningRun, OnlineLearningModule, StepReport
+from autonomous.online import OnlineLearningModule
+from autonomous.runs import LearningRun, StepReport
 from autonomous.safety.latch import Latch
 from autonomous.safety.monitor import SafetyMonitor
 from autonomous.versions.ledger import VersionLedger

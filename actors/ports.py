@@ -15,7 +15,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 
 from actors.base import NAMESPACE
 from autonomous.lessons import Question
-from autonomous.online import LearningRun, StepReport
+from autonomous.runs import LearningRun, StepReport
 from autonomous.versions.report import EvaluationReport
 from memory.types import Episode
 from train.adapt.reference import AdapterRef

@@ -20,10 +20,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from autonomous.config import AutonomousConfig
-from autonomous.evaluation import load_suite
 from autonomous.lessons import Lessons, Question, build_lessons
-from autonomous.online import LearningRun, StepReport
+from autonomous.runs import LearningRun, StepReport
 from autonomous.safety.latch import Latch, LearningStopped, Permit
+from autonomous.suite import load_suite
 from autonomous.versions.bundle import Bundle, digest_of, version_id_of, write_bundle
 from autonomous.versions.gates import Decision, GateResult, Verdict, decide_gates, decide_promotion, gate_probe_parity
 from autonomous.versions.ledger import LedgerNotReady, UnknownVersion, VersionLedger, VersionRecord

@@ -6,12 +6,9 @@ from the report; nothing is decided here.
 """
 
 import hashlib
-import importlib.resources
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +16,7 @@ import torch
 
 from autonomous.config import GateConfig
 from autonomous.lessons import Question, answer_hits
+from autonomous.suite import SUITES, load_suite
 from autonomous.versions.report import EarlierBatch, EvaluationReport, ProbeScores, SafetyProbe
 from memory.types import Guard
 from train.adapt.base import BaseModelInMemory, load_base_model, pick_device
@@ -26,35 +24,7 @@ from train.adapt.lora import attach_saved, detach_adapter
 from train.adapt.scoring import answer_questions, score_items, score_tokens
 from train.continual.items import LearningItem, render_chat, text_item
 
-SUITES = ("anchor", "control", "safety")
 CANDIDATE, PARENT = "candidate", "parent"
-
-
-@dataclass(frozen=True, slots=True)
-class Suite:
-    """A file of autonomous/suites. `sha256` is of its bytes: a later reader knows which texts were asked.
-
-    Rows of anchor (the learner may read them) and control (never): id, text. Rows of safety: id, category, prompt, refusal,
-    compliance.
-    """
-
-    name: str
-    rows: tuple[Mapping[str, str], ...]
-    sha256: str
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The rows' texts."""
-        return tuple(row["text"] for row in self.rows)
-
-
-def load_suite(name: str) -> Suite:
-    """Read a suite of the package. Raises: ValueError for an unknown name."""
-    if name not in SUITES:
-        raise ValueError(f"suite is {name!r}: choose one of {', '.join(SUITES)}")
-    content = importlib.resources.files("autonomous").joinpath("suites", f"{name}.jsonl").read_bytes()
-    rows = tuple(json.loads(line) for line in content.splitlines())
-    return Suite(name=name, rows=rows, sha256=hashlib.sha256(content).hexdigest())
 
 
 class SelfEvaluationSystem:

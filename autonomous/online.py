@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from autonomous.config import LearningConfig
+from autonomous.runs import LearningRun, StepReport
 from memory.types import Guard
 from train.adapt.base import BaseModelInMemory, load_base_model, pick_device
 from train.adapt.lora import LoRAConfig, attach_adapter, detach_adapter, save_adapter
@@ -30,35 +31,6 @@ logger = logging.getLogger(__name__)
 NUM_WARMUP_STEPS = 2
 FINAL_RATE = 0.2
 """The learning rate falls along a cosine to this share of its peak."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """One optimizer step. `num_steps` is the most there will be; loss and kl in nats per token, seconds of this step."""
-
-    step: int
-    num_steps: int
-    loss: float
-    kl: float
-    grad_norm: float
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class LearningRun:
-    """What a batch took. `losses` (of the new items) and `kls` are those before each step, nats per token."""
-
-    num_steps: int
-    losses: tuple[float, ...]
-    kls: tuple[float, ...]
-    grad_norms: tuple[float, ...]
-    seconds: float
-    cpu_seconds: float
-    num_tokens: int
-    replay_share: float
-    adapter_sha256: str
-    num_trainable: int
-    stopped_early: bool
 
 
 @dataclass(frozen=True, slots=True)
