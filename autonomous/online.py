@@ -20,7 +20,7 @@ from autonomous.runs import LearningRun, StepReport
 from memory.types import Guard
 from train.adapt.base import BaseModelInMemory, load_base_model, pick_device
 from train.adapt.lora import LoRAConfig, attach_adapter, detach_adapter, save_adapter
-from train.adapt.trainer import AdapterTrainer, AnchorReferences, NonFiniteLoss
+from train.adapt.trainer import AdapterTrainer, AnchorReferences, NonFiniteLoss, StepMetrics
 from train.continual.items import EncodedItem, LearningItem, encode_item, text_item
 from train.continual.replay import num_replay
 
@@ -184,10 +184,14 @@ def _train(
     guard: Guard,
     on_step: Callable[[StepReport], None],
 ) -> tuple[list[StepReport], int]:
-    """Take the planned steps until an epoch's mean loss is below the target; returns (reports, trained tokens)."""
+    """Take the planned steps until an epoch's mean losses, of new and of replayed items, are both below the target.
+
+    The replayed ones count, or a batch that is learned quickly ends before the old items have recovered.
+    Returns (reports, trained tokens).
+    """
     reports: list[StepReport] = []
     num_tokens = 0
-    epoch: list[tuple[float, int]] = []
+    epoch: list[StepMetrics] = []
     for number, step in enumerate(plan):
         step_start = time.monotonic()
         metrics = trainer.step(
@@ -208,10 +212,16 @@ def _train(
         reports.append(report)
         on_step(report)
         num_tokens += metrics.num_tokens
-        epoch.append((metrics.loss, sum(item.num_targets for item in step.new)))
+        epoch.append(metrics)
         if step.ends_epoch:
-            num_targets = sum(weight for _, weight in epoch)
-            if sum(loss * weight for loss, weight in epoch) / num_targets < config.target_loss:
+            if _is_learned(epoch, target_loss=config.target_loss):
                 break
             epoch.clear()
     return reports, num_tokens
+
+
+def _is_learned(epoch: Sequence[StepMetrics], *, target_loss: float) -> bool:
+    loss = sum(step.loss_sum for step in epoch) / sum(step.num_targets for step in epoch)
+    num_old = sum(step.num_replay_targets for step in epoch)
+    replay_loss = sum(step.replay_loss_sum for step in epoch) / num_old if num_old else 0.0
+    return max(loss, replay_loss) < target_loss

@@ -21,7 +21,7 @@ if [ "$kind" = cpu ]; then
 fi
 # --no-deps: the lock is complete. A resolver would add torchvision, which breaks transformers beside this torch.
 "${pip[@]}" -r "$here/$kind.txt" -r "$here/dev.txt"
-"${pip[@]}" --no-build-isolation --editable "$here/.."
+PYTHONWARNINGS=ignore "${pip[@]}" --no-build-isolation --editable "$here/.."
 "$venv/bin/python" - <<'PYTHON'
 import faiss, peft, ray, torch, transformers, vllm  # noqa: E401, F401: one import test of what set-up is for
 print(f"set-up complete: torch {torch.__version__}, vLLM {vllm.__version__}, Ray {ray.__version__}")

