@@ -103,7 +103,10 @@ class OnlineLearningModule:
                 kl_weight=config.kl_weight,
                 max_grad_norm=config.max_grad_norm,
             )
-            reports, num_tokens = _train(trainer, plan=plan, config=config, guard=guard, on_step=on_step)
+            peak = config.learning_rate * (config.continued_rate if parent_adapter is not None else 1.0)
+            reports, num_tokens = _train(
+                trainer, plan=plan, peak=peak, target_loss=config.target_loss, guard=guard, on_step=on_step
+            )
             guard()
             sha256 = save_adapter(adapted, folder=out_folder, base_name=base.folder.name)
         finally:
@@ -180,7 +183,8 @@ def _train(
     trainer: AdapterTrainer,
     *,
     plan: Sequence[PlannedStep],
-    config: LearningConfig,
+    peak: float,
+    target_loss: float,
     guard: Guard,
     on_step: Callable[[StepReport], None],
 ) -> tuple[list[StepReport], int]:
@@ -198,7 +202,7 @@ def _train(
             step.new,
             replayed=step.replayed,
             anchors=step.anchors,
-            learning_rate=learning_rate_at(number, num_steps=len(plan), peak=config.learning_rate),
+            learning_rate=learning_rate_at(number, num_steps=len(plan), peak=peak),
             guard=guard,
         )
         report = StepReport(
@@ -214,7 +218,7 @@ def _train(
         num_tokens += metrics.num_tokens
         epoch.append(metrics)
         if step.ends_epoch:
-            if _is_learned(epoch, target_loss=config.target_loss):
+            if _is_learned(epoch, target_loss=target_loss):
                 break
             epoch.clear()
     return reports, num_tokens

@@ -26,7 +26,7 @@ from serve.answers import (
 from serve.engine import AdapterRef, GenerateRequest
 from serve.errors import NotFoundError, UnsupportedError
 from serve.parts import Json, Parts
-from serve.rag import Augmented, Message, build_query, is_follow_up, question_of
+from serve.rag import STOPS_AFTER_PASSAGES, Augmented, Message, build_query, is_follow_up, question_of
 from serve.router import ALIASES, BASE, UnknownModelError, is_alias, requested_name, resolve_version
 from serve.schemas_openai import (
     ChatRequest,
@@ -180,6 +180,8 @@ async def _prepare_chat(context: ServingContext, body: ChatRequest, header: str 
         augmented = await _augment(context, messages, hits, max_tokens=body.max_tokens)
     prompt = await context.parts.render_chat(augmented.messages)
     request = _build_request(context, body, prompt, adapter)
+    if augmented.sources:
+        request = replace(request, stop=(*request.stop, *STOPS_AFTER_PASSAGES))
     return Prepared(request, model, version, augmented.sources, started_at=start, retrieval_s=retrieval_s)
 
 

@@ -21,6 +21,8 @@ INSTRUCTION = (
 )
 SHORT_QUESTION_WORDS = 6
 """A question of fewer words is taken for a follow-up."""
+STOPS_AFTER_PASSAGES = ("\nQuestion:", "\n[1] ")
+"""A small model that has answered goes on in the prompt's own form: with the question again, or the passages."""
 _OPEN, _CLOSE = "<<<", ">>>"
 _MIN_PASSAGE_TOKENS = 24
 _FORGERIES = re.compile(r"<\||\|>|<{3,}|>{3,}")

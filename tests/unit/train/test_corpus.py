@@ -23,8 +23,10 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 def test_it_has_the_python_topics_and_the_pages_of_installed_packages(corpus: Path) -> None:
     assert "assert" in (corpus / "language" / "assert.txt").read_text()
     page = (corpus / "packages" / "pydantic.md").read_text()
-    assert page.startswith(f"Name: pydantic\nVersion: {importlib.metadata.version('pydantic')}\nSummary: ")
-    assert "License: " in page.partition("\n\n")[0]
+    title, headers, _ = page.split("\n\n", 2)
+    assert title == "# pydantic"
+    assert headers.startswith(f"Name: pydantic\nVersion: {importlib.metadata.version('pydantic')}\nSummary: ")
+    assert "License: " in headers
     assert "# Pydantic" in page
 
 
