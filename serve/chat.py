@@ -8,6 +8,7 @@ import asyncio
 import base64
 import sys
 import uuid
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Response
