@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ class AgentShell(Shell):
         timings = last.timings if last else {}
         memory = _part("episodic", "health")
         return {
-            "version": version("autonomous-learning"),
+            "version": _program_version(),
             "uptime_s": round(time.time() - self._identity.started_at, 1),
             "pointers": asdict(self._agent.ledger.pointers()),
             "memory": memory,
@@ -171,6 +171,14 @@ class AgentShell(Shell):
                 logger.info("scheduled learning run %s", self._agent.start_cycle())
             except (NothingToLearn, AlreadyLearning, LearningStopped, RayError) as error:
                 logger.info("no scheduled learning: %s", error)
+
+
+def _program_version() -> str:
+    """The installed release; a job's bare working directory has none, so the code's hash names it."""
+    try:
+        return version("autonomous-learning")
+    except PackageNotFoundError:
+        return f"code {code_sha256()[:12]}"
 
 
 def _part(name: str, method: str) -> dict[str, Any]:
