@@ -306,7 +306,7 @@ class AutonomousLearningAgent:
         self._update(run_id, phase="training")
         start = self._clock()
         parent_record = self.ledger.get(parent)
-        replay = self._replay_for(parent, len(batch.lessons.items))
+        replay = self._replay_for(parent)
         temporary = self._folder / f".{run_id}"
         run = self._parts.learner.learn(
             batch.lessons.items,
@@ -454,12 +454,16 @@ class AutonomousLearningAgent:
         episodes = self._parts.memory.get(self.ledger.episodes_of(version_id))
         return list(build_lessons(episodes, max_items=self._config.learning.max_batch_items).questions)
 
-    def _replay_for(self, parent: str, num_new: int) -> list[LearningItem]:
-        """Old items for a batch, drawn from what the parent's line has learned and what still exists."""
+    def _replay_for(self, parent: str) -> list[LearningItem]:
+        """Old items for all steps of a batch, drawn from what the parent's line has learned and what still exists.
+
+        As many as the steps have room for: with a pool of one step's worth, the loss on the earlier batch was measured to
+        rise by a quarter instead of falling.
+        """
         learning = self._config.learning
         buffer: ExperienceReplay[str] = ExperienceReplay(learning.replay_capacity, seed=learning.seed)
         buffer.add({episode: episode for episode in sorted(self.ledger.learned_episodes(parent))})
-        wanted = num_replay(num_new, learning.replay_ratio)
+        wanted = learning.max_steps * num_replay(learning.items_per_step, learning.replay_ratio)
         if wanted == 0 or len(buffer) == 0:
             return []
         rng = np.random.default_rng([learning.seed, len(buffer)])

@@ -24,7 +24,15 @@ from train.adapt.trainer import AdapterTrainer, AnchorReferences, NonFiniteLoss,
 from train.continual.items import EncodedItem, LearningItem, encode_item, text_item
 from train.continual.replay import num_replay
 
-__all__ = ["LearningRun", "NonFiniteLoss", "OnlineLearningModule", "StepReport", "learning_rate_at", "plan_steps"]
+__all__ = [
+    "LearningRun",
+    "NonFiniteLoss",
+    "OnlineLearningModule",
+    "StepReport",
+    "is_learned",
+    "learning_rate_at",
+    "plan_steps",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -188,10 +196,9 @@ def _train(
     guard: Guard,
     on_step: Callable[[StepReport], None],
 ) -> tuple[list[StepReport], int]:
-    """Take the planned steps until an epoch's mean losses, of new and of replayed items, are both below the target.
+    """Take the planned steps, or fewer if an epoch `is_learned`: returns (reports, trained tokens).
 
-    The replayed ones count, or a batch that is learned quickly ends before the old items have recovered.
-    Returns (reports, trained tokens).
+    Replayed items count there, or a batch that is learned quickly ends before the old items have recovered.
     """
     reports: list[StepReport] = []
     num_tokens = 0
@@ -218,13 +225,14 @@ def _train(
         num_tokens += metrics.num_tokens
         epoch.append(metrics)
         if step.ends_epoch:
-            if _is_learned(epoch, target_loss=target_loss):
+            if is_learned(epoch, target_loss=target_loss):
                 break
             epoch.clear()
     return reports, num_tokens
 
 
-def _is_learned(epoch: Sequence[StepMetrics], *, target_loss: float) -> bool:
+def is_learned(epoch: Sequence[StepMetrics], *, target_loss: float) -> bool:
+    """Whether the epoch's mean losses per target token, of new and of replayed items, are both below the target."""
     loss = sum(step.loss_sum for step in epoch) / sum(step.num_targets for step in epoch)
     num_old = sum(step.num_replay_targets for step in epoch)
     replay_loss = sum(step.replay_loss_sum for step in epoch) / num_old if num_old else 0.0

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from autonomous.config import GateConfig
 from autonomous.versions.gates import (
@@ -97,7 +98,6 @@ def test_the_upper_bound_is_the_mirror_image_of_the_lower_one():
 
 
 def test_the_bound_agrees_with_the_percentile_method_of_scipy():
-    stats = pytest.importorskip("scipy.stats")
     values = np.random.default_rng(3).exponential(size=40)
     theirs = stats.bootstrap(
         (values,), np.mean, confidence_level=0.90, n_resamples=20_000, method="percentile", random_state=4

@@ -6,10 +6,19 @@ from pathlib import Path
 import pytest
 
 from autonomous.config import LearningConfig
-from autonomous.online import LearningRun, NonFiniteLoss, OnlineLearningModule, StepReport, learning_rate_at, plan_steps
+from autonomous.online import (
+    LearningRun,
+    NonFiniteLoss,
+    OnlineLearningModule,
+    StepReport,
+    is_learned,
+    learning_rate_at,
+    plan_steps,
+)
 from tests.tiny_model import write_adapter, write_tiny_llama
 from train.adapt.base import weights_sha256
 from train.adapt.lora import adapter_sha256
+from train.adapt.trainer import StepMetrics
 from train.continual.items import EncodedItem, LearningItem
 
 CONFIG = LearningConfig(
@@ -158,6 +167,26 @@ def test_learning_goes_on_from_the_parent_adapter(learner: OnlineLearningModule,
     second = learn(learner, tmp_path / "two", parent=tmp_path / "one")
     assert sum(second.losses[:2]) < 0.8 * sum(first.losses[:2])
     assert adapter_sha256(tmp_path / "one") == parent_hash != second.adapter_sha256
+
+
+def test_a_continued_adapter_learns_at_a_share_of_the_rate(
+    learner: OnlineLearningModule, base_folder: Path, tmp_path: Path
+) -> None:
+    learn(learner, tmp_path / "parent")
+    hashes = []
+    for share, rate in [(0.5, 4e-3), (1.0, 2e-3), (1.0, 4e-3)]:
+        config = CONFIG.model_copy(update={"continued_rate": share, "learning_rate": rate})
+        other = start_learner(base_folder, config=config)
+        run = learn(other, tmp_path / f"{share}-{rate}", parent=tmp_path / "parent")
+        hashes.append(run.adapter_sha256)
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize(("new", "old", "expected"), [(0.03, 0.03, True), (0.03, 0.09, False), (0.09, 0.03, False)])
+def test_a_batch_is_learned_only_when_new_and_replayed_items_are(new: float, old: float, expected: bool) -> None:
+    steps = [StepMetrics(new * 10, 10, old * n, n, kl=0.0, grad_norm=1.0, num_tokens=50) for n in (5, 5)]
+    assert is_learned(steps, target_loss=0.04) is expected
+    assert is_learned([StepMetrics(0.3, 10, 0.0, 0, kl=0.0, grad_norm=1.0, num_tokens=9)], target_loss=0.04)
 
 
 def test_an_epoch_below_the_target_loss_ends_the_batch_early(base_folder: Path, tmp_path: Path) -> None:
