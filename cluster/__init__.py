@@ -3,9 +3,12 @@
 config   the TOML a person edits, resolved and checked
 state    what is running, in one small file
 up, stop bring the system up on this machine, take it down
+processes  the processes of one system, found by their environment
 client   the HTTP API from Python
-cli      the command `autonomous`
-guided   the guided run of `make demo`
+feed     a folder or repository into the running system
+cli      the command `autonomous`; cli_* its groups of commands
+logs, progress  log files and progress bars for them
+guided   the guided run of `make demo`; guided_stop its stop checks, report its page
 bench    the harness of benchmarks/
 jobs     entry points of `ray job submit`
 """

@@ -12,5 +12,10 @@ engine_text          text to tokens, chat template, stop strings; the same for e
 engine_adapters      the check of an adapter's folder before a backend sees it
 lora_ops             the fix of vLLM's CPU operations for batches of base and adapter rows
 
+parts                what the HTTP surface needs from the rest; ray_parts gives it over Ray actors
+app, chat, answers   the routes; schemas, schemas_openai what goes over the wire; errors, docs_page, stream beside them
+rag, router          passages into the prompt; names to versions, and retries
+deployments          the Ray Serve application
+
 This package imports nothing by itself: a backend's import costs seconds.
 """
