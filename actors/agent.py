@@ -13,13 +13,9 @@ from ray.exceptions import RayError
 
 from actors.base import Shell, code_sha256
 from actors.ports import RayEngine, RayEvaluator, RayLearner, RayMemory, actor
-from autonomous.agent import (
-    AgentParts,
-    AlreadyLearning,
-    AutonomousLearningAgent,
-    NothingToLearn,
-)
+from autonomous.agent import AlreadyLearning, AutonomousLearningAgent, NothingToLearn
 from autonomous.config import AutonomousConfig
+from autonomous.ports import AgentParts
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.versions.bundle import base_bundle
 from autonomous.versions.ledger import VersionLedger

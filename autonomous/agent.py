@@ -12,22 +12,22 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from autonomous.config import AutonomousConfig
 from autonomous.lessons import Lessons, Question, build_lessons
-from autonomous.runs import LearningRun, StepReport
+from autonomous.ports import AgentParts
+from autonomous.runs import CycleStatus, training_summary
 from autonomous.safety.latch import Latch, LearningStopped, Permit
 from autonomous.suite import load_suite
 from autonomous.versions.bundle import Bundle, digest_of, version_id_of, write_bundle
 from autonomous.versions.gates import Decision, GateResult, Verdict, decide_gates, decide_promotion, gate_probe_parity
 from autonomous.versions.ledger import LedgerNotReady, UnknownVersion, VersionLedger, VersionRecord
-from autonomous.versions.report import EvaluationReport
 from autonomous.versions.states import State
 from memory.types import Episode
 from train.adapt.reference import AdapterRef
@@ -60,72 +60,6 @@ class UnknownRun(LookupError):
     """No learning run of this id."""
 
 
-class MemoryPort(Protocol):
-    """Where passages come from."""
-
-    def freshest(self, limit: int, offset: int) -> list[tuple[int, Episode]]:
-        """(commit order, episode), most salient first, newest first."""
-
-    def get(self, ids: Sequence[str]) -> list[Episode]:
-        """The episodes that still exist."""
-
-
-class LearnerPort(Protocol):
-    """What trains."""
-
-    def learn(
-        self,
-        items: Sequence[LearningItem],
-        *,
-        replay: Sequence[LearningItem],
-        anchors: Sequence[str],
-        parent_adapter: Path | None,
-        out_folder: Path,
-    ) -> LearningRun:
-        """Train one batch and write the adapter to `out_folder`."""
-
-    def progress(self) -> StepReport | None:
-        """The last step."""
-
-
-class EvaluatorPort(Protocol):
-    """What judges."""
-
-    def warm_up(self) -> None:
-        """Begin to load the model; returns at once."""
-
-    def evaluate(
-        self,
-        candidate: Path,
-        *,
-        parent: Path | None,
-        questions: Sequence[Question],
-        earlier: Sequence[tuple[str, Sequence[Question]]],
-        training: dict[str, Any],
-    ) -> EvaluationReport:
-        """Score a candidate against its parent and the frozen original."""
-
-
-class EnginePort(Protocol):
-    """What serves."""
-
-    def prepare(self, adapter: AdapterRef, probe: str) -> list[list[float]]:
-        """Load the adapter on every replica; the log-probabilities of `probe` from each."""
-
-    def drop(self, adapter: AdapterRef) -> None:
-        """Forget the adapter on every replica."""
-
-
-@dataclass(frozen=True)
-class AgentParts:
-    """What the agent works with."""
-
-    memory: MemoryPort
-    learner: LearnerPort
-    evaluator: EvaluatorPort
-    engine: EnginePort
-
-
 @dataclass(frozen=True)
 class Batch:
     """What would be learned next. `stream_offset` is the newest commit order in it."""
@@ -133,23 +67,6 @@ class Batch:
     episodes: tuple[Episode, ...]
     lessons: Lessons
     stream_offset: int
-
-
-@dataclass(frozen=True)
-class CycleStatus:
-    """Where a learning run stands. Times in seconds."""
-
-    run_id: str
-    phase: str
-    step: int = 0
-    num_steps: int = 0
-    loss: float | None = None
-    version: str | None = None
-    state: str | None = None
-    gates: tuple[GateResult, ...] = ()
-    timings: dict[str, float] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    error: str | None = None
 
 
 class AutonomousLearningAgent:
@@ -514,17 +431,3 @@ class AutonomousLearningAgent:
     def _time(self, run_id: str, name: str, start: float) -> None:
         timings = {**self._runs[run_id].timings, name: round(self._clock() - start, 3)}
         self._update(run_id, timings=timings)
-
-
-def training_summary(run: LearningRun) -> dict[str, Any]:
-    """What of a training run goes into its evaluation report (G1)."""
-    return {
-        "num_steps": run.num_steps,
-        "losses": list(run.losses),
-        "kls": list(run.kls),
-        "grad_norms": list(run.grad_norms),
-        "replay_share": run.replay_share,
-        "seconds": run.seconds,
-        "num_tokens": run.num_tokens,
-        "num_trainable": run.num_trainable,
-    }

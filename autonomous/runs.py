@@ -1,6 +1,9 @@
-"""What a learning run reports, step by step and at its end. Without torch, so that every process can read it."""
+"""What a learning run reports: its steps, its end, where its cycle stands. Without torch: every process reads it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+from autonomous.versions.gates import GateResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +33,34 @@ class LearningRun:
     adapter_sha256: str
     num_trainable: int
     stopped_early: bool
+
+
+@dataclass(frozen=True)
+class CycleStatus:
+    """Where a learning run stands. Times in seconds."""
+
+    run_id: str
+    phase: str
+    step: int = 0
+    num_steps: int = 0
+    loss: float | None = None
+    version: str | None = None
+    state: str | None = None
+    gates: tuple[GateResult, ...] = ()
+    timings: dict[str, float] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+
+def training_summary(run: LearningRun) -> dict[str, Any]:
+    """What of a training run goes into its evaluation report (G1)."""
+    return {
+        "num_steps": run.num_steps,
+        "losses": list(run.losses),
+        "kls": list(run.kls),
+        "grad_norms": list(run.grad_norms),
+        "replay_share": run.replay_share,
+        "seconds": run.seconds,
+        "num_tokens": run.num_tokens,
+        "num_trainable": run.num_trainable,
+    }

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from autonomous.agent import AgentParts, AlreadyLearning, AutonomousLearningAgent, CycleStatus, NothingToLearn
+from autonomous.agent import AlreadyLearning, AutonomousLearningAgent, NothingToLearn
 from autonomous.config import AutonomousConfig, GateConfig, LearningConfig
 from autonomous.evaluation import SelfEvaluationSystem
 from autonomous.online import OnlineLearningModule
+from autonomous.ports import AgentParts
+from autonomous.runs import CycleStatus
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.versions.bundle import base_bundle
 from autonomous.versions.ledger import VersionLedger
