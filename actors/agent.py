@@ -44,12 +44,12 @@ class AgentShell(Shell):
         if config.enable_online_learning and config.learning.interval_s > 0:
             threading.Thread(target=self._learn_on_schedule, name="schedule", daemon=True).start()
 
-    @ray.method(concurrency_group="read")
+    @ray.method(concurrency_group="route")
     def pointers(self) -> dict[str, str | None]:
         """Which version is V1, V2, V3."""
         return asdict(self._agent.ledger.pointers())
 
-    @ray.method(concurrency_group="read")
+    @ray.method(concurrency_group="route")
     def version_adapter(self, version_id: str) -> AdapterRef | None:
         """The adapter of a version; None for the frozen original."""
         return self._agent.adapter_of(version_id)
@@ -167,6 +167,8 @@ class AgentShell(Shell):
                 logger.info("scheduled learning run %s", self._agent.start_cycle())
             except (NothingToLearn, AlreadyLearning, LearningStopped, RayError) as error:
                 logger.info("no scheduled learning: %s", error)
+            except Exception:  # the thread must live: the next interval tries again
+                logger.exception("scheduled learning could not start")
 
 
 def _program_version() -> str:

@@ -11,7 +11,7 @@ import ray
 
 from actors.base import Shell
 from autonomous.ingest import IngestConfig, Prepared, prepare_document
-from autonomous.safety.latch import Latch, LearningStopped
+from autonomous.safety.latch import Latch
 from autonomous.safety.screen import Level, SafetyScreen
 from memory.embed import MiniLmEmbedder
 from memory.episodic import EpisodicConfig, EpisodicMemory
@@ -114,10 +114,12 @@ class EpisodicShell(Shell):
         self._memory.save_index()
 
     def _index_for_ever(self) -> None:
-        saved = True
-        self._embedder.embed(["loads the model, so that the first question does not wait for it"])
+        saved, is_warm = True, False
         while True:
             try:
+                if not is_warm:
+                    self._embedder.embed(["loads the model, so that the first question does not wait for it"])
+                    is_warm = True
                 num_indexed = self._memory.index_pending()
                 self._index_error = ""
                 if num_indexed:
@@ -128,8 +130,6 @@ class EpisodicShell(Shell):
                     saved = True
                 self._wake.wait(INDEX_IDLE_S)
                 self._wake.clear()
-            except LearningStopped:
-                time.sleep(INDEX_IDLE_S)
             except Exception as error:  # the thread must live: the failure is shown by health() and retried
                 logger.exception("indexing failed")
                 self._index_error = f"{type(error).__name__}: {error}"

@@ -37,18 +37,20 @@ class LearnerShell(Shell):
         out_folder: Path,
     ) -> LearningRun:
         """Train one batch and write the adapter. Raises LearningStopped, NonFiniteLoss: then nothing was written."""
-        self._progress = None
         guard = self._latch.permit("optimizer step").check
         self._module.start()
-        return self._module.learn(
-            items,
-            replay=replay,
-            anchors=anchors,
-            parent_adapter=parent_adapter,
-            out_folder=out_folder,
-            guard=guard,
-            on_step=self._report,
-        )
+        try:
+            return self._module.learn(
+                items,
+                replay=replay,
+                anchors=anchors,
+                parent_adapter=parent_adapter,
+                out_folder=out_folder,
+                guard=guard,
+                on_step=self._report,
+            )
+        finally:
+            self._progress = None  # the next run must not show this one's steps
 
     @ray.method(concurrency_group="control")
     def progress(self) -> StepReport | None:

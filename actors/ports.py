@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray import serve as ray_serve
-from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
 from actors.base import NAMESPACE
 from autonomous.lessons import Question
@@ -84,7 +84,7 @@ class RayLearner:
         """See LearnerPort; None while the learner restarts."""
         try:
             step: StepReport | None = ray.get(actor("learner").progress.remote(), timeout=2)
-        except (RayActorError, ray.exceptions.GetTimeoutError):
+        except (RayError, ValueError):
             return None
         return step
 

@@ -51,7 +51,7 @@ ACTORS: dict[str, ActorSpec] = {
     "working": ActorSpec(WorkingShell, {"control": 1}),
     "learner": ActorSpec(LearnerShell, {"control": 1}, num_cpus=0.1, max_pending_calls=8),
     "evaluator": ActorSpec(EvaluatorShell, {"control": 1}, num_cpus=0.1, max_pending_calls=8),
-    "agent": ActorSpec(AgentShell, {"control": 1, "read": 3, "learn": 1}),
+    "agent": ActorSpec(AgentShell, {"control": 1, "route": 2, "read": 3, "learn": 1}),
 }
 """In the order of creation: an actor may call those before it."""
 

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 64
 IDLE_S = 1.0
+RETRY_S = 5.0
 
 
 class SemanticShell(Shell):
@@ -28,6 +29,8 @@ class SemanticShell(Shell):
         super().__init__("semantic", settings_sha256)
         self._memory = SemanticMemory.open(folder)
         self._latch = Latch.open(latch)
+        self._error = ""
+        self._following = threading.Lock()
         threading.Thread(target=self._follow_for_ever, name="follow", daemon=True).start()
 
     @ray.method(concurrency_group="read")
@@ -38,22 +41,35 @@ class SemanticShell(Shell):
     @ray.method
     def forget_episodes(self, ids: list[str]) -> int:
         """Retract the facts that no other episode states; returns how many."""
-        return self._memory.forget_episodes(ids, guard=self._latch.permit("memory write").check)
+        with self._following:
+            while self._follow_once():  # read past them first, or the follower would state their facts again
+                pass
+            return self._memory.forget_episodes(ids, guard=self._latch.permit("memory write").check)
 
     @ray.method(concurrency_group="control")
     def health(self) -> dict[str, Any]:
-        """Sizes, and the last episode that was read."""
+        """Sizes, and the last episode that was read. Raises if following fails, with the reason."""
+        if self._error:
+            raise RuntimeError(f"following the episodes fails and is retried every {RETRY_S:.0f} s: {self._error}")
         return {**self._memory.health(), "cursor": self._memory.cursor}
 
     def _follow_for_ever(self) -> None:
         while True:
             try:
-                if not self._follow_once():
+                with self._following:
+                    num_read = self._follow_once()
+                self._error = ""
+                if not num_read:
                     time.sleep(IDLE_S)
             except (LearningStopped, RayError, ValueError) as error:
                 # Stopped by a person, or the episodic actor restarts: the cursor stands, so nothing is missed.
                 logger.info("following waits: %s", error)
+                self._error = ""
                 time.sleep(IDLE_S)
+            except Exception as error:  # the thread must live: the failure is shown by health() and retried
+                logger.exception("following failed")
+                self._error = f"{type(error).__name__}: {error}"
+                time.sleep(RETRY_S)
 
     def _follow_once(self) -> int:
         guard = self._latch.permit("memory write").check

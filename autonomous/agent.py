@@ -12,7 +12,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,16 @@ from autonomous.runs import CycleStatus, training_summary
 from autonomous.safety.latch import Latch, LearningStopped, Permit
 from autonomous.suite import load_suite
 from autonomous.versions.bundle import Bundle, digest_of, version_id_of, write_bundle
-from autonomous.versions.gates import Decision, GateResult, Verdict, decide_gates, decide_promotion, gate_probe_parity
-from autonomous.versions.ledger import LedgerNotReady, UnknownVersion, VersionLedger, VersionRecord
+from autonomous.versions.gates import (
+    MIN_PAIRS,
+    Decision,
+    GateResult,
+    Verdict,
+    decide_gates,
+    decide_promotion,
+    gate_probe_parity,
+)
+from autonomous.versions.ledger import LedgerNotReady, PromotionRefused, UnknownVersion, VersionLedger, VersionRecord
 from autonomous.versions.states import State
 from memory.types import Episode
 from train.adapt.reference import AdapterRef
@@ -54,6 +62,10 @@ class AlreadyLearning(RuntimeError):
 
 class NothingToLearn(RuntimeError):
     """Every passage is learned, held back or quarantined."""
+
+
+class ErasedMeanwhile(RuntimeError):
+    """What was trained holds an erased document: the adapter is thrown away."""
 
 
 class UnknownRun(LookupError):
@@ -142,8 +154,11 @@ class AutonomousLearningAgent:
             chosen.extend((seq, episode) for seq, episode in page if episode.id not in decided)
             offset += len(page)
         chosen = chosen[:wanted]
+        limit = self._config.learning.max_batch_items
+        while len(chosen) > 1 and len(_lessons_of(chosen, max_items=limit + 1).items) > limit:
+            chosen.pop()  # a passage counts as learned, so all that it teaches must fit
         episodes = tuple(episode for _, episode in chosen)
-        lessons = build_lessons(episodes, max_items=self._config.learning.max_batch_items)
+        lessons = _lessons_of(chosen, max_items=limit)
         return Batch(episodes=episodes, lessons=lessons, stream_offset=max((seq for seq, _ in chosen), default=0))
 
     def num_decided_episodes(self) -> int:
@@ -168,11 +183,15 @@ class AutonomousLearningAgent:
         if not self._busy.acquire(blocking=False):
             raise AlreadyLearning(f"run {self._last_run} is under way; wait for it: GET /v1/learn/{self._last_run}")
         try:
+            self._close_stale(permit)
             if undecided := self._in_states(UNDECIDED_STATES):
                 return self._start(undecided[-1].run_id or undecided[-1].name, self._resume, undecided[-1], permit)
             batch = self.next_batch()
-            if not batch.lessons.items:
-                raise NothingToLearn("every stored passage is learned, held back or quarantined; add documents first")
+            if len(batch.lessons.questions) < MIN_PAIRS:
+                raise NothingToLearn(
+                    f"the passages that are left state {len(batch.lessons.questions)} facts that can be asked, and a "
+                    f"verdict needs {MIN_PAIRS}; they stay searchable; add documents first"
+                )
             parent = self.ledger.pointers().v2
             config = self._config.model_dump(mode="json")
             run_id = self.ledger.start_run(parent=parent, config=config, guard=permit.check)
@@ -206,16 +225,26 @@ class AutonomousLearningAgent:
         self._advance(run_id, self._train(run_id, parent, batch, permit), permit)
 
     def _resume(self, run_id: str, record: VersionRecord, permit: Permit) -> None:
-        """Decide a version that a crash, a stop or an inconclusive gate left open. Open twice counts as failed."""
-        training = json.loads((record.folder / TRAINING_FILE).read_text(encoding="utf-8"))
-        self._update(run_id, version=record.name, training=training)
-        if record.parent != self.ledger.pointers().v2:
-            if record.state is State.CANDIDATE:
-                self._move(record.name, State.CANDIDATE, State.EVALUATING, "to be closed", permit)
-            self.ledger.quarantine(record.name, by=BY, reason="its parent no longer serves", guard=permit.check)
-            self._finish(run_id, record.name)
-            return
-        self._advance(run_id, record.name, permit, was_inconclusive=bool(record.gates))
+        """Decide a version that a crash, a stop or an inconclusive gate left open.
+
+        What fails again here is quarantined: otherwise one version that cannot be judged would block learning for ever.
+        """
+        self._update(run_id, version=record.name)
+        try:
+            training = json.loads((record.folder / TRAINING_FILE).read_text(encoding="utf-8"))
+            self._update(run_id, training=training)
+            self._advance(run_id, record.name, permit, was_inconclusive=bool(record.gates))
+        except LearningStopped:
+            raise
+        except Exception as error:
+            self._give_up(record.name, f"open twice: {type(error).__name__}: {error}", permit)
+            raise
+
+    def _give_up(self, version_id: str, reason: str, permit: Permit) -> None:
+        if self.ledger.get(version_id).state is State.CANDIDATE:
+            self._move(version_id, State.CANDIDATE, State.EVALUATING, "to be closed", permit)
+        if self.ledger.get(version_id).state in UNDECIDED_STATES:
+            self.ledger.quarantine(version_id, by=BY, reason=reason, guard=permit.check)
 
     def _train(self, run_id: str, parent: str, batch: Batch, permit: Permit) -> str:
         """DRAFT -> CANDIDATE. Returns the version id."""
@@ -247,6 +276,9 @@ class AutonomousLearningAgent:
             parent=parent,
         )
         version_id = version_id_of(bundle)
+        ids = [episode.id for episode in batch.episodes]
+        if len(self._parts.memory.get(ids)) != len(ids):
+            raise ErasedMeanwhile("a document of the batch was erased while it was learned; learn again without it")
         training = training_summary(run)
         (temporary / TRAINING_FILE).write_text(json.dumps(training), encoding="utf-8")
         write_bundle(temporary, bundle)
@@ -260,7 +292,7 @@ class AutonomousLearningAgent:
             version_id=version_id,
             folder=folder,
             manifest=bundle.model_dump(mode="json"),
-            episode_ids=[episode.id for episode in batch.episodes],
+            episode_ids=ids,
             stream_offset=batch.stream_offset,
             by=BY,
             guard=permit.check,
@@ -307,18 +339,28 @@ class AutonomousLearningAgent:
         return decision
 
     def approve(self, version_id: str, *, by: str, reason: str) -> None:
-        """A person lets a waiting version serve. Raises StaleTransition if it does not wait, LearningStopped."""
+        """A person lets a waiting version serve.
+
+        Raises StaleTransition if it does not wait, PromotionRefused if its parent no longer serves, AlreadyLearning
+        while a run is under way, LearningStopped.
+        """
         permit = self._latch.permit("promotion")
-        self.ledger.transition(
-            version_id,
-            expected=State.AWAITING_APPROVAL,
-            to=State.SHADOW,
-            by=by,
-            reason=reason,
-            guard=permit.check,
-        )
-        self._parts.engine.prepare(self._reference(version_id), "")
-        self._promote(version_id, permit, reason=f"approved by {by}: {reason}")
+        if not self._busy.acquire(blocking=False):
+            raise AlreadyLearning(f"run {self._last_run} is under way; approve when it has ended")
+        try:
+            self._check_parent(version_id)
+            self.ledger.transition(
+                version_id,
+                expected=State.AWAITING_APPROVAL,
+                to=State.SHADOW,
+                by=by,
+                reason=reason,
+                guard=permit.check,
+            )
+            self._parts.engine.prepare(self._reference(version_id), "")
+            self._promote(version_id, permit, reason=f"approved by {by}: {reason}")
+        finally:
+            self._busy.release()
 
     def rollback(self, *, by: str, reason: str) -> tuple[str, str]:
         """The predecessor serves again, at once; the bad version is quarantined. Allowed while stopped.
@@ -356,16 +398,38 @@ class AutonomousLearningAgent:
             *decide_gates(report, self._config.gates),
             gate_probe_parity(report, replicas, self._config.gates),
         ]
-        permit.check()
-        self.ledger.bind_report(record.name, report=report.to_dict(), gates=gates, by=BY)
+        self.ledger.bind_report(record.name, report=report.to_dict(), gates=gates, by=BY, guard=permit.check)
         self._update(run_id, gates=tuple(gates))
         return gates
 
     def _promote(self, version_id: str, permit: Permit, *, reason: str) -> None:
-        for archived in self.ledger.promote(version_id, by=BY, reason=reason, guard=permit.check):
-            if reference := self.adapter_of(archived):
-                self._parts.engine.drop(reference)
+        self._check_parent(version_id)
+        archived = self.ledger.promote(version_id, by=BY, reason=reason, guard=permit.check)
         logger.info("version %s serves as V2", version_id)
+        for reference in filter(None, map(self.adapter_of, archived)):
+            try:
+                self._parts.engine.drop(reference)
+            except Exception:  # the promotion is done; an adapter too many in memory harms nobody
+                logger.exception("the adapter of %s was not dropped", reference.name)
+
+    def _check_parent(self, version_id: str) -> None:
+        """A version was compared with its parent: it may replace no other."""
+        record, v2 = self.ledger.get(version_id), self.ledger.pointers().v2
+        if record.parent != v2:
+            raise PromotionRefused(
+                f"version {record.name} was compared with {record.parent}, but {v2} serves now; "
+                "POST /v1/learn closes it and learns its passages on top of what serves"
+            )
+
+    def _close_stale(self, permit: Permit) -> None:
+        """Close versions whose parent no longer serves, and free their passages: nothing was found wrong with them."""
+        v2 = self.ledger.pointers().v2
+        for record in self._in_states((*UNDECIDED_STATES, State.AWAITING_APPROVAL)):
+            if record.parent != v2:
+                if record.state is State.CANDIDATE:
+                    self._move(record.name, State.CANDIDATE, State.EVALUATING, "to be closed", permit)
+                reason = f"its parent {record.parent} no longer serves"
+                self.ledger.quarantine(record.name, by=BY, reason=reason, hold_back=False, guard=permit.check)
 
     def _questions_of(self, version_id: str) -> list[Question]:
         episodes = self._parts.memory.get(self.ledger.episodes_of(version_id))
@@ -431,3 +495,7 @@ class AutonomousLearningAgent:
     def _time(self, run_id: str, name: str, start: float) -> None:
         timings = {**self._runs[run_id].timings, name: round(self._clock() - start, 3)}
         self._update(run_id, timings=timings)
+
+
+def _lessons_of(chosen: Sequence[tuple[int, Episode]], *, max_items: int) -> Lessons:
+    return build_lessons([episode for _, episode in chosen], max_items=max_items)

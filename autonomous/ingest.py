@@ -23,8 +23,8 @@ Status = Literal["stored", "quarantined", "rejected"]
 LEAD_PASSAGES = 2
 """The opening of a document says what it is about."""
 LEAD_SALIENCE = 1.0
-FACT_SALIENCE = 1.0
-"""Added to 1 for an opening and for a passage that states a fact, which can be asked and so be verified. The learner takes
+FACT_SALIENCE = 2.0
+"""Added to 1 for an opening, and for a passage that states a fact: only what can be asked can be judged. The learner takes
 passages of higher salience first; a full store drops those of lower salience first."""
 MAX_TITLE_CHARS = 200
 

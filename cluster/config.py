@@ -92,7 +92,7 @@ class SystemConfig(BaseModel):
                 f"home = '{home}' is relative, but actors and jobs run in other folders; "
                 "write an absolute path or one that starts with ~"
             )
-        return home
+        return home.resolve()
 
     @model_validator(mode="after")
     def _adapters_fit_the_engine(self) -> "SystemConfig":

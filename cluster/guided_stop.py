@@ -23,7 +23,9 @@ def stop_and_reset(client: Client, *, question: str, by: str) -> Iterator[Check]
     yield _check("reset", "armed", lambda: str(client.reset(by=by, reason="end of the guided run").get("mode")))
     yield _check("GET /v1/safety", "armed", lambda: str(client.safety().get("mode")))
     yield _check(
-        "GET /v1/learn/next", "answered", lambda: f"answered: {client.next_batch()['num_pending']} passages wait"
+        "GET /v1/learn/next",
+        "answered",
+        lambda: f"the next batch would take {client.next_batch()['num_pending']} passages",
     )
 
 

@@ -116,9 +116,11 @@ def prepare_model(config: SystemConfig) -> Path:
     """The checked folder of the base model; the embedded one is materialised on first use."""
     try:
         if config.model.source == "embedded":
-            folder = materialise_base_model(config.model.cache.expanduser() / EMBEDDED_NAME, progress=logger.info)
+            folder = materialise_base_model(
+                config.model.cache.expanduser().resolve() / EMBEDDED_NAME, progress=logger.info
+            )
         else:
-            folder = Path(config.model.source).expanduser()
+            folder = Path(config.model.source).expanduser().resolve()
         check_model_folder(folder)
     except ModelFolderProblem as error:
         raise BringUpError(f"model.source = '{config.model.source}': {error}") from error
@@ -127,7 +129,7 @@ def prepare_model(config: SystemConfig) -> Path:
 
 @contextlib.contextmanager
 def _exclusive(home: Path) -> Iterator[None]:
-    """Only one `up` or `down` of a home at a time."""
+    """Only one `up` of a home at a time. `down` does not wait: it must be able to end a hung `up`."""
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = (home / ".up.lock").open("w")
@@ -284,7 +286,7 @@ def _wait_until_ready(url: str, *, timeout_s: float) -> None:
     last = "no answer"
     while time.monotonic() < deadline:
         try:
-            response = httpx.get(f"{url}/readyz", timeout=10.0)
+            response = httpx.get(f"{url}/readyz", timeout=10.0, trust_env=False)
             if response.status_code == httpx.codes.OK:
                 return
             last = response.text

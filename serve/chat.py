@@ -24,7 +24,7 @@ from serve.answers import (
     facts_of,
     open_stream,
 )
-from serve.engine import AdapterRef, GenerateRequest
+from serve.engine import AdapterRef, GenerateRequest, PromptTooLongError
 from serve.errors import NotFoundError, UnsupportedError
 from serve.parts import Json, Parts
 from serve.rag import STOPS_AFTER_PASSAGES, Augmented, Message, build_query, is_follow_up, question_of
@@ -45,6 +45,8 @@ EMBEDDING_MODEL = "all-MiniLM-L6-v2"
 VERSION_HEADER = "X-Model-Version"
 QUESTION_KEY = "question"
 _INSTRUCTION_TOKENS = 64
+MAX_CHARS_PER_TOKEN = 64
+"""Far above what any tokenizer packs into a token."""
 """Room for the retrieval instruction and the frames of the chat template."""
 
 VersionHeader = Annotated[str | None, Header(alias=VERSION_HEADER, description="Wins over the body's model.")]
@@ -75,6 +77,7 @@ def build_chat_router(context: ServingContext) -> APIRouter:
     async def complete(body: CompletionRequest, response: Response, version: VersionHeader = None) -> Any:
         """Continue a text as it is: no chat template, no retrieval."""
         start = context.clock()
+        refuse_huge(max(map(len, body.prompts())), max_model_len=context.max_model_len)
         model, version_id, adapter = await _find_version(parts, body.model, version)
         requests = [
             Prepared(_build_request(context, body, prompt, adapter), model, version_id, [], started_at=start)
@@ -171,6 +174,7 @@ async def _prepare_chat(context: ServingContext, body: ChatRequest, header: str 
     start = context.clock()
     model, version, adapter = await _find_version(context.parts, body.model, header)
     messages = body.plain_messages()
+    refuse_huge(sum(len(message["content"]) for message in messages), max_model_len=context.max_model_len)
     body = body.model_copy(update={"max_tokens": body.max_completion_tokens or body.max_tokens})
     question = question_of(messages)
     augmented, retrieval_s = Augmented(messages=messages, sources=[]), 0.0
@@ -209,6 +213,14 @@ async def _augment(
     return await context.rag.augment(
         messages, hits=hits, count_tokens=context.parts.count_tokens, budget_tokens=max(0, room)
     )
+
+
+def refuse_huge(num_chars: int, *, max_model_len: int) -> None:
+    """Refuse what no tokenizer could fit before it is tokenized: 60 MB would hold the HTTP process for a minute."""
+    if num_chars > MAX_CHARS_PER_TOKEN * max_model_len:
+        raise PromptTooLongError(
+            f"the prompt has {num_chars:,} characters, but the context holds {max_model_len} tokens; shorten it"
+        )
 
 
 def _build_request(context: ServingContext, body: Sampling, prompt: str, adapter: AdapterRef | None) -> GenerateRequest:

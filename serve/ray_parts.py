@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 ACTORS = ("agent", "episodic", "semantic", "working", "safety")
 """Named actors that an answer or a decision needs; each has `identity()` in its control group."""
 READY_TIMEOUT_S = 5.0
+POINTERS_TIMEOUT_S = 2.0
+"""Beyond it the last known pointers serve on: answering does not wait for a busy agent."""
 PROBE_CHARS = 200
 PROBE_HITS = 5
 """A new document counts as retrievable when it is among so many hits for its own opening."""
@@ -117,7 +119,11 @@ class RayParts:
         deadline_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
         try:
             return await call_with_retry(
-                lambda: self._call_once(name, method, *args), retry_on=RETRY_ACTOR, deadline_s=deadline_s
+                lambda: asyncio.wait_for(
+                    self._call_once(name, method, *args), timeout=max(0.001, deadline_s - time.monotonic())
+                ),
+                retry_on=RETRY_ACTOR,
+                deadline_s=deadline_s,
             )
         except RayActorError as problem:
             raise NotReadyError(f"The {name} actor restarts. Try again in a few seconds.") from problem
@@ -193,11 +199,14 @@ class RayParts:
     async def pointers(self) -> Mapping[str, str | None]:
         """See Parts. While the agent restarts the last known pointers serve on: answering does not depend on it."""
         if self._pointers is None:
-            self._pointers = await self._call("agent", "pointers")
-            return self._pointers
+            first: Mapping[str, str | None] = await self._call("agent", "pointers")
+            self._pointers = first
+            return first
         try:
-            self._pointers = await self._call_once("agent", "pointers")
-        except (RayActorError, NotReadyError, OverloadedError) as problem:
+            self._pointers = dict(
+                await asyncio.wait_for(self._call_once("agent", "pointers"), timeout=POINTERS_TIMEOUT_S)
+            )
+        except (RayActorError, NotReadyError, OverloadedError, TimeoutError) as problem:
             _log.warning("the agent does not answer, the last pointers are used: %s", type(problem).__name__)
         return self._pointers
 

@@ -67,7 +67,7 @@ async def coalesce(
                     break
                 held += chunk.text
             elif deadline_s is not None and clock() >= deadline_s:
-                raise TimeoutError("the answer took longer than server.request_timeout_s")
+                raise TimeoutError("the answer took longer than http.request_timeout_s")
             is_last = chunk is not None and chunk.finish_reason is not None
             is_due = bool(held) and (sent_at is None or clock() >= sent_at + interval_s)
             if is_last or is_due:

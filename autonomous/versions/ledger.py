@@ -262,10 +262,18 @@ class VersionLedger(LedgerQueries):
             return [cold.name for cold in archived]
 
     def quarantine(
-        self, name: str, *, by: str, reason: str, evidence: dict[str, Any] | None = None, guard: Guard = no_guard
+        self,
+        name: str,
+        *,
+        by: str,
+        reason: str,
+        evidence: dict[str, Any] | None = None,
+        hold_back: bool = True,
+        guard: Guard = no_guard,
     ) -> None:
         """To V3 by way of REJECTED or ROLLED_BACK; its episodes are held back, but for those that production learned.
 
+        `hold_back=False` frees its episodes: for a version that leaves through no fault of its data.
         Raises: IllegalTransition where no way leads there: PRODUCTION leaves by `rollback`, a run ends FAILED.
         """
         with self._write(guard) as transaction:
@@ -276,6 +284,8 @@ class VersionLedger(LedgerQueries):
                     "PRODUCTION leaves by rollback, a run without a bundle ends FAILED"
                 )
             transaction.quarantine(record, by=by, reason=reason, evidence=evidence)
+            if not hold_back:
+                transaction.connection.execute("DELETE FROM held_back WHERE version = ?", (record.row_id,))
 
     def rollback(self, *, by: str, reason: str, expected: str | None = None) -> tuple[str, str]:
         """The newest fit predecessor serves again, and production goes to quarantine; returns (bad, restored).

@@ -87,9 +87,11 @@ class System:
         return str(self.ask(question, **options)["choices"][0]["message"]["content"])
 
     def wait_for_run(self, run_id: str, *, until: tuple[str, ...] = ("done", "failed")) -> dict[str, Any]:
-        """Poll a learning run until one of these phases; the run itself is bounded by its steps."""
+        """Poll a learning run until one of these phases; give up after ten minutes."""
+        deadline = time.monotonic() + 600
         while (status := self.get(f"/v1/learn/{run_id}"))["phase"] not in until:
             assert status["phase"] not in ("done", "failed"), status
+            assert time.monotonic() < deadline, status
             time.sleep(0.5)
         return dict(status)
 
@@ -122,6 +124,6 @@ def system() -> Iterator[System]:
         try:
             yield system
         finally:
-            system.run("down", check=False)
+            system.run("down")
             left = find_processes(system.home)
             assert not left, f"processes left after down: {[(p.pid, p.cmdline()[:2]) for p in left]}"

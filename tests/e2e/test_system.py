@@ -193,8 +193,8 @@ def test_kill_of_the_episodic_actor_while_documents_flow_loses_no_acknowledged_o
 
     writer = threading.Thread(target=write)
     writer.start()
-    while len(acknowledged) < 6:
-        time.sleep(0.02)
+    wait_until(lambda: len(acknowledged) >= 6 or not writer.is_alive())
+    assert len(acknowledged) >= 6
     old = system.actor_pid("episodic")
     os.kill(old, signal.SIGKILL)
     answer = system.ask("What is the Zephyr pump primed with?")
@@ -211,8 +211,7 @@ def test_kill_of_an_engine_replica_while_requests_flow_fails_no_request(system: 
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         questions = [f"Count from {i} to {i + 5}." for i in range(12)]
         answers = [pool.submit(system.ask, question, retrieval=False, max_tokens=24) for question in questions]
-        while not any(answer.done() for answer in answers):
-            time.sleep(0.02)
+        wait_until(lambda: any(answer.done() for answer in answers))
         os.kill(victim, signal.SIGKILL)
         results = [answer.result() for answer in answers]
     assert all(result["choices"][0]["message"]["content"] for result in results)
@@ -236,6 +235,7 @@ def test_emergency_stop_refuses_learning_and_writes_while_answering_goes_on(syst
     wait_for_first_step(system, run_id)
     system.run("emergency-stop", "--reason", "test of the latch")
     run = system.wait_for_run(run_id)
+    assert run["state"] == "FAILED"
     assert run["phase"] == "failed"
     assert "test of the latch" in run["error"]
     with system.client() as client:
@@ -278,14 +278,18 @@ def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline, "the condition was not reached"
-        time.sleep(0.2)
+        time.sleep(0.05)
 
 
 def wait_for_first_step(system: Any, run_id: str) -> None:
     """Until the learner has taken an optimizer step of this run."""
-    while (status := system.get(f"/v1/learn/{run_id}"))["step"] < 1:
+
+    def has_stepped() -> bool:
+        status = system.get(f"/v1/learn/{run_id}")
         assert status["phase"] in ("waiting", "training"), status
-        time.sleep(0.2)
+        return bool(status["step"] >= 1)
+
+    wait_until(has_stepped)
 
 
 class Traffic:

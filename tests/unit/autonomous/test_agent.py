@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from autonomous.ports import AgentParts
 from autonomous.runs import CycleStatus
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.versions.bundle import base_bundle
-from autonomous.versions.ledger import VersionLedger
+from autonomous.versions.ledger import PromotionRefused, VersionLedger
 from autonomous.versions.states import State
 from memory.types import Episode, episode_id
 from tests.tiny_model import write_tiny_llama
@@ -188,7 +187,7 @@ def test_cycle_promotes_a_better_version_that_names_exactly_what_it_learned(worl
         world.agent.start_cycle()
 
 
-def test_second_batch_replays_the_first_in_every_step(world: World) -> None:
+def test_second_batch_replays_the_first(world: World) -> None:
     assert world.learn().phase == "done"
     world.memory.add("The Harrow reactor was built in 1987.", "The Ibis relay opens at 9 volts.")
     status = world.learn()
@@ -239,7 +238,9 @@ def test_candidate_that_a_crash_left_open_is_taken_up_by_the_next_cycle_without_
     assert world.agent.next_batch().episodes == ()
     world.evaluator.fails = False
     world.agent = world.start()
+    world.learner.is_training.clear()
     status = world.learn()
+    assert not world.learner.is_training.is_set()
     assert status.run_id == failed.run_id
     assert status.version == failed.version == world.agent.ledger.pointers().v2
 
@@ -264,7 +265,62 @@ def test_rollback_restores_the_parent_and_the_next_cycle_builds_on_it(world: Wor
     assert status.version is not None
     record = world.agent.ledger.get(status.version)
     assert record.parent == genesis
-    assert replace(world.agent.ledger.pointers(), v3=None).v2 in (status.version, genesis)
-    assert not world.agent.ledger.learned_episodes(status.version) & world.agent.ledger.held_back() or (
-        record.state is State.QUARANTINED
-    )
+    assert world.agent.ledger.pointers().v2 == status.version, status.gates
+    assert not world.agent.ledger.learned_episodes(status.version) & world.agent.ledger.held_back()
+
+
+def test_batch_that_no_gate_could_judge_is_refused_and_stays_free(world: World) -> None:
+    world.memory.episodes.clear()
+    world.memory.add("Nothing that could be asked stands here, only a few words.")
+    with pytest.raises(NothingToLearn, match="facts that can be asked"):
+        world.agent.start_cycle()
+    assert world.agent.ledger.held_back() == set()
+
+
+def test_passages_are_taken_only_as_far_as_all_that_they_teach_fits(world: World) -> None:
+    world.memory.add(*(f"The pump P{i} weighs {i} kg. The valve V{i} is rated for {i} bar." for i in range(20)))
+    batch = world.agent.next_batch()
+    assert len(batch.lessons.items) <= LEARNING.max_batch_items
+    assert {question.episode_id for question in batch.lessons.questions} == {episode.id for episode in batch.episodes}
+    assert len(batch.lessons.questions) == 2 * len(batch.episodes)
+
+
+def test_waiting_version_whose_parent_was_replaced_is_refused_and_its_passages_are_free_again(
+    tmp_path: Path, base: Path
+) -> None:
+    world = World(tmp_path, base, gates=LENIENT, oversight=True)
+    world.memory.add(*FACTS)
+    first = world.learn().version
+    world.memory.add("The Ibis relay opens at 9 volts.", "The Harrow reactor was built in 1987.")
+    second = world.learn().version
+    assert first is not None
+    assert second is not None
+    world.agent.approve(first, by="ada", reason="fine")
+    with pytest.raises(PromotionRefused, match=first):
+        world.agent.approve(second, by="ada", reason="fine too")
+    status = world.learn()
+    assert world.agent.ledger.get(second).state is State.QUARANTINED
+    assert status.version is not None
+    assert set(world.agent.ledger.episodes_of(second)) == set(world.agent.ledger.episodes_of(status.version))
+    assert world.agent.ledger.get(status.version).parent == first
+
+
+def test_document_that_is_erased_while_it_is_learned_ends_the_run_without_a_version(world: World) -> None:
+    world.learner.hold.clear()
+    run_id = world.agent.start_cycle()
+    assert world.learner.is_training.wait(timeout=60)
+    world.memory.episodes.pop(0)
+    world.learner.hold.set()
+    status = world.wait(run_id)
+    assert status.state == State.FAILED.value
+    assert "erased" in str(status.error)
+
+
+def test_candidate_that_fails_twice_is_quarantined_so_that_learning_goes_on(world: World) -> None:
+    world.evaluator.fails = True
+    first, second = world.learn(), world.learn()
+    assert first.state == State.EVALUATING.value
+    assert second.state == State.QUARANTINED.value
+    world.evaluator.fails = False
+    world.memory.add("The Ibis relay opens at 9 volts.", "The Harrow reactor was built in 1987.")
+    assert world.learn().phase == "done"
