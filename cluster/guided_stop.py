@@ -25,7 +25,7 @@ def stop_and_reset(client: Client, *, question: str, by: str) -> Iterator[Check]
     yield _check(
         "GET /v1/learn/next",
         "answered",
-        lambda: f"the next batch would take {client.next_batch()['num_pending']} passages",
+        lambda: f"answered: the next batch would take {client.next_batch()['num_pending']} passages",
     )
 
 
