@@ -86,7 +86,7 @@ class AgentShell(Shell):
     @ray.method(concurrency_group="learn")
     def learn_next(self) -> dict[str, Any]:
         """What the next cycle would learn, and the questions it would be judged by."""
-        batch = self._agent.next_batch()
+        batch = self._agent.curriculum.next_batch()
         return {
             "num_pending": len(batch.episodes),
             "episodes": [
@@ -121,13 +121,14 @@ class AgentShell(Shell):
         The episodes go last: until then a repeated call, after a crash, finds their ids again.
         """
         ids = list(ray.get(actor("episodic").ids_of.remote(document_id)))
-        versions = self._agent.ledger.versions_that_learned(ids)
+        ledger = self._agent.ledger
         if ids:
             ray.get(actor("semantic").forget_episodes.remote(ids))
-            after = {"episodes": len(ids), "versions": versions}
-            self._agent.ledger.append_audit(actor="human", action="forget", subject=document_id, after=after)
+            after = {"episodes": len(ids), "versions": ledger.versions_that_learned(ids)}
+            ledger.append_audit(actor="human", action="forget", subject=document_id, after=after)
             ray.get(actor("episodic").delete_document.remote(document_id))
-        return {"deleted_episodes": len(ids), "versions": versions}
+        # Asked last, so that a version that was fixed meanwhile is among them.
+        return {"deleted_episodes": len(ids), "versions": ledger.versions_that_learned(ids)}
 
     @ray.method(concurrency_group="read")
     def status(self) -> dict[str, Any]:
@@ -140,7 +141,7 @@ class AgentShell(Shell):
             "uptime_s": round(time.time() - self._identity.started_at, 1),
             "pointers": asdict(self._agent.ledger.pointers()),
             "memory": memory,
-            "pending_episodes": max(0, memory.get("num_learnable", 0) - self._agent.num_decided_episodes()),
+            "pending_episodes": max(0, memory.get("num_learnable", 0) - self._agent.curriculum.num_decided_episodes()),
             "facts": _part("semantic", "health"),
             "working": _part("working", "health"),
             "safety": _part("safety", "status"),

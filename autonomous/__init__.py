@@ -9,6 +9,7 @@ suite        the texts of anchor, control and safety
 evaluation   an adapter in, an evaluation report out (SelfEvaluationSystem); its texts lie in suites/
 versions/    the life of a version: states, gates, ledger, audit
 safety/      the stop latch, the screen, the monitor
+curriculum   which passages are learned next, what is replayed, what is asked
 ports        what the agent works with, as protocols
 agent        the loop over all of them (AutonomousLearningAgent)
 """

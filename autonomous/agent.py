@@ -12,15 +12,13 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from autonomous.config import AutonomousConfig
-from autonomous.lessons import Lessons, Question, build_lessons
+from autonomous.curriculum import UNDECIDED_STATES, Batch, Curriculum
 from autonomous.ports import AgentParts
 from autonomous.runs import CycleStatus, training_summary
 from autonomous.safety.latch import Latch, LearningStopped, Permit
@@ -37,10 +35,7 @@ from autonomous.versions.gates import (
 )
 from autonomous.versions.ledger import LedgerNotReady, PromotionRefused, UnknownVersion, VersionLedger, VersionRecord
 from autonomous.versions.states import State
-from memory.types import Episode
 from train.adapt.reference import AdapterRef
-from train.continual.items import LearningItem
-from train.continual.replay import ExperienceReplay, num_replay
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +43,10 @@ BY = "agent"
 EARLIER_BATCHES = 3
 """Newest earlier batches whose questions are asked again (G3)."""
 QUESTIONS_PER_EARLIER_BATCH = 8
-PAGE = 256
-LIST_LIMIT = 200
+MAX_KEPT_RUNS = 100
+"""Of older runs the ledger knows the outcome."""
 TRAINING_FILE = "training.json"
 """In a version's folder: what its training measured, for an evaluation after a crash."""
-UNDECIDED_STATES = (State.CANDIDATE, State.EVALUATING, State.GATED, State.SHADOW)
-"""Trained, and cut off before the end: the next cycle takes them up."""
 
 
 class AlreadyLearning(RuntimeError):
@@ -70,15 +63,6 @@ class ErasedMeanwhile(RuntimeError):
 
 class UnknownRun(LookupError):
     """No learning run of this id."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What would be learned next. `stream_offset` is the newest commit order in it."""
-
-    episodes: tuple[Episode, ...]
-    lessons: Lessons
-    stream_offset: int
 
 
 class AutonomousLearningAgent:
@@ -105,6 +89,7 @@ class AutonomousLearningAgent:
         self._runs: dict[str, CycleStatus] = {}
         self._last_run: str | None = None
         self.ledger = ledger
+        self.curriculum = Curriculum(config.learning, memory=parts.memory, ledger=ledger)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._create_genesis()
         self._recover()
@@ -144,32 +129,6 @@ class AutonomousLearningAgent:
             gates=record.gates,
         )
 
-    def next_batch(self) -> Batch:
-        """The freshest passages that neither V2's line nor a quarantined or undecided version has learned."""
-        decided = self._decided_episodes()
-        wanted = self._config.learning.max_batch_episodes
-        chosen: list[tuple[int, Episode]] = []
-        offset = 0
-        while len(chosen) < wanted and (page := self._parts.memory.freshest(PAGE, offset)):
-            chosen.extend((seq, episode) for seq, episode in page if episode.id not in decided)
-            offset += len(page)
-        chosen = chosen[:wanted]
-        limit = self._config.learning.max_batch_items
-        while len(chosen) > 1 and len(_lessons_of(chosen, max_items=limit + 1).items) > limit:
-            chosen.pop()  # a passage counts as learned, so all that it teaches must fit
-        episodes = tuple(episode for _, episode in chosen)
-        lessons = _lessons_of(chosen, max_items=limit)
-        return Batch(episodes=episodes, lessons=lessons, stream_offset=max((seq for seq, _ in chosen), default=0))
-
-    def num_decided_episodes(self) -> int:
-        """Episodes that no future batch takes: learned, held back, or in a version that waits."""
-        return len(self._decided_episodes())
-
-    def _decided_episodes(self) -> set[str]:
-        open_versions = self._in_states((*UNDECIDED_STATES, State.AWAITING_APPROVAL, State.CANARY))
-        waiting = {episode for record in open_versions for episode in self.ledger.episodes_of(record.name)}
-        return self.ledger.learned_episodes(self.ledger.pointers().v2) | self.ledger.held_back() | waiting
-
     # -- learning
 
     def start_cycle(self) -> str:
@@ -184,9 +143,9 @@ class AutonomousLearningAgent:
             raise AlreadyLearning(f"run {self._last_run} is under way; wait for it: GET /v1/learn/{self._last_run}")
         try:
             self._close_stale(permit)
-            if undecided := self._in_states(UNDECIDED_STATES):
+            if undecided := self.ledger.in_states(UNDECIDED_STATES):
                 return self._start(undecided[-1].run_id or undecided[-1].name, self._resume, undecided[-1], permit)
-            batch = self.next_batch()
+            batch = self.curriculum.next_batch()
             if len(batch.lessons.questions) < MIN_PAIRS:
                 raise NothingToLearn(
                     f"the passages that are left state {len(batch.lessons.questions)} facts that can be asked, and a "
@@ -202,6 +161,7 @@ class AutonomousLearningAgent:
 
     def _start(self, run_id: str, work: Callable[..., None], *arguments: Any) -> str:
         self._last_run = run_id
+        self._runs = dict(list(self._runs.items())[-MAX_KEPT_RUNS:])
         self._runs[run_id] = CycleStatus(run_id=run_id, phase="waiting")
         threading.Thread(target=self._cycle, args=(run_id, work, *arguments), name=run_id, daemon=True).start()
         return run_id
@@ -247,13 +207,19 @@ class AutonomousLearningAgent:
             self.ledger.quarantine(version_id, by=BY, reason=reason, guard=permit.check)
 
     def _train(self, run_id: str, parent: str, batch: Batch, permit: Permit) -> str:
-        """DRAFT -> CANDIDATE. Returns the version id."""
+        """DRAFT -> CANDIDATE. Returns the version id. Of a run that fails nothing stays on disk."""
+        temporary = self._folder / f".{run_id}"
+        try:
+            return self._train_into(temporary, run_id, parent, batch, permit)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _train_into(self, temporary: Path, run_id: str, parent: str, batch: Batch, permit: Permit) -> str:
         self._move(run_id, State.DRAFT, State.TRAINING, "a batch was taken", permit)
         self._update(run_id, phase="training")
         start = self._clock()
         parent_record = self.ledger.get(parent)
-        replay = self._replay_for(parent)
-        temporary = self._folder / f".{run_id}"
+        replay = self.curriculum.replay_for(parent)
         run = self._parts.learner.learn(
             batch.lessons.items,
             replay=replay,
@@ -261,6 +227,7 @@ class AutonomousLearningAgent:
             parent_adapter=parent_record.folder if parent_record.adapter_number is not None else None,
             out_folder=temporary,
         )
+        ids = [episode.id for episode in batch.episodes]
         bundle = Bundle(
             base_sha256=self._base.base_sha256,
             tokenizer_sha256=self._base.tokenizer_sha256,
@@ -268,24 +235,21 @@ class AutonomousLearningAgent:
             adapter_sha256=run.adapter_sha256,
             config=self._config.learning.model_dump(mode="json"),
             data={
-                "episodes_sha256": digest_of([episode.id for episode in batch.episodes]),
+                "episodes_sha256": digest_of(ids),
                 "replay_sha256": digest_of([item.id for item in replay]),
-                "num_episodes": len(batch.episodes),
+                "num_episodes": len(ids),
                 "num_replay": len(replay),
             },
             parent=parent,
         )
         version_id = version_id_of(bundle)
-        ids = [episode.id for episode in batch.episodes]
         if len(self._parts.memory.get(ids)) != len(ids):
             raise ErasedMeanwhile("a document of the batch was erased while it was learned; learn again without it")
         training = training_summary(run)
         (temporary / TRAINING_FILE).write_text(json.dumps(training), encoding="utf-8")
         write_bundle(temporary, bundle)
         folder = self._folder / version_id
-        if folder.exists():  # the same batch on the same parent gives the same bundle
-            shutil.rmtree(temporary)
-        else:
+        if not folder.exists():  # the same batch on the same parent gives the same bundle
             temporary.rename(folder)
         self.ledger.fix_bundle(
             run_id,
@@ -377,14 +341,14 @@ class AutonomousLearningAgent:
         lineage = self.ledger.lineage(record.name)
         parent = lineage[-2]
         earlier = [
-            (version.name, self._questions_of(version.name)[:QUESTIONS_PER_EARLIER_BATCH])
+            (version.name, self.curriculum.questions_of(version.name)[:QUESTIONS_PER_EARLIER_BATCH])
             for version in lineage[-1 - EARLIER_BATCHES : -1]
             if version.adapter_number is not None
         ]
         report = self._parts.evaluator.evaluate(
             Path(record.folder),
             parent=Path(parent.folder) if parent.adapter_number is not None else None,
-            questions=self._questions_of(record.name),
+            questions=self.curriculum.questions_of(record.name),
             earlier=earlier,
             training=self._runs[run_id].training,
         )
@@ -424,32 +388,12 @@ class AutonomousLearningAgent:
     def _close_stale(self, permit: Permit) -> None:
         """Close versions whose parent no longer serves, and free their passages: nothing was found wrong with them."""
         v2 = self.ledger.pointers().v2
-        for record in self._in_states((*UNDECIDED_STATES, State.AWAITING_APPROVAL)):
+        for record in self.ledger.in_states((*UNDECIDED_STATES, State.AWAITING_APPROVAL)):
             if record.parent != v2:
                 if record.state is State.CANDIDATE:
                     self._move(record.name, State.CANDIDATE, State.EVALUATING, "to be closed", permit)
                 reason = f"its parent {record.parent} no longer serves"
                 self.ledger.quarantine(record.name, by=BY, reason=reason, hold_back=False, guard=permit.check)
-
-    def _questions_of(self, version_id: str) -> list[Question]:
-        episodes = self._parts.memory.get(self.ledger.episodes_of(version_id))
-        return list(build_lessons(episodes, max_items=self._config.learning.max_batch_items).questions)
-
-    def _replay_for(self, parent: str) -> list[LearningItem]:
-        """Old items for all steps of a batch, drawn from what the parent's line has learned and what still exists.
-
-        As many as the steps have room for: with a pool of one step's worth, the loss on the earlier batch was measured to
-        rise by a quarter instead of falling.
-        """
-        learning = self._config.learning
-        buffer: ExperienceReplay[str] = ExperienceReplay(learning.replay_capacity, seed=learning.seed)
-        buffer.add({episode: episode for episode in sorted(self.ledger.learned_episodes(parent))})
-        wanted = learning.max_steps * num_replay(learning.items_per_step, learning.replay_ratio)
-        if wanted == 0 or len(buffer) == 0:
-            return []
-        rng = np.random.default_rng([learning.seed, len(buffer)])
-        episodes = self._parts.memory.get(buffer.sample(min(wanted, len(buffer)), rng))
-        return list(build_lessons(episodes, max_items=wanted).items)
 
     def _reference(self, version_id: str) -> AdapterRef:
         reference = self.adapter_of(version_id)
@@ -473,10 +417,6 @@ class AutonomousLearningAgent:
         for leftover in self._folder.glob(".run-*"):
             shutil.rmtree(leftover)
 
-    def _in_states(self, states: Collection[State]) -> list[VersionRecord]:
-        """Newest first."""
-        return [record for record in self.ledger.list(LIST_LIMIT) if record.state in states]
-
     def _close_failed(self, run_id: str, error: str) -> None:
         record = self.ledger.get(run_id)
         if record.state in (State.DRAFT, State.TRAINING):
@@ -495,7 +435,3 @@ class AutonomousLearningAgent:
     def _time(self, run_id: str, name: str, start: float) -> None:
         timings = {**self._runs[run_id].timings, name: round(self._clock() - start, 3)}
         self._update(run_id, timings=timings)
-
-
-def _lessons_of(chosen: Sequence[tuple[int, Episode]], *, max_items: int) -> Lessons:
-    return build_lessons([episode for _, episode in chosen], max_items=max_items)

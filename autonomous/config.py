@@ -3,18 +3,9 @@
 A person edits the TOML sections of the same names (configs/laptop.toml); the resolved values are saved with each run.
 """
 
-from enum import StrEnum
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-
-
-class ModelTier(StrEnum):
-    """The three slots of the evolution."""
-
-    EXPERIMENTAL = "v1"
-    PRODUCTION = "v2"
-    QUARANTINE = "v3"
 
 
 class LearningConfig(BaseModel):

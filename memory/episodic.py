@@ -8,7 +8,6 @@ Quarantined passages are kept in rows only, in neither index.
 
 import json
 import logging
-import math
 import sqlite3
 import threading
 import time
@@ -21,6 +20,20 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from memory.embed import Embedder
+from memory.episode_rows import (
+    FIELDS,
+    INDEXED,
+    LAST_SEQ,
+    PENDING,
+    SCHEMA,
+    SCHEMA_VERSION,
+    check_episode,
+    embedded_text,
+    episode_from,
+    forget_words,
+    search_words,
+    select_indexed_seqs,
+)
 from memory.rag_index import RAGIndex, Vectors, check_vectors, decode_vectors, encode_vector
 from memory.retrieval import fuse, match_expression
 from memory.store import Database, no_guard
@@ -28,27 +41,6 @@ from memory.types import AppendResult, DocumentInfo, Episode, Guard, MemoryHealt
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE episode (
-  seq INTEGER PRIMARY KEY AUTOINCREMENT,  -- commit order, never reused
-  id TEXT NOT NULL UNIQUE, document_id TEXT NOT NULL, source_id TEXT NOT NULL, tenant TEXT NOT NULL,
-  title TEXT, text TEXT, metadata TEXT, embedding BLOB,  -- all four NULL after erasure; embedding: float16, unit length
-  position INTEGER NOT NULL, trust INTEGER NOT NULL, salience REAL NOT NULL,
-  happened_at REAL NOT NULL, recorded_at REAL NOT NULL, times_seen INTEGER NOT NULL DEFAULT 1, deleted_at REAL);
-CREATE INDEX episode_document ON episode(document_id) WHERE deleted_at IS NULL;
-CREATE INDEX episode_source ON episode(source_id) WHERE deleted_at IS NULL;
-CREATE INDEX episode_pending ON episode(seq) WHERE embedding IS NULL AND deleted_at IS NULL AND trust > 0;
-CREATE INDEX episode_salience ON episode(salience, seq) WHERE deleted_at IS NULL;
-CREATE VIRTUAL TABLE episode_words USING fts5(
-  title, text, content='episode', content_rowid='seq', tokenize='porter unicode61 remove_diacritics 2');
-INSERT INTO episode_words(episode_words, rank) VALUES('rank', 'bm25(0.5, 1.0)');
-"""
-_FIELDS = "id, document_id, source_id, title, text, position, happened_at, trust, salience, tenant, metadata"
-_PENDING = "embedding IS NULL AND deleted_at IS NULL AND trust > 0"
-_INDEXED = "embedding IS NOT NULL AND deleted_at IS NULL AND trust > 0"
-_LAST_SEQ = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'episode'), 0)"
 _MIN_CANDIDATES = 50
 
 
@@ -96,7 +88,7 @@ class EpisodicMemory:
         Vectors of another embedder are dropped and become pending again. Raises: StoreProblem for a file that a newer
         program wrote, or that is damaged.
         """
-        database = Database(config.folder / "episodic.db", schema=_SCHEMA, version=SCHEMA_VERSION)
+        database = Database(config.folder / "episodic.db", schema=SCHEMA, version=SCHEMA_VERSION)
         try:
             identity = _claim(database, embedder=embedder)
             index = _open_index(database, config.folder / "episodic.index", embedder=embedder, identity=identity)
@@ -118,7 +110,7 @@ class EpisodicMemory:
         whatever `guard` raises; then nothing of the batch is written.
         """
         for episode in episodes:
-            _check_episode(episode)
+            check_episode(episode)
         added: dict[str, None] = {}
         repeated: dict[str, None] = {}
         with self._database.exclusive():
@@ -127,7 +119,7 @@ class EpisodicMemory:
                     is_new = self._insert(connection, episode)
                     (added if is_new else repeated).setdefault(episode.id)
                 evicted = self._evict(connection)
-                (last_seq,) = connection.execute(_LAST_SEQ).fetchone()
+                (last_seq,) = connection.execute(LAST_SEQ).fetchone()
             if evicted:
                 self._index.remove(evicted)
                 logger.warning("evicted episodes=%d: the capacity is %d", len(evicted), self.config.capacity)
@@ -144,14 +136,14 @@ class EpisodicMemory:
         with self._embedding_lock:
             with self._database.read() as connection:
                 rows = connection.execute(
-                    f"SELECT seq, title, text FROM episode WHERE {_PENDING} ORDER BY seq LIMIT ?", (max_episodes,)
+                    f"SELECT seq, title, text FROM episode WHERE {PENDING} ORDER BY seq LIMIT ?", (max_episodes,)
                 ).fetchall()
             if not rows:
                 return 0
-            vectors = self._embed([_embedded_text(title, text) for _, title, text in rows])
+            vectors = self._embed([embedded_text(title, text) for _, title, text in rows])
             with self._database.exclusive():
                 with self._database.write() as connection:
-                    update = f"UPDATE episode SET embedding = ? WHERE seq = ? AND {_PENDING}"
+                    update = f"UPDATE episode SET embedding = ? WHERE seq = ? AND {PENDING}"
                     written: dict[int, bytes] = {}
                     for (seq, _, _), vector in zip(rows, vectors, strict=True):
                         blob = encode_vector(vector)
@@ -174,20 +166,20 @@ class EpisodicMemory:
         query_vector = self._embed([query])[0]
         limit = max(_MIN_CANDIDATES, self.config.oversample * k)
         with self._database.read() as connection:
-            bm25 = _search_words(connection, expression, limit=limit, source_id=source_id)
-            only = None if source_id is None else _indexed_seqs(connection, source_id=source_id)
+            bm25 = search_words(connection, expression, limit=limit, source_id=source_id)
+            only = None if source_id is None else select_indexed_seqs(connection, source_id=source_id)
             near = self._index.search(query_vector, k=limit, only=only)
             rows = connection.execute(
-                f"SELECT seq, embedding, {_FIELDS} FROM episode WHERE deleted_at IS NULL AND trust > 0"
+                f"SELECT seq, embedding, {FIELDS} FROM episode WHERE deleted_at IS NULL AND trust > 0"
                 " AND seq IN (SELECT value FROM json_each(?))",
                 (json.dumps(sorted(bm25.keys() | near.keys())),),
             ).fetchall()
-        episodes = {row[0]: _episode(row[2:]) for row in rows}
+        episodes = {row[0]: episode_from(row[2:]) for row in rows}
         blobs = {row[0]: row[1] for row in rows if row[1] is not None}
         waiting = sorted((seq for seq in episodes if seq not in blobs), key=lambda seq: -bm25.get(seq, 0.0))[:k]
         vectors = dict(zip(blobs, self._decode(list(blobs.values())), strict=True))
         if waiting:
-            texts = [_embedded_text(episodes[seq].title, episodes[seq].text) for seq in waiting]
+            texts = [embedded_text(episodes[seq].title, episodes[seq].text) for seq in waiting]
             vectors.update(zip(waiting, self._embed(texts), strict=True))
         cosines = {seq: float(np.clip(vector @ query_vector, -1.0, 1.0)) for seq, vector in vectors.items()}
         cosines = {seq: cosine for seq, cosine in cosines.items() if cosine >= min_cosine}
@@ -197,22 +189,22 @@ class EpisodicMemory:
     def episodes_after(self, seq: int, *, limit: int, min_trust: Trust = Trust.STANDARD) -> list[tuple[int, Episode]]:
         """The next live episodes of the stream as (seq, episode), ascending: what a learner reads from its offset."""
         condition = "seq > ? AND trust >= ? ORDER BY seq LIMIT ?"
-        return [(row[0], _episode(row[1:])) for row in self._live(condition, seq, int(min_trust), limit)]
+        return [(row[0], episode_from(row[1:])) for row in self._live(condition, seq, int(min_trust), limit)]
 
     def freshest(self, *, limit: int, offset: int, min_trust: Trust = Trust.STANDARD) -> list[tuple[int, Episode]]:
         """One page of live episodes as (seq, episode), most salient first, newest first: the order of learning."""
         with self._database.read() as connection:
             rows = connection.execute(
-                f"SELECT seq, {_FIELDS} FROM episode WHERE trust >= ? AND deleted_at IS NULL"
+                f"SELECT seq, {FIELDS} FROM episode WHERE trust >= ? AND deleted_at IS NULL"
                 " ORDER BY salience DESC, seq DESC LIMIT ? OFFSET ?",
                 (int(min_trust), limit, offset),
             ).fetchall()
-        return [(row[0], _episode(row[1:])) for row in rows]
+        return [(row[0], episode_from(row[1:])) for row in rows]
 
     def get(self, ids: Sequence[str]) -> list[Episode]:
         """The live episodes of these ids, quarantined ones too, in the order of `ids`, without unknown ones."""
         rows = self._live("id IN (SELECT value FROM json_each(?))", json.dumps(list(ids)))
-        found = {row[1]: _episode(row[1:]) for row in rows}
+        found = {row[1]: episode_from(row[1:]) for row in rows}
         return [found[key] for key in ids if key in found]
 
     def has(self, ids: Iterable[str]) -> set[str]:
@@ -254,7 +246,7 @@ class EpisodicMemory:
                     (document_id,),
                 ).fetchall()
                 for seq, _, title, text, trust in rows:
-                    _forget_words(connection, seq=seq, title=title, text=text, trust=trust)
+                    forget_words(connection, seq=seq, title=title, text=text, trust=trust)
                 connection.execute(
                     "UPDATE episode SET title = NULL, text = NULL, metadata = NULL, embedding = NULL, deleted_at = ?"
                     " WHERE document_id = ? AND deleted_at IS NULL",
@@ -277,8 +269,8 @@ class EpisodicMemory:
                 " WHERE deleted_at IS NULL",
                 (int(Trust.STANDARD),),
             ).fetchone()
-            (last_seq,) = connection.execute(_LAST_SEQ).fetchone()
-            (first_pending,) = connection.execute(f"SELECT min(seq) FROM episode WHERE {_PENDING}").fetchone()
+            (last_seq,) = connection.execute(LAST_SEQ).fetchone()
+            (first_pending,) = connection.execute(f"SELECT min(seq) FROM episode WHERE {PENDING}").fetchone()
         indexed_seq = last_seq if first_pending is None else first_pending - 1
         index_bytes = self._index_path.stat().st_size if self._index_path.exists() else 0
         size_bytes = self._database.size_bytes() + index_bytes
@@ -291,7 +283,7 @@ class EpisodicMemory:
 
     def _live(self, condition: str, *parameters: object) -> list[tuple[Any, ...]]:
         with self._database.read() as connection:
-            query = f"SELECT seq, {_FIELDS} FROM episode WHERE deleted_at IS NULL AND {condition}"
+            query = f"SELECT seq, {FIELDS} FROM episode WHERE deleted_at IS NULL AND {condition}"
             return connection.execute(query, parameters).fetchall()
 
     def _embed(self, texts: Sequence[str]) -> Vectors:
@@ -312,7 +304,7 @@ class EpisodicMemory:
             episode.happened_at, int(episode.trust), episode.salience, episode.tenant,
             json.dumps(dict(episode.metadata), ensure_ascii=False, sort_keys=True), self._clock(),
         )  # fmt: skip
-        cursor = connection.execute(f"INSERT INTO episode({_FIELDS}, recorded_at) VALUES(?,?,?,?,?,?,?,?,?,?,?,?)", row)
+        cursor = connection.execute(f"INSERT INTO episode({FIELDS}, recorded_at) VALUES(?,?,?,?,?,?,?,?,?,?,?,?)", row)
         if episode.trust > Trust.QUARANTINED:
             connection.execute(
                 "INSERT INTO episode_words(rowid, title, text) VALUES(?, ?, ?)",
@@ -327,7 +319,7 @@ class EpisodicMemory:
             (max(0, num_live - self.config.capacity),),
         ).fetchall()
         for seq, title, text, trust in surplus:
-            _forget_words(connection, seq=seq, title=title, text=text, trust=trust)
+            forget_words(connection, seq=seq, title=title, text=text, trust=trust)
             connection.execute("DELETE FROM episode WHERE seq = ?", (seq,))
         return [row[0] for row in surplus]
 
@@ -340,7 +332,7 @@ def _claim(database: Database, *, embedder: Embedder) -> str:
         connection.execute("INSERT OR IGNORE INTO meta VALUES('embedder', ?)", (name,))
         meta = dict(connection.execute("SELECT key, value FROM meta").fetchall())
         if meta["embedder"] != name:
-            num_dropped = connection.execute(f"UPDATE episode SET embedding = NULL WHERE {_INDEXED}").rowcount
+            num_dropped = connection.execute(f"UPDATE episode SET embedding = NULL WHERE {INDEXED}").rowcount
             connection.execute("UPDATE meta SET value = ? WHERE key = 'embedder'", (name,))
             logger.warning(
                 "embedder changed from %s to %s: embedding %d episodes again", meta["embedder"], name, num_dropped
@@ -363,54 +355,8 @@ def _open_index(database: Database, path: Path, *, embedder: Embedder, identity:
             path,
             dimension=embedder.dimension,
             identity=identity,
-            wanted=_indexed_seqs(connection),
+            wanted=select_indexed_seqs(connection),
             read_vectors=read_vectors,
         )
     database.checkpoint()
     return index
-
-
-def _indexed_seqs(connection: sqlite3.Connection, *, source_id: str | None = None) -> set[int]:
-    rows = connection.execute(
-        f"SELECT seq FROM episode WHERE {_INDEXED} AND (?1 IS NULL OR source_id = ?1)", (source_id,)
-    )
-    return {row[0] for row in rows}
-
-
-def _search_words(
-    connection: sqlite3.Connection, expression: str, *, limit: int, source_id: str | None
-) -> dict[int, float]:
-    """{seq: BM25}, higher is better (FTS5's own sign is the other way round)."""
-    rows = connection.execute(
-        "SELECT rowid, -rank FROM episode_words WHERE episode_words MATCH ?1"
-        " AND (?2 IS NULL OR rowid IN (SELECT seq FROM episode WHERE source_id = ?2 AND deleted_at IS NULL))"
-        " ORDER BY rank LIMIT ?3",
-        (expression, source_id, limit),
-    )
-    return dict(rows.fetchall())
-
-
-def _forget_words(connection: sqlite3.Connection, *, seq: int, title: str, text: str, trust: int) -> None:
-    """Take a row out of the keyword index, which needs the very values that were put in."""
-    if trust > Trust.QUARANTINED:
-        connection.execute(
-            "INSERT INTO episode_words(episode_words, rowid, title, text) VALUES('delete', ?, ?, ?)", (seq, title, text)
-        )
-
-
-def _embedded_text(title: str, text: str) -> str:
-    return f"{title}\n{text}" if title else text
-
-
-def _episode(row: tuple[Any, ...]) -> Episode:
-    """From the columns of _FIELDS, in their order."""
-    return Episode(*(*row[:7], Trust(row[7]), *row[8:10], json.loads(row[10])))
-
-
-def _check_episode(episode: Episode) -> None:
-    for field in ("id", "document_id", "source_id", "text"):
-        if not getattr(episode, field).strip():
-            raise ValueError(f"{field} of episode {episode.id!r} is empty: give it a value")
-    for field in ("happened_at", "salience"):
-        if not math.isfinite(getattr(episode, field)):
-            raise ValueError(f"{field} of episode {episode.id!r} is {getattr(episode, field)}: give a finite number")

@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from train.files import sync_path
+
 SIZE_BYTES = 4096
 """One block: overwritten in place by one write."""
 FORMAT = 1
@@ -93,7 +95,7 @@ class Latch:
             _write(descriptor, state)
         finally:
             os.close(descriptor)
-        _sync_folder(path.parent)
+        sync_path(path.parent)
         return cls(path, clock=clock)
 
     @classmethod
@@ -176,7 +178,7 @@ class Latch:
             yield descriptor
         finally:
             os.close(descriptor)
-        _sync_folder(self.path.parent)
+        sync_path(self.path.parent)
 
     def _read(self) -> LatchState:
         """The file's state; the bytes are judged once. Whatever is wrong is a stop of epoch 0."""
@@ -260,11 +262,3 @@ def _refusal(action: str, state: LatchState) -> str:
         f"{action} is refused: learning was {state.mode} by {state.by} at {when}: {state.reason}. "
         'A person permits it again with: autonomous reset --reason "..." --by NAME'
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

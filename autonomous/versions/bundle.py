@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from autonomous.versions.audit import canonical_json, sha256_of
+from train.files import sync_path
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
@@ -116,16 +117,16 @@ def write_bundle(folder: Path, bundle: Bundle) -> str:
         leftover.unlink()
     files = _hash_files(folder)
     for name in files:
-        _sync(folder / name)
+        sync_path(folder / name)
         (folder / name).chmod(READ_ONLY)
     manifest = {"format": FORMAT, "version_id": version_id, "bundle": bundle.model_dump(mode="json"), "files": files}
     temporary = folder / f".{MANIFEST_NAME}.{os.getpid()}"
     temporary.write_text(canonical_json(manifest) + "\n", encoding="utf-8")
     temporary.chmod(READ_ONLY)
-    _sync(temporary)
+    sync_path(temporary)
     temporary.replace(folder / MANIFEST_NAME)
-    _sync(folder)
-    _sync(folder.parent)
+    sync_path(folder)
+    sync_path(folder.parent)
     return version_id
 
 
@@ -196,11 +197,3 @@ def _hash_files(folder: Path) -> dict[str, str]:
 def _hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

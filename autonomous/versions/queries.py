@@ -4,7 +4,7 @@ In: version ids or run ids. Out: values from one consistent snapshot; nothing he
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,9 +16,11 @@ from autonomous.versions.schema import (
     find_record,
     held_back,
     learned_by_line,
+    select_in_states,
     select_line,
     select_records,
 )
+from autonomous.versions.states import State
 from autonomous.versions.verify import verify_ledger
 from memory.store import Database
 
@@ -64,6 +66,11 @@ class LedgerQueries:
         """Versions and runs, newest first."""
         with self._database.read() as connection:
             return select_records(connection, "ORDER BY id DESC LIMIT :limit", {"limit": limit})
+
+    def in_states(self, states: Iterable[State]) -> Records:
+        """Versions and runs in one of these states, the last moved first."""
+        with self._database.read() as connection:
+            return select_in_states(connection, states)
 
     def lineage(self, version_id: str) -> Records:
         """The version and its ancestors, root first."""

@@ -8,7 +8,6 @@ Source: LoRA, arXiv:2106.09685.
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,8 @@ import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+
+from train.files import sync_path
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -166,11 +167,11 @@ def save_adapter(adapted: Any, *, folder: Path, base_name: str) -> str:
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / WEIGHTS_NAME
         )
         (partial / WEIGHTS_NAME).chmod(0o644)  # safetensors writes 0600
-        _sync(partial / CONFIG_NAME, partial / WEIGHTS_NAME, partial)
+        sync_path(partial / CONFIG_NAME, partial / WEIGHTS_NAME, partial)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    _sync(folder.parent)
+    sync_path(folder.parent)
     return adapter_sha256(folder)
 
 
@@ -201,12 +202,3 @@ def _sorted_list(value: object) -> list[str]:
     if isinstance(value, set):
         return sorted(value)
     raise TypeError(f"adapter configuration holds a {type(value).__name__}, which JSON cannot say")
-
-
-def _sync(*paths: Path) -> None:
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

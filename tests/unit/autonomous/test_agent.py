@@ -208,7 +208,7 @@ def test_version_that_fails_a_gate_is_quarantined_and_its_passages_are_held_back
     pointers = world.agent.ledger.pointers()
     assert pointers.v2 == before
     assert pointers.v3 == status.version
-    assert world.agent.next_batch().episodes == ()
+    assert world.agent.curriculum.next_batch().episodes == ()
 
 
 def test_stop_in_the_middle_of_training_ends_the_run_and_leaves_nothing_behind(world: World, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_candidate_that_a_crash_left_open_is_taken_up_by_the_next_cycle_without_
     failed = world.learn()
     assert failed.phase == "failed"
     assert failed.state == State.EVALUATING.value
-    assert world.agent.next_batch().episodes == ()
+    assert world.agent.curriculum.next_batch().episodes == ()
     world.evaluator.fails = False
     world.agent = world.start()
     world.learner.is_training.clear()
@@ -279,7 +279,7 @@ def test_batch_that_no_gate_could_judge_is_refused_and_stays_free(world: World) 
 
 def test_passages_are_taken_only_as_far_as_all_that_they_teach_fits(world: World) -> None:
     world.memory.add(*(f"The pump P{i} weighs {i} kg. The valve V{i} is rated for {i} bar." for i in range(20)))
-    batch = world.agent.next_batch()
+    batch = world.agent.curriculum.next_batch()
     assert len(batch.lessons.items) <= LEARNING.max_batch_items
     assert {question.episode_id for question in batch.lessons.questions} == {episode.id for episode in batch.episodes}
     assert len(batch.lessons.questions) == 2 * len(batch.episodes)
@@ -305,7 +305,9 @@ def test_waiting_version_whose_parent_was_replaced_is_refused_and_its_passages_a
     assert world.agent.ledger.get(status.version).parent == first
 
 
-def test_document_that_is_erased_while_it_is_learned_ends_the_run_without_a_version(world: World) -> None:
+def test_document_that_is_erased_while_it_is_learned_ends_the_run_and_leaves_no_adapter(
+    world: World, tmp_path: Path
+) -> None:
     world.learner.hold.clear()
     run_id = world.agent.start_cycle()
     assert world.learner.is_training.wait(timeout=60)
@@ -314,6 +316,7 @@ def test_document_that_is_erased_while_it_is_learned_ends_the_run_without_a_vers
     status = world.wait(run_id)
     assert status.state == State.FAILED.value
     assert "erased" in str(status.error)
+    assert [path.name for path in (tmp_path / "versions").iterdir()] == [world.agent.ledger.pointers().v2]
 
 
 def test_candidate_that_fails_twice_is_quarantined_so_that_learning_goes_on(world: World) -> None:
