@@ -183,7 +183,11 @@ class EpisodicMemory:
             vectors.update(zip(waiting, self._embed(texts), strict=True))
         cosines = {seq: float(np.clip(vector @ query_vector, -1.0, 1.0)) for seq, vector in vectors.items()}
         cosines = {seq: cosine for seq, cosine in cosines.items() if cosine >= min_cosine}
-        ranked = fuse(cosines, bm25={seq: bm25[seq] for seq in cosines if seq in bm25})
+        ranked = fuse(
+            cosines,
+            bm25={seq: bm25[seq] for seq in cosines if seq in bm25},
+            salience={seq: episodes[seq].salience for seq in cosines},
+        )
         return [RecallHit(episodes[seq], score, cosines[seq]) for seq, score in ranked[:k]]
 
     def episodes_after(self, seq: int, *, limit: int, min_trust: Trust = Trust.STANDARD) -> list[tuple[int, Episode]]:

@@ -14,6 +14,12 @@ reciprocal ranks, which weigh both alike, fell below it at k = 5. With .7 a pass
 is first against any cosine, while no other passage reaches 4/7 of its BM25. Measured on 178 package summaries asked of
 their READMEs: recall@1 .58 by vectors, .64 by BM25, .65 with these weights, .67 at best (BM25 at .3 to .5)."""
 
+SALIENCE_WEIGHT = 0.05
+MAX_SALIENCE = 4.0
+"""A passage's salience above 1, up to this, adds so much each: openings and stated facts come first among near equals.
+Of 14 questions on package pages the passage that answers reached the prompt 14 times with it, 10 times without (the
+questions were made from salient passages, so this shows no more than that the weight is felt)."""
+
 MAX_QUERY_TERMS = 48
 """A longer question is cut: each term costs one posting list."""
 
@@ -50,10 +56,12 @@ def fuse(
     cosines: Mapping[int, float],
     *,
     bm25: Mapping[int, float],
+    salience: Mapping[int, float] | None = None,
     bm25_weight: float = BM25_WEIGHT,
     vector_weight: float = VECTOR_WEIGHT,
 ) -> list[tuple[int, float]]:
-    """(key, score) of every key of either ranking, best first; score is in [0, bm25_weight + vector_weight].
+    """(key, score) of every key of either ranking, best first; score is in [0, bm25_weight + vector_weight], plus the
+    bonus of salience (1 where it is not given).
 
     `cosines` in [-1, 1] and `bm25` (higher is better, >= 0) are each divided by their best; a missing or negative
     one counts 0. Ties go to the higher cosine, then to the newer (larger) key.
@@ -64,7 +72,8 @@ def fuse(
     def score(key: int) -> float:
         by_vector = max(cosines.get(key, 0.0), 0.0) / best_cosine if best_cosine > 0 else 0.0
         by_words = max(bm25.get(key, 0.0), 0.0) / best_bm25 if best_bm25 > 0 else 0.0
-        return vector_weight * by_vector + bm25_weight * by_words
+        above = min((salience or {}).get(key, 1.0), MAX_SALIENCE) - 1.0
+        return vector_weight * by_vector + bm25_weight * by_words + SALIENCE_WEIGHT * max(above, 0.0)
 
     scored = [(key, score(key)) for key in cosines.keys() | bm25.keys()]
     return sorted(scored, key=lambda item: (-item[1], -cosines.get(item[0], -1.0), -item[0]))

@@ -55,3 +55,8 @@ def test_the_passage_that_alone_holds_the_rare_words_is_first_against_any_cosine
 
 def test_ties_go_to_the_higher_cosine_then_to_the_newer() -> None:
     assert [key for key, _ in fuse({1: -0.5, 2: -0.1, 3: -0.1}, bm25={})] == [3, 2, 1]
+
+
+def test_salience_decides_between_near_equals_and_never_against_the_rare_words() -> None:
+    assert fuse({1: 0.8, 2: 0.79}, bm25={1: 5.0, 2: 5.0}, salience={1: 1.0, 2: 2.0})[0][0] == 2
+    assert fuse({1: 0.3, 2: 0.9}, bm25={1: 9.0}, salience={1: 1.0, 2: 1e9})[0][0] == 1
