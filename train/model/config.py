@@ -29,10 +29,11 @@ class RopeConfig(BaseModel):
     """`rope_type` of transformers."""
     theta: float = Field(10_000.0, gt=0)
     """Base of the wavelengths (`rope_theta`)."""
-    factor: float = Field(1.0, ge=1)
-    """How many times longer the context is than the one that was trained (linear, dynamic, yarn, llama3, longrope)."""
+    factor: float | None = Field(None, ge=1)
+    """How many times longer the context is than the one that was trained. None: max_position_embeddings over the
+    original ones."""
     original_max_position_embeddings: int | None = Field(None, gt=0)
-    """Context of the training before scaling, tokens. None: max_position_embeddings (for yarn: divided by `factor`)."""
+    """Context of the training before scaling, tokens. None: max_position_embeddings."""
     partial_rotary_factor: float = Field(1.0, gt=0, le=1)
     """Share of a head's dimensions that are rotated."""
     attention_factor: float | None = Field(None, gt=0)
@@ -207,6 +208,16 @@ class MoEConfig(BaseModel):
         )
 
     @property
+    def rope_original_context(self) -> int:
+        """Context that the rotations were trained at, tokens."""
+        return self.rope.original_max_position_embeddings or self.max_position_embeddings
+
+    @property
+    def rope_factor(self) -> float:
+        """How many times longer than that the context is."""
+        return self.rope.factor or self.max_position_embeddings / self.rope_original_context
+
+    @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """All ends of text; empty without one."""
         if self.eos_token_id is None:
@@ -282,10 +293,16 @@ def _rope_problems(config: MoEConfig) -> list[str]:
         for name, factors in (("short_factor", rope.short_factor), ("long_factor", rope.long_factor))
         if rope.kind == "longrope" and len(factors) != pairs
     ]
-    if original is not None and rope.kind in SCALED_KINDS and context > math.ceil(original * rope.factor):
+    factor = rope.factor
+    if (
+        original is not None
+        and factor is not None
+        and rope.kind in SCALED_KINDS
+        and context > math.ceil(original * factor)
+    ):
         problems.append(
             f"max_position_embeddings = {context} is beyond the range of rope.kind = '{rope.kind}': "
-            f"{original} trained positions x factor {rope.factor:g} = {int(original * rope.factor)}; raise rope.factor to "
+            f"{original} trained positions x factor {factor:g} = {int(original * factor)}; raise rope.factor to "
             f"{context / original:g}, or lower max_position_embeddings"
         )
     return problems

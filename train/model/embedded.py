@@ -117,7 +117,7 @@ def check_model_folder(folder: Path) -> ModelFolder:
     """
     if not folder.is_dir():
         raise ModelFolderProblem(f"model folder {folder} does not exist: name a folder in Hugging Face's layout")
-    _read_json_object(folder / "config.json")
+    read_json_object(folder / "config.json")
     if not any((folder / name).is_file() for name in TOKENIZER_NAMES):
         raise ModelFolderProblem(
             f"model folder {folder} has no tokenizer (tokenizer.json): copy the tokenizer files of the same model there"
@@ -196,7 +196,7 @@ def read_weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     Raises: ModelFolderProblem if a weight file is missing, cut off, or of another model.
     """
     if (folder / INDEX_NAME).is_file():
-        weight_map = _read_json_object(folder / INDEX_NAME).get("weight_map")
+        weight_map = read_json_object(folder / INDEX_NAME).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelFolderProblem(f"{folder / INDEX_NAME} has no weight_map: download or save the model again")
         shards = sorted(set(weight_map.values()))
@@ -255,7 +255,7 @@ def _holds_something_else(folder: Path) -> bool:
     return any(folder.iterdir()) and _read_manifest(folder).origin != EMBEDDED_ORIGIN
 
 
-def _read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ModelFolderProblem(f"model folder {path.parent} has no {path.name}: copy it from the same model")
     try:

@@ -1,0 +1,113 @@
+"""LanguageHead: hidden states to logits, or straight to the loss without ever holding all logits.
+
+The loss works through chunks of tokens: logits of a chunk, their loss, their gradient, and at once the gradients of the
+hidden states and of the weight. So the memory is that of one chunk, and unlike with recomputation no matmul is done
+twice. Source: the fused linear cross-entropy of Liger Kernel (arXiv:2410.10989), here in plain torch.
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+IGNORE = -100
+"""Label of a position that has no loss."""
+CHUNK_LOGITS = 2**24
+"""Logits of one chunk: 1,024 tokens at a vocabulary of 16,384; 64 MB in float32."""
+
+
+class LanguageHead(nn.Linear):
+    """The output projection, `vocab_size` rows without bias. May share its weight with the embedding."""
+
+    def __init__(self, hidden_size: int, vocab_size: int) -> None:
+        super().__init__(hidden_size, vocab_size, bias=False)
+
+    def forward(
+        self, hidden_BSD: Float[Tensor, "batch seq width"], labels_BS: Int[Tensor, "batch seq"] | None = None
+    ) -> Tensor:
+        """Logits [batch, seq, vocab]; with labels, the sum of the losses in nats, float32 [], instead.
+
+        `labels_BS` holds the token that each position has to predict (already shifted), or IGNORE.
+        """
+        if labels_BS is None:
+            return super().forward(hidden_BSD)
+        return linear_cross_entropy(hidden_BSD.flatten(0, 1), self.weight, labels_BS.flatten())
+
+
+def linear_cross_entropy(
+    hidden_TD: Float[Tensor, "tokens width"],
+    weight_VD: Float[Tensor, "vocab width"],
+    labels_T: Int[Tensor, " tokens"],
+    *,
+    chunk_tokens: int | None = None,
+) -> Float[Tensor, ""]:
+    """Sum over tokens of -log softmax(hidden @ weight.T)[label], in nats, float32; IGNORE labels add nothing.
+
+    Softmax and loss are float32 for any dtype of the matmuls, which is that of `hidden_TD`. Not twice differentiable.
+    """
+    chunk = chunk_tokens or max(1, CHUNK_LOGITS // len(weight_VD))
+    device = hidden_TD.device.type
+    if torch.is_autocast_enabled(device):
+        hidden_TD = hidden_TD.to(torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False):
+        loss = _LinearCrossEntropy.apply(hidden_TD, weight_VD, labels_T, chunk)  # type: ignore[no-untyped-call]
+        return cast(Tensor, loss)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk_tokens: int) -> Tensor:
+        rows = (labels != IGNORE).nonzero().squeeze(1)
+        has_gaps = len(rows) < len(labels)
+        kept, targets = (hidden[rows], labels[rows]) if has_gaps else (hidden, labels)
+        matrix = weight.to(hidden.dtype)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        grad_kept = torch.empty_like(kept) if needs_hidden else None
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_weight else None
+        for start in range(0, len(kept), chunk_tokens):
+            part, target = kept[start : start + chunk_tokens], targets[start : start + chunk_tokens].unsqueeze(1)
+            log_probs = F.log_softmax(part @ matrix.T, dim=-1, dtype=torch.float32)
+            total -= log_probs.gather(1, target).sum()
+            if grad_kept is None and grad_weight is None:
+                continue
+            probs = log_probs.exp_()
+            probs.scatter_add_(1, target, torch.full_like(target, -1, dtype=probs.dtype))
+            grad_logits = probs.to(hidden.dtype)
+            if grad_kept is not None:
+                torch.mm(grad_logits, matrix, out=grad_kept[start : start + chunk_tokens])
+            if grad_weight is not None:
+                grad_weight += grad_logits.T @ part
+        ctx.has_gaps, ctx.shape = has_gaps, hidden.shape
+        ctx.save_for_backward(
+            rows if has_gaps else None, grad_kept, None if grad_weight is None else grad_weight.to(weight.dtype)
+        )
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        rows, grad_kept, grad_weight = ctx.saved_tensors
+        grad_hidden = None
+        if grad_kept is not None:
+            grad_hidden = grad_kept * grad_total.to(grad_kept.dtype)
+            if ctx.has_gaps:
+                grad_hidden = grad_hidden.new_zeros(ctx.shape).index_copy_(0, rows, grad_hidden)
+        if grad_weight is not None:
+            grad_weight = grad_weight * grad_total.to(grad_weight.dtype)
+        return grad_hidden, grad_weight, None, None
+
+
+def next_token_labels(
+    input_ids_BS: Int[Tensor, "batch seq"], document_ids_BS: Int[Tensor, "batch seq"] | None = None
+) -> Int[Tensor, "batch seq"]:
+    """The next token of the same document; IGNORE at a document's end and at padding (id < 0)."""
+    labels = torch.full_like(input_ids_BS, IGNORE)
+    labels[:, :-1] = input_ids_BS[:, 1:]
+    if document_ids_BS is not None:
+        ends = torch.ones_like(document_ids_BS, dtype=torch.bool)
+        ends[:, :-1] = document_ids_BS[:, 1:] != document_ids_BS[:, :-1]
+        labels[ends | (document_ids_BS < 0)] = IGNORE
+    return labels
