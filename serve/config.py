@@ -31,10 +31,15 @@ class EngineConfig(BaseModel):
     """Compute threads (OMP). Two only on a machine that does nothing but serve."""
     max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 8
     """Largest adapter rank."""
-    max_loras: int = Field(3, ge=1)
-    """Adapters active in one batch: V1, V2 and V3."""
+    max_loras: int = Field(3, ge=0)
+    """Adapters active in one batch: V1, V2 and V3. 0: none, which vLLM needs for a base model with experts on a CPU."""
     max_cpu_loras: int = Field(8, ge=1)
     """Adapters kept in memory: the live ones and their warm predecessors."""
+
+    @property
+    def served_rank(self) -> int:
+        """Largest rank of an adapter that this engine takes; 0 if it takes none."""
+        return self.max_lora_rank if self.max_loras else 0
 
 
 class RAGConfig(BaseModel):

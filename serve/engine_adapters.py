@@ -23,6 +23,10 @@ def check_adapter_folder(adapter: AdapterRef, *, base_shapes: BaseShapes, max_ra
     """Raise UnknownAdapterError, naming adapter, fault and fix, if the folder cannot be served on this base model."""
     if adapter.number < 1:
         raise UnknownAdapterError(f"adapter {adapter.name!r} has number {adapter.number}: the ledger counts from 1")
+    if max_rank == 0:
+        raise UnknownAdapterError(
+            f"adapter {adapter.name!r}: this engine takes none; set engine.max_loras to 1 or more"
+        )
     folder = Path(adapter.folder)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (folder / name).is_file():

@@ -144,7 +144,7 @@ class _Model:
                     f"adapter number {adapter.number} belongs to {known.name!r} in {known.folder}: take a new number"
                 )
             return
-        check_adapter_folder(adapter, base_shapes=self._base_shapes, max_rank=self._config.max_lora_rank)
+        check_adapter_folder(adapter, base_shapes=self._base_shapes, max_rank=self._config.served_rank)
         from peft import PeftModel
 
         name = _peft_name(adapter)

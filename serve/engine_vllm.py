@@ -172,9 +172,9 @@ class _EngineThread:
     def _load(self, adapter: AdapterRef) -> None:
         """Raises UnknownAdapterError; the engine is then as before."""
         check_number(adapter, known=self._adapters.get(adapter.number))
-        if adapter.number in self._engine.list_loras():
+        if adapter.number in self._loaded_numbers():
             return
-        check_adapter_folder(adapter, base_shapes=self._base_shapes, max_rank=self._config.max_lora_rank)
+        check_adapter_folder(adapter, base_shapes=self._base_shapes, max_rank=self._config.served_rank)
         try:
             self._engine.add_lora(lora_request(adapter))
         except Exception as error:
@@ -188,12 +188,17 @@ class _EngineThread:
         used = {command.adapter.number for command in self._running.values() if command.adapter is not None}
         for command in [command for command in self._unloads if command.adapter.number not in used]:
             self._unloads.remove(command)
-            self._engine.remove_lora(command.adapter.number)
+            if command.adapter.number in self._loaded_numbers():
+                self._engine.remove_lora(command.adapter.number)
             self._note_loaded()
             command.reply(None)
 
     def _note_loaded(self) -> None:
-        self.loaded = tuple(self._adapters[number].name for number in sorted(self._engine.list_loras()))
+        self.loaded = tuple(self._adapters[number].name for number in sorted(self._loaded_numbers()))
+
+    def _loaded_numbers(self) -> set[int]:
+        """Numbers of the adapters in memory. vLLM cannot be asked where it serves none."""
+        return set(self._engine.list_loras()) if self._config.max_loras else set()
 
 
 class VllmEngine(VllmFront):

@@ -65,7 +65,7 @@ class AsyncVllmEngine(VllmFront):
             if adapter.number in self._loaded:
                 return
             await asyncio.to_thread(
-                check_adapter_folder, adapter, base_shapes=self._base_shapes, max_rank=self._config.max_lora_rank
+                check_adapter_folder, adapter, base_shapes=self._base_shapes, max_rank=self._config.served_rank
             )
             try:
                 await self._llm.add_lora(lora_request(adapter))

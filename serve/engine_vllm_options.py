@@ -66,7 +66,21 @@ def read_base(model_folder: Path) -> BaseShapes:
 
 
 def engine_options(config: EngineConfig, *, model_folder: Path, is_cpu: bool) -> dict[str, Any]:
-    """Keyword arguments of vLLM's EngineArgs and AsyncEngineArgs."""
+    """Keyword arguments of vLLM's EngineArgs and AsyncEngineArgs.
+
+    Raises ModelFolderError for adapters on experts on a CPU: vLLM 0.32 computes those with a GPU kernel.
+    """
+    adapters = {
+        "enable_lora": True,
+        "max_lora_rank": config.max_lora_rank,
+        "max_loras": config.max_loras,
+        "max_cpu_loras": max(config.max_cpu_loras, config.max_loras),
+    }
+    if config.max_loras and is_cpu and any(".experts." in name for name in read_weight_shapes(model_folder)):
+        raise ModelFolderError(
+            f"{model_folder} has experts, and engine.max_loras = {config.max_loras}: on a CPU vLLM serves experts "
+            "without adapters only; set engine.max_loras = 0"
+        )
     return {
         "model": str(model_folder),
         "dtype": config.dtype,
@@ -76,12 +90,9 @@ def engine_options(config: EngineConfig, *, model_folder: Path, is_cpu: bool) ->
         "tensor_parallel_size": config.tensor_parallel,
         "enforce_eager": is_cpu,  # adapters forbid compiling on a CPU
         "generation_config": "vllm",  # the folder's own sampling defaults stay out
-        "enable_lora": True,
-        "max_lora_rank": config.max_lora_rank,
-        "max_loras": config.max_loras,
-        "max_cpu_loras": max(config.max_cpu_loras, config.max_loras),
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
+        **(adapters if config.max_loras else {}),
     }
 
 

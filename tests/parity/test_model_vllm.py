@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer
 
 from serve.config import EngineConfig
-from serve.engine import GenerateRequest
+from serve.engine import AdapterRef, GenerateRequest, ModelFolderError, UnknownAdapterError
 from serve.engine_vllm import VllmEngine
 from train.model.config import MoEConfig
 from train.model.generate import SamplingConfig
@@ -44,10 +44,12 @@ async def test_vllm_scores_and_continues_a_saved_folder_as_our_model_does(
     expected = logprobs.gather(1, torch.tensor(ids[1:]).unsqueeze(1)).squeeze(1)
     (answer,) = reference.generate([ids], SamplingConfig(max_new_tokens=8))
     engine = VllmEngine(
-        EngineConfig(max_model_len=256, max_num_seqs=4, kv_cache_bytes=32 << 20, max_loras=1), model_folder=folder
+        EngineConfig(max_model_len=256, max_num_seqs=4, kv_cache_bytes=32 << 20, max_loras=0), model_folder=folder
     )
     await engine.start()
     try:
+        with pytest.raises(UnknownAdapterError, match=r"engine\.max_loras to 1"):
+            await engine.load_adapter(AdapterRef("ver-1", 1, str(folder)))
         scores = torch.tensor(await engine.score(TEXT, None))
         request = GenerateRequest("r", TEXT, max_tokens=8)
         text = "".join([chunk.text async for chunk in engine.generate(request)])
@@ -58,3 +60,12 @@ async def test_vllm_scores_and_continues_a_saved_folder_as_our_model_does(
     assert difference.mean() < 0.3, difference
     wanted = Tokenizer.from_file(str(folder / "tokenizer.json")).decode(answer.token_ids[:1])
     assert text.startswith(wanted.rstrip("\ufffd"))
+
+
+@pytest.mark.asyncio
+async def test_adapters_on_experts_on_a_cpu_are_refused_with_the_fix(tiny_llama: Path, tmp_path: Path):
+    model = MoETransformer(MoEConfig.model_validate(SHAPE), dtype=torch.bfloat16)
+    folder = model.save_pretrained(tmp_path / "model", tokenizer_from=tiny_llama)
+    engine = VllmEngine(EngineConfig(max_model_len=256, kv_cache_bytes=32 << 20), model_folder=folder)
+    with pytest.raises(ModelFolderError, match=r"has experts.*set engine\.max_loras = 0"):
+        await engine.start()

@@ -127,7 +127,8 @@ def attend_sparse(q_BHSd: Queries, k_BKSd: Keys, v_BKSd: Keys, config: Attention
     q, k, v = (F.pad(t, (0, 0, 0, padded - length)) for t in (q_BHSd, k_BKSd, v_BKSd))
     chosen, is_chosen = select_blocks(q, k, config, first=head // block)
     num_blocks = chosen.shape[2]
-    out = [_masked(*(t[:, :, :head] for t in (q, k, v)), sliding_mask(head, config, device=q.device))]
+    first = sliding_mask(head, config, device=q.device)
+    out = [_masked(q[:, :, :head], k[:, :, :head], v[:, :, :head], first)]
     tail_q, tail_k, tail_v = q[:, :, head:], k[:, :, head - window :], v[:, :, head - window :]
     mask = _block_mask(block, window, config, device=q.device)
     # with gradients one gather: each gather's gradient is as large as all keys, so many would cost their square
