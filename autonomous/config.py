@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from train.dtype import TrainingDtype
+
 
 class LearningConfig(BaseModel):
     """Online learning of a LoRA adapter from the stream (specification, part 5)."""
@@ -50,8 +52,8 @@ class LearningConfig(BaseModel):
     """Seed of data order and of the adapter's initialisation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where training runs; auto takes a GPU if there is one."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Base and adapter precision. Optimizer state is float32."""
+    dtype: TrainingDtype = "auto"
+    """Base and adapter precision; auto: bfloat16, or float32 on a CPU that is slow in it. Optimizer state is float32."""
     num_threads: int = Field(1, gt=0)
     """Compute threads of the learner."""
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -23,6 +23,7 @@ from train.adapt.base import BaseModelInMemory, load_base_model, pick_device
 from train.adapt.lora import attach_saved, detach_adapter
 from train.adapt.scoring import answer_questions, score_items, score_tokens
 from train.continual.items import LearningItem, render_chat, text_item
+from train.dtype import TrainingDtype
 
 CANDIDATE, PARENT = "candidate", "parent"
 
@@ -35,12 +36,12 @@ class SelfEvaluationSystem:
         config: GateConfig,
         *,
         base_folder: Path,
-        dtype: Literal["bfloat16", "float32"] = "bfloat16",
+        dtype: TrainingDtype = "auto",
         num_threads: int = 1,
     ) -> None:
         self._config = config
         self._base_folder = base_folder
-        self._dtype: Literal["bfloat16", "float32"] = dtype
+        self._dtype: TrainingDtype = dtype
         self._num_threads = num_threads
         self._base: BaseModelInMemory | None = None
         self._original: dict[str, list[float]] = {}

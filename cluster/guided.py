@@ -344,7 +344,7 @@ class GuidedRun:
         engine = self._config.engine
         return describe_machine() | {
             "base_model": self._config.model.source,
-            "engine": f"{engine.kind}, {engine.num_replicas} replica(s), {engine.dtype}",
+            "engine": f"{engine.kind}, {engine.num_replicas} replica(s), precision {engine.dtype}",
             "configuration": str(self._config_path), "home": str(self._config.home),
         }  # fmt: skip
 

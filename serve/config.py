@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from train.dtype import Dtype
+
 
 class EngineConfig(BaseModel):
     """One engine replica. The same fields drive every backend (`serve.engine.KINDS`)."""
@@ -19,8 +21,8 @@ class EngineConfig(BaseModel):
     """GPUs that Ray reserves for a replica; 0 runs on the CPU."""
     tensor_parallel: int = Field(1, ge=1)
     """GPUs that share one engine's weights (vllm-async)."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Precision of the weights."""
+    dtype: Dtype = "auto"
+    """Precision of the weights; auto: bfloat16, or float32 on a CPU that is slow in it (train/dtype.py)."""
     max_model_len: int = Field(2048, gt=0)
     """Most tokens of prompt and answer together."""
     max_num_seqs: int = Field(16, gt=0)

@@ -26,6 +26,7 @@ from serve.engine import (
 from serve.engine_adapters import BaseShapes, check_adapter_folder
 from serve.engine_text import PromptEncoder, StopFilter
 from serve.engine_vllm_options import read_base
+from train.dtype import pick_dtype
 
 T = TypeVar("T")
 Emit = Callable[[GenerateChunk], None]
@@ -77,7 +78,7 @@ class _Model:
         device = "cuda" if torch.cuda.is_available() and config.num_gpus_per_replica > 0 else "cpu"
         torch.set_num_threads(config.num_threads)
         model = AutoModelForCausalLM.from_pretrained(
-            model_folder, dtype=getattr(torch, config.dtype), local_files_only=True
+            model_folder, dtype=getattr(torch, pick_dtype(config.dtype, device_type=device)), local_files_only=True
         )
         self._model: Any = model.to(device).eval()
         own = model.generation_config.eos_token_id

@@ -11,6 +11,7 @@ from serve.config import EngineConfig
 from serve.engine import AdapterRef, EngineDeadError, GenerateChunk, GenerateRequest, ModelFolderError
 from serve.engine_adapters import BaseShapes
 from serve.engine_text import forbid_downloads
+from train.dtype import pick_dtype
 from train.model.embedded import ModelFolderProblem, check_model_folder, read_weight_shapes
 
 
@@ -83,7 +84,7 @@ def engine_options(config: EngineConfig, *, model_folder: Path, is_cpu: bool) ->
         )
     return {
         "model": str(model_folder),
-        "dtype": config.dtype,
+        "dtype": pick_dtype(config.dtype, device_type="cpu" if is_cpu else "cuda"),
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_num_seqs,
         "kv_cache_memory_bytes": config.kv_cache_bytes,

@@ -144,5 +144,5 @@ def test_two_learners_write_the_same_bytes(base_folder: Path, lessons: Lessons, 
 
 
 def test_the_model_answers_in_bf16_as_loaded(base_folder: Path) -> None:
-    base = load_base_model(base_folder, dtype="bfloat16", device=torch.device("cpu"))
+    base = load_base_model(base_folder, dtype="auto", device=torch.device("cpu"))
     assert "Paris" in answer_questions(base.model, EVERYDAY[:1], base=base, max_new_tokens=16)[0]

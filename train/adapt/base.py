@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from train.dtype import TrainingDtype, pick_dtype
 from train.model.embedded import check_model_folder
 
 
@@ -36,7 +37,7 @@ def pick_device(kind: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device(kind)
 
 
-def load_base_model(folder: Path, *, dtype: Literal["bfloat16", "float32"], device: torch.device) -> BaseModelInMemory:
+def load_base_model(folder: Path, *, dtype: TrainingDtype, device: torch.device) -> BaseModelInMemory:
     """Read a Hugging Face folder. Heavy: seconds and the model's size in memory.
 
     Raises: ModelFolderProblem for an incomplete folder; ValueError for a tokenizer without a chat template.
@@ -53,7 +54,10 @@ def load_base_model(folder: Path, *, dtype: Literal["bfloat16", "float32"], devi
     # on the CPU the fused kernel's backward pass is several times slower than plain matrix products at these lengths
     attention = "eager" if device.type == "cpu" else "sdpa"
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation=attention, local_files_only=True
+        folder,
+        dtype=getattr(torch, pick_dtype(dtype, device_type=device.type)),
+        attn_implementation=attention,
+        local_files_only=True,
     )
     model.requires_grad_(False)
     return BaseModelInMemory(
