@@ -6,7 +6,8 @@ Queries and keys come in and outputs go out as [batch, heads, seq, dim]; positio
   the window before them and the sinks, so time and memory are linear.
 - sparse: as sliding, and each block of queries selects `num_selected_blocks` whole blocks before its window: those whose
   mean key has the largest product with the mean query of the *preceding* block. So no token's choice looks ahead, and
-  step-by-step decoding selects the same blocks. The selection passes no gradient.
+  step-by-step decoding selects the same blocks. The selection passes no gradient; it compares means of blocks, so its
+  own time is (seq / block_size)^2 small products.
 
 Sources: FlashAttention-2 (arXiv:2307.08691), attention sinks (arXiv:2309.17453), block selection after MoBA
 (arXiv:2502.13189) and NSA (arXiv:2502.11089). tests/parity/test_model_attention.py compares with dense masks.
@@ -161,7 +162,10 @@ def select_blocks(
     mean_k = k_BKSd.unflatten(2, (-1, block)).float().mean(3)
     mean_q = q_BHSd.unflatten(1, (kv, -1)).float().mean(2).unflatten(2, (-1, block)).mean(3)[:, :, first - 1 : -1]
     blocks = torch.arange(first, mean_k.shape[2], device=q_BHSd.device)
-    return choose_blocks(mean_q, mean_k, blocks, config)
+    # some at a time: all scores together are blocks x blocks, 8 GB at 1M tokens
+    parts = zip(mean_q.split(BLOCKS_PER_CALL, 2), blocks.split(BLOCKS_PER_CALL), strict=True)
+    chosen, is_chosen = zip(*(choose_blocks(part_q, mean_k, at, config) for part_q, at in parts), strict=True)
+    return torch.cat(chosen, dim=2), torch.cat(is_chosen)
 
 
 def choose_blocks(
@@ -208,10 +212,13 @@ def _flex_mask(length: int, config: AttentionConfig, device: torch.device) -> Bl
 
 
 def _block_mask(block: int, before: int, config: AttentionConfig, *, device: torch.device) -> Tensor:
-    """[1, block, sinks + before + block]: what a block's queries see of the sinks, the keys before it, and itself."""
+    """[block, sinks + before + block]: what a block's queries see of the sinks, the keys before it, and itself.
+
+    Two dimensions: with three, the CPU's fused kernel declines the mask and the scores are materialised.
+    """
     i, j = torch.arange(block, device=device).unsqueeze(1), torch.arange(before + block, device=device)
     near = (j <= i + before) & (j > i + before - config.window)
-    return F.pad(near, (config.num_sinks, 0), value=True).unsqueeze(0)
+    return F.pad(near, (config.num_sinks, 0), value=True)
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from train.files import sync_path
+from train.model.config import MoEConfig
 from train.model.embedded import INDEX_NAME, WEIGHTS_NAME, read_json_object, read_weight_shapes
 from train.model.hf_layout import StoredTensor, from_hf_config, stored_tensors, to_hf_config
 from train.model.transformer import MoETransformer
@@ -48,7 +49,7 @@ def load_model(
     Raises ModelFolderProblem for a missing or damaged file, ValueError for a configuration that is not supported,
     WeightProblem for a tensor that is missing, of another shape, not finite, or of no part of the model.
     """
-    config = from_hf_config(read_json_object(folder / "config.json"))
+    config = _with_ends_of_text(from_hf_config(read_json_object(folder / "config.json")), folder)
     shapes = read_weight_shapes(folder)
     with _Weights(folder) as weights:
         stored_dtype = weights.read(next(iter(shapes))).dtype
@@ -57,6 +58,16 @@ def load_model(
         tie_head(model)
         _fill(model, weights, shapes, folder=folder)
     return model.eval()
+
+
+def _with_ends_of_text(config: MoEConfig, folder: Path) -> MoEConfig:
+    """generation_config.json may name further ends of text, as Qwen3's does: generation stops at any of them."""
+    path = folder / "generation_config.json"
+    named = read_json_object(path).get("eos_token_id") if path.is_file() else None
+    further = [
+        end for end in (named if isinstance(named, list) else [named]) if end not in (None, *config.eos_token_ids)
+    ]
+    return config.replace(eos_token_id=(*config.eos_token_ids, *further)) if further else config
 
 
 def tie_head(model: MoETransformer) -> None:

@@ -2,7 +2,8 @@
 
 Rows are left-padded, so that every row's next token comes from the last slot; a finished row leaves the batch. The
 random numbers of a row depend on the seed and its index alone: the same prompt gives the same text in any batch (up to
-rounding). vLLM is what serves users; this is what training, evaluation and tests use.
+rounding; but rotations of kind dynamic and longrope look at the longest row, as in transformers). vLLM is what serves
+users; this is what training, evaluation and tests use.
 """
 
 from collections.abc import Sequence
@@ -115,7 +116,8 @@ def choose_tokens(
     if sampling.top_k is not None:
         probs[:, sampling.top_k :] = 0
         probs /= probs.sum(-1, keepdim=True)
-    probs[probs.cumsum(-1) - probs >= sampling.top_p] = 0
+    if sampling.top_p < 1:  # else rounding of the sum would cut the tail
+        probs[probs.cumsum(-1) - probs >= sampling.top_p] = 0
     reached = probs.cumsum(-1)
     places = torch.searchsorted(reached, draws_B.unsqueeze(1) * reached[:, -1:], right=True)
     last_left = (probs > 0).sum(-1, keepdim=True) - 1

@@ -180,6 +180,8 @@ def _not_softmax(config: MoEConfig) -> str | None:
         return f"router: {router.score}, balancing {router.balancing}, scaling_factor {router.scaling_factor:g}"
     if config.num_shared_experts:
         return f"num_shared_experts = {config.num_shared_experts}"
+    if config.rotary_dim != config.head_dim:  # GLM alone rotates a part of each head
+        return f"rope.partial_rotary_factor = {config.rope.partial_rotary_factor:g}"
     return "attention_bias = true" if config.attention_bias else None
 
 

@@ -49,6 +49,11 @@ class Segments:
             rows.append(tuple((start, stop) for start, stop in borders if int(ids[start]) >= 0))
         return cls(tuple(rows), length)
 
+    @property
+    def longest(self) -> int:
+        """Slots of the longest document."""
+        return max((stop - start for _, start, stop in self.documents()), default=0)
+
     def documents(self) -> Iterator[tuple[int, int, int]]:
         """(row, start, stop) of every document."""
         for row, documents in enumerate(self.rows):

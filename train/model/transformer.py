@@ -246,7 +246,8 @@ class MoETransformer(nn.Module):
         x_BSD = self._embed(input_ids, inputs_embeds)
         length = x_BSD.shape[1]
         segments = _segments(attention_mask, document_ids, cache)
-        check_context(self.config, (0 if cache is None else cache.max_length) + length)
+        new = length if segments is None else segments.longest
+        check_context(self.config, (0 if cache is None else cache.max_length) + new)
         token_mask = None if segments is None else segments.token_mask(x_BSD.device)
         if cache is not None:
             cache.open(length, token_mask)

@@ -88,6 +88,20 @@ def test_what_no_family_computes_is_said_with_the_field():
     assert "qk_norm" in reasons["qwen3_moe"]
 
 
+def test_a_partly_rotated_head_is_no_family_but_glms():
+    """transformers reads the key for the others too, and then rotates whole heads."""
+    config = MoEConfig.model_validate(SHAPE | {"rope": {"partial_rotary_factor": 0.5}})
+    assert choose_layout(config) == OWN_LAYOUT
+    assert "partial_rotary_factor = 0.5" in explain_layout(config)["mixtral"]
+
+
+def test_further_ends_of_text_of_the_generation_config_stop_generation_too(tmp_path: Path):
+    folder = _model(eos_token_id=2).save_pretrained(tmp_path / "model")
+    assert load_model(folder).config.eos_token_id == 2
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2]}))
+    assert load_model(folder).config.eos_token_ids == (2, 7)
+
+
 def test_edited_keys_of_the_family_win_over_our_section(folder: Path):
     _edit_config(folder, max_position_embeddings=32, rope_parameters={"rope_type": "default", "rope_theta": 77.0})
     config = load_model(folder).config

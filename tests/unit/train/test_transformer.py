@@ -227,6 +227,14 @@ def test_bad_input_is_named(arguments: dict[str, Tensor], words: str):
         MoETransformer(CONFIGS["full"])(**arguments)
 
 
+def test_documents_packed_beyond_the_models_range_are_fine_and_one_such_document_is_not():
+    model = MoETransformer(CONFIGS["full"])
+    tokens, ids = _tokens(1, 300), (torch.arange(300) // 150).unsqueeze(0)
+    assert _logits(model, tokens, document_ids=ids).shape[1] == 300
+    with pytest.raises(ValueError, match="max_position_embeddings = 256"):
+        model(tokens, document_ids=torch.zeros_like(ids))
+
+
 def test_an_unknown_recomputation_is_named():
     with pytest.raises(ValueError, match=r"recomputation = 'some'.*selective"):
         MoETransformer(CONFIGS["full"]).set_recomputation("some")  # type: ignore[arg-type]
