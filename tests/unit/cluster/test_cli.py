@@ -356,7 +356,7 @@ def test_the_end_of_a_large_log_is_read_without_the_rest(tmp_path: Path) -> None
 
 def test_an_unknown_benchmark_lists_the_known_ones(capsys: Captured) -> None:
     assert run(["bench", "nothing-like-it"]) == 1
-    assert "loop_delays, serve_http" in capsys.readouterr().err
+    assert "loop_delays, model_" in capsys.readouterr().err
 
 
 def test_an_error_of_the_configuration_is_a_value_error_for_the_user() -> None:
