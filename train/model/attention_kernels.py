@@ -66,6 +66,8 @@ def _by_document(
     q: Tensor, k: Tensor, v: Tensor, documents: tuple[tuple[int, int], ...], kernel: Callable[..., Tensor]
 ) -> Tensor:
     """Rows that share their documents. One split and one cat: a slice per document would make a full gradient each."""
+    if not documents:  # zeros that stay connected, so that projections get zero gradients and not None
+        return torch.zeros_like(q) + sum(t[:0].sum() for t in (q, k, v))
     sizes, is_document, end = [], [], 0
     for start, stop in documents:
         sizes += [start - end, stop - start]

@@ -66,7 +66,7 @@ def load_balancing_loss(
     """
     if not stats:
         return torch.zeros(())
-    total = stats[0].num_tokens.sum() if num_tokens is None else num_tokens
+    total = stats[0].num_tokens.sum().clamp(min=1) if num_tokens is None else num_tokens
     scope = config.router.aux_loss_scope
     if scope == "sequence":
         tokens_B = stats[0].num_tokens.clamp(min=1).unsqueeze(1)
@@ -89,7 +89,7 @@ def router_z_loss(
     """Mean over tokens and layers of logsumexp(logits)^2, before its coefficient. `num_tokens` as above."""
     if not stats:
         return torch.zeros(())
-    total = stats[0].num_tokens.sum() if num_tokens is None else num_tokens
+    total = stats[0].num_tokens.sum().clamp(min=1) if num_tokens is None else num_tokens
     return torch.stack([layer.z_sum for layer in stats]).mean() / total
 
 
@@ -137,18 +137,22 @@ class RouterBalance:
     def finish_step(self, model: MoETransformer, *, group: ProcessGroup | None = None) -> None:
         """Add up the counts of all ranks (`group`: data parallel), move the biases once, and begin the next step.
 
-        Raises RuntimeError if no pass was recorded: then nothing would balance the experts.
+        Raises RuntimeError, on every rank, if none has recorded a pass: then nothing would balance the experts.
         """
         if not self.config.moe_layers:
             return
-        if self._counts is None:
+        counts = self._counts
+        if counts is None:  # an idle rank still takes part
+            counts = torch.zeros(len(self.config.moe_layers), self.config.num_experts, device=model.device)
+        tokens = self._tokens.to(counts.device)
+        num_recorded = torch.tensor(float(self._counts is not None), device=counts.device)
+        if group is not None:
+            for total in (counts, tokens, num_recorded):
+                dist.all_reduce(total, group=group)
+        if not num_recorded:
             raise RuntimeError(
                 "finish_step without a recorded pass: call record(output.router_stats) after each forward"
             )
-        counts, tokens = self._counts, self._tokens
-        if group is not None:
-            dist.all_reduce(counts, group=group)
-            dist.all_reduce(tokens, group=group)
         self.load = counts / tokens.clamp(min=1)
         if self.config.router.balancing == "bias":
             layers = [layer.mlp for layer in model.layers if isinstance(layer.mlp, MoELayer)]

@@ -112,13 +112,14 @@ class RouterConfig(BaseModel):
     score: Literal["softmax", "sigmoid"] = "softmax"
     """Scores of the experts from the logits, in float32. DeepSeek-V3 and GLM-4.5 use sigmoid."""
     renormalise: bool = True
-    """Divide the chosen scores by their sum (`norm_topk_prob`)."""
+    """Divide the chosen scores by their sum (`norm_topk_prob`). With top-1 the weight is then 1 and trains no router."""
     scaling_factor: float = Field(1.0, gt=0)
     """Factor on the weights after renormalisation (`routed_scaling_factor`)."""
     balancing: Balancing = "aux_loss"
     """aux_loss: a loss term; bias: an offset of the scores, for selection only, moved once per step; none: neither."""
     aux_loss_coefficient: float = Field(1e-3, ge=0)
-    """Weight of the balance term. The term is top_k for an even load, as in transformers (Megatron's: 1)."""
+    """Weight of the balance term, under `aux_loss` and `bias` alike. The term is top_k for an even load, as in
+    transformers (Megatron's: 1)."""
     aux_loss_scope: Literal["micro_batch", "sequence", "global_batch"] = "global_batch"
     """Tokens over which the load is even: of this micro-batch, of each sequence, of the whole optimizer step."""
     bias_update_rate: float = Field(1e-3, gt=0)

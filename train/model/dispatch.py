@@ -24,6 +24,9 @@ def dispatch_to_experts(
     group: ProcessGroup,
 ) -> Float[Tensor, "tokens width"]:
     """What all experts of the group give for this rank's tokens. `expert_ids_TK` counts over the whole group, -1 is none."""
+    device = x_TD.device.type
+    if torch.is_autocast_enabled(device):  # before the rows travel: half the bytes
+        x_TD = x_TD.to(torch.get_autocast_dtype(device))
     num_ranks, num_local = group.size(), experts.num_experts
     order, counts_E, places_TK = sort_rows(expert_ids_TK, num_experts=num_ranks * num_local)
     received_counts = torch.empty_like(counts_E)

@@ -47,7 +47,8 @@ class Experts(nn.Module):
     ) -> Rows:
         """Sum over k of weight * expert(x). Ids of -1 take part in nothing; a token without experts gives zeros.
 
-        The sum is accumulated in float32 and given in the dtype of `x_TD` (under autocast: of autocast).
+        The sum is given in the dtype of `x_TD` (under autocast: of autocast); grouped_mm adds up in float32, the loop by
+        a matmul of that dtype.
         """
         matrices: Matrices = (self.w1, self.w3, self.w2)
         device = x_TD.device.type
@@ -68,6 +69,8 @@ def run_grouped_mm(x: Rows, expert_ids: Tensor, weights: Tensor, matrices: Matri
     """The experts by torch's grouped matmul. Widths are multiples of 16 bytes, which it asks for."""
     w1, w3, w2 = matrices
     order, counts, places = sort_rows(expert_ids, num_experts=len(w1))
+    if len(order) == 0:  # grouped_mm has no backward for no rows; an idle rank still has gradients, all zero
+        return x.new_zeros(x.shape) + sum(t[:0].sum() for t in (x, weights, *matrices))
     ends = counts.cumsum(0).to(torch.int32)
     rows = x.index_select(0, order // expert_ids.shape[1])
     gate, up = (F.grouped_mm(rows, w.transpose(1, 2), offs=ends) for w in (w1, w3))
@@ -94,8 +97,6 @@ def sort_rows(
 def _combine(rows: Tensor, places: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum over k in float32; places beyond the last row count nothing."""
     tokens, top_k = places.shape
-    if len(rows) == 0:
-        return rows.new_zeros(tokens, rows.shape[1]) + weights.sum() * 0 + rows.sum() * 0
     weights = weights.masked_fill(places == len(rows), 0)
     picked = rows.index_select(0, places.clamp(max=len(rows) - 1).flatten()).view(tokens, top_k, -1)
     return (picked.float() * weights.float().unsqueeze(-1)).sum(1).to(rows.dtype)

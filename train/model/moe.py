@@ -6,7 +6,9 @@ made from RouterStats in balance.py.
 Shape letters: B batch, S sequence, T = B * S tokens, D width, E experts, K experts per token.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +78,14 @@ class ExpertRouter(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
         bias = torch.zeros(config.num_experts, dtype=torch.float32) if config.router.balancing == "bias" else None
         self.register_buffer("bias", bias)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves like any module, but the bias stays float32: in bfloat16 its small steps would be lost."""
+        bias = self.bias
+        super()._apply(fn, recurse)
+        if bias is not None and self.bias is not None and self.bias.dtype != torch.float32:
+            self.bias = self.bias.float() if bias.is_meta else bias.to(self.bias.device)
+        return self
 
     def forward(
         self,

@@ -34,6 +34,7 @@ def upcycle(
     Raises ValueError naming the argument and the fix.
     """
     config = dense.config
+    _check_whole(dense)
     if config.moe_layers:
         raise ValueError(f"dense has experts in {len(config.moe_layers)} layers already; use add_experts to have more")
     for name, value in (("num_experts", num_experts), ("num_experts_per_token", num_experts_per_token)):
@@ -43,8 +44,10 @@ def upcycle(
         raise ValueError(
             f"granularity = {granularity} does not divide the dense width intermediate_size = {config.intermediate_size}"
         )
+    if config.router.capacity_factor is not None:
+        raise ValueError("router.capacity_factor: dropped choices would change the function; set it to null to upcycle")
     grown = config.replace(
-        num_experts=num_experts, num_experts_per_token=num_experts_per_token,
+        num_experts=num_experts, num_experts_per_token=num_experts_per_token, dense_layers=(),
         moe_intermediate_size=config.intermediate_size // granularity,
         router=config.router.model_copy(update={"score": "softmax", "renormalise": True, "scaling_factor": 1.0}),
     )  # fmt: skip
@@ -75,6 +78,7 @@ def add_experts(model: MoETransformer, count: int, *, noise_std: float = 0.0, se
     over 1 / bias_update_rate steps. Raises ValueError where the new experts would change the scores of the old ones.
     """
     config = model.config
+    _check_whole(model)
     if not config.moe_layers:
         raise ValueError("model is dense; use upcycle to give it experts")
     if count < 1:
@@ -119,6 +123,11 @@ def add_experts(model: MoETransformer, count: int, *, noise_std: float = 0.0, se
             new.load_state_dict(state)
         _copy_ends(model, larger)
     return larger.train(model.training)
+
+
+def _check_whole(model: MoETransformer) -> None:
+    if model.num_expert_ranks > 1:
+        raise ValueError("this process holds only its share of the experts; load the folder without ep_group first")
 
 
 def _has_bias(layer: DecoderLayer) -> bool:

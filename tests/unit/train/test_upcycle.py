@@ -19,7 +19,11 @@ TOKENS = torch.randint(0, 61, (3, 20), generator=torch.Generator().manual_seed(0
 @pytest.fixture
 def dense() -> MoETransformer:
     torch.manual_seed(0)
-    return MoETransformer(MoEConfig.model_validate(SHAPE | {"num_experts": 0, "num_experts_per_token": 0}))
+    return MoETransformer(_dense_config())
+
+
+def _dense_config(**fields: object) -> MoEConfig:
+    return MoEConfig.model_validate(SHAPE | {"num_experts": 0, "num_experts_per_token": 0} | fields)
 
 
 def _sparse(**router: object) -> MoETransformer:
@@ -87,6 +91,14 @@ def test_bias_balancing_brings_added_experts_into_use():
 def test_upcycling_that_cannot_be_exact_is_refused(dense: MoETransformer, arguments: dict[str, int], words: str):
     with pytest.raises(ValueError, match=words):
         upcycle(dense, **arguments)
+
+
+def test_upcycling_with_a_capacity_is_refused_and_dense_layers_of_a_dense_model_mean_nothing():
+    capped = MoETransformer(_dense_config(router={"capacity_factor": 0.5}))
+    with pytest.raises(ValueError, match=r"router\.capacity_factor.*set it to null"):
+        upcycle(capped, num_experts=4, num_experts_per_token=2)
+    named = upcycle(MoETransformer(_dense_config(dense_layers=(0,))), num_experts=4, num_experts_per_token=2)
+    assert named.config.moe_layers == (0, 1)
 
 
 def test_growth_that_cannot_be_exact_is_refused(dense: MoETransformer):
