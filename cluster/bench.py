@@ -162,12 +162,12 @@ def side_by_side(
             walls[which].append(time.perf_counter() - start)
             cpus[which].append(cpu_time_s(pids) - cpu)
     first, second = (Measurement(names[i], tuple(walls[i]), tuple(cpus[i])) for i in (0, 1))
-    low, high = _ratio_interval(first.wall_s, second.wall_s, seed=seed)
+    low, high = ratio_interval(first.wall_s, second.wall_s, seed=seed)
     cpu_ratio = second.median_cpu_s / first.median_cpu_s if first.median_cpu_s else float("nan")
     return Comparison(first, second, second.median_s / first.median_s, low, high, cpu_ratio)
 
 
-def _ratio_interval(a: Sequence[float], b: Sequence[float], *, seed: int) -> tuple[float, float]:
+def ratio_interval(a: Sequence[float], b: Sequence[float], *, seed: int) -> tuple[float, float]:
     """95 % percentile bootstrap of median(b) / median(a), resampling whole pairs."""
     picks = np.random.default_rng(seed).integers(0, len(a), size=(BOOTSTRAP_SAMPLES, len(a)))
     ratios = np.median(np.asarray(b)[picks], axis=1) / np.median(np.asarray(a)[picks], axis=1)

@@ -50,13 +50,14 @@ def test_the_base_model_gives_the_logits_and_the_text_of_transformers(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("experts", "top_k", "granularity"), [(4, 2, 1), (8, 4, 4)])
+@pytest.mark.parametrize("shape", [(4, 2, 1), (8, 4, 4)], ids=["copies", "slices"])
 def test_the_upcycled_base_model_has_the_logits_of_the_dense_one_and_transformers_loads_it(
-    tokens: Tensor, dense: MoETransformer, tmp_path: Path, experts: int, top_k: int, granularity: int
+    tokens: Tensor, dense: MoETransformer, tmp_path: Path, shape: tuple[int, int, int]
 ):
     short = MoETransformer(dense.config.replace(num_hidden_layers=LAYERS)).eval()
     kept = {name: value for name, value in dense.state_dict().items() if name in short.state_dict()}
     short.load_state_dict(kept)
+    experts, top_k, granularity = shape
     sparse = upcycle(short, num_experts=experts, num_experts_per_token=top_k, granularity=granularity)
     expected = short(tokens).logits
     torch.testing.assert_close(sparse(tokens).logits, expected, atol=1e-4, rtol=1e-4)

@@ -13,7 +13,7 @@ Sources: FlashAttention-2 (arXiv:2307.08691), attention sinks (arXiv:2309.17453)
 (arXiv:2502.13189) and NSA (arXiv:2502.11089). tests/parity/test_model_attention.py compares with dense masks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import cast
 
@@ -102,22 +102,31 @@ def attend_sliding(q_BHSd: Queries, k_BKSd: Keys, v_BKSd: Keys, config: Attentio
     if length <= head:
         return _masked(q_BHSd, k_BKSd, v_BKSd, sliding_mask(length, config, device=q_BHSd.device))
     padded = _round_up(length, block)
-    q, k, v = (F.pad(t, (0, 0, 0, padded - length)) for t in (q_BHSd, k_BKSd, v_BKSd))
+    q, k, v = (_pad_to(t, padded) for t in (q_BHSd, k_BKSd, v_BKSd))
     sizes = [head, *[min(BLOCKS_PER_CALL * block, padded - at) for at in range(head, padded, BLOCKS_PER_CALL * block)]]
-    parts = zip(q.split(sizes, 2), k.split(sizes, 2), v.split(sizes, 2), strict=True)
-    first_q, first_k, first_v = next(parts)
-    out = [_masked(first_q, first_k, first_v, sliding_mask(head, config, device=q.device))]
-    tail_k, tail_v = first_k[:, :, head - before :], first_v[:, :, head - before :]
-    sink_k, sink_v = first_k[:, :, :sinks], first_v[:, :, :sinks]
-    mask = _block_mask(block, before, config, device=q.device)
-    for part_q, part_k, part_v in parts:
+    return _join(_sliding_parts(q.split(sizes, 2), k.split(sizes, 2), v.split(sizes, 2), config), q_BHSd)
+
+
+def _sliding_parts(
+    q: Sequence[Tensor], k: Sequence[Tensor], v: Sequence[Tensor], config: AttentionConfig
+) -> Iterator[Tensor]:
+    """Outputs of consecutive parts; the first holds the sinks and one window, the others are whole blocks.
+
+    Parts come from one split: a slice per block would make a full-size gradient each.
+    """
+    block, sinks, head = min(QUERY_BLOCK, config.window), config.num_sinks, q[0].shape[2]
+    before = _round_up(config.window, block)
+    yield _masked(q[0], k[0], v[0], sliding_mask(head, config, device=q[0].device))
+    tail_k, tail_v = k[0][:, :, head - before :], v[0][:, :, head - before :]
+    sink_k, sink_v = k[0][:, :, :sinks], v[0][:, :, :sinks]
+    mask = _block_mask(block, before, config, device=q[0].device)
+    for part_q, part_k, part_v in zip(q[1:], k[1:], v[1:], strict=True):
         keys = _windows(part_k, tail_k, sink_k, block=block)
         values = _windows(part_v, tail_v, sink_v, block=block)
-        out.append(_unfold_blocks(_masked(_fold_blocks(part_q, block), keys, values, mask), batch=len(q)))
+        yield _unfold_blocks(_masked(_fold_blocks(part_q, block), keys, values, mask), batch=len(part_q))
         tail_k, tail_v = (
             torch.cat([tail, new], 2)[:, :, -before:] for tail, new in ((tail_k, part_k), (tail_v, part_v))
         )
-    return torch.cat(out, dim=2)[:, :, :length]
 
 
 def attend_sparse(q_BHSd: Queries, k_BKSd: Keys, v_BKSd: Keys, config: AttentionConfig) -> Queries:
@@ -127,11 +136,16 @@ def attend_sparse(q_BHSd: Queries, k_BKSd: Keys, v_BKSd: Keys, config: Attention
     if length <= head:
         return _masked(q_BHSd, k_BKSd, v_BKSd, sliding_mask(length, config, device=q_BHSd.device))
     padded = _round_up(length, block)
-    q, k, v = (F.pad(t, (0, 0, 0, padded - length)) for t in (q_BHSd, k_BKSd, v_BKSd))
+    q, k, v = (_pad_to(t, padded) for t in (q_BHSd, k_BKSd, v_BKSd))
+    return _join(_sparse_parts(q, k, v, config, head=head), q_BHSd)
+
+
+def _sparse_parts(q: Tensor, k: Tensor, v: Tensor, config: AttentionConfig, *, head: int) -> Iterator[Tensor]:
+    """Outputs of the first `head` positions, and of the blocks behind them."""
+    block, window, sinks = config.block_size, config.window, config.num_sinks
     chosen, is_chosen = select_blocks(q, k, config, first=head // block)
     num_blocks = chosen.shape[2]
-    first = sliding_mask(head, config, device=q.device)
-    out = [_masked(q[:, :, :head], k[:, :, :head], v[:, :, :head], first)]
+    yield _masked(q[:, :, :head], k[:, :, :head], v[:, :, :head], sliding_mask(head, config, device=q.device))
     tail_q, tail_k, tail_v = q[:, :, head:], k[:, :, head - window :], v[:, :, head - window :]
     mask = _block_mask(block, window, config, device=q.device)
     # with gradients one gather: each gather's gradient is as large as all keys, so many would cost their square
@@ -148,8 +162,7 @@ def attend_sparse(q_BHSd: Queries, k_BKSd: Keys, v_BKSd: Keys, config: Attention
         far = is_chosen[at : at + count].repeat_interleave(block, dim=1).unsqueeze(1).expand(-1, block, -1)
         whole = torch.cat([mask.expand(count, -1, -1), far], dim=2).unsqueeze(1).repeat(len(q), 1, 1, 1)
         queries = _fold_blocks(tail_q[:, :, at * block : (at + count) * block], block)
-        out.append(_unfold_blocks(_masked(queries, keys, values, whole), batch=len(q)))
-    return torch.cat(out, dim=2)[:, :, :length]
+        yield _unfold_blocks(_masked(queries, keys, values, whole), batch=len(q))
 
 
 @torch.no_grad()
@@ -255,6 +268,23 @@ def _unfold_blocks(t: Tensor, *, batch: int) -> Tensor:
     """The inverse of _fold_blocks."""
     folded, heads, block, dim = t.shape
     return t.reshape(batch, folded // batch, heads, block, dim).transpose(1, 2).flatten(2, 3)
+
+
+def _pad_to(t: Tensor, length: int) -> Tensor:
+    """Zeros behind the last position; no copy where none are needed, which F.pad would make."""
+    return t if t.shape[2] == length else F.pad(t, (0, 0, 0, length - t.shape[2]))
+
+
+def _join(parts: Iterator[Tensor], like: Tensor) -> Tensor:
+    """The parts one behind the other, as long as `like`. Without gradients each is freed as soon as it is copied."""
+    if torch.is_grad_enabled():
+        return torch.cat(list(parts), dim=2)[:, :, : like.shape[2]]
+    joined, at = torch.empty_like(like), 0
+    for part in parts:
+        kept = min(part.shape[2], like.shape[2] - at)
+        joined[:, :, at : at + kept] = part[:, :, :kept]
+        at += kept
+    return joined
 
 
 def _round_up(count: int, multiple: int) -> int:

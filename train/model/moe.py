@@ -82,7 +82,7 @@ class ExpertRouter(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves like any module, but the bias stays float32: in bfloat16 its small steps would be lost."""
         bias = self.bias
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if bias is not None and self.bias is not None and self.bias.dtype != torch.float32:
             self.bias = self.bias.float() if bias.is_meta else bias.to(self.bias.device)
         return self

@@ -113,7 +113,7 @@ def test_the_interval_lies_between_the_smallest_and_the_largest_possible_ratio(
     pairs: list[tuple[float, float]], seed: int
 ) -> None:
     a, b = zip(*pairs, strict=True)
-    low, high = bench._ratio_interval(a, b, seed=seed)
+    low, high = bench.ratio_interval(a, b, seed=seed)
     assert min(b) / max(a) <= low * (1 + 1e-9)
     assert low <= high
     assert high <= max(b) / min(a) * (1 + 1e-9)
