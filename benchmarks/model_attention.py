@@ -45,7 +45,7 @@ def run(context: BenchContext) -> Iterable[Claim]:
     )
     sizes = ", ".join(f"{length // K}K {found.median_of('peak_bytes') / 1e6:.0f} MB" for length, found in full.items())
     yield judge("full attention, growth of memory 4K to 64K", f"exponent <= {MAX_EXPONENT}", exponent, "exponent",
-        is_met=exponent <= MAX_EXPONENT, conditions=f"forward, inputs and output included; {sizes}")  # fmt: skip
+        is_met=exponent <= MAX_EXPONENT, needs_bfloat16=False, conditions=f"forward, all tensors included; {sizes}")  # fmt: skip
 
 
 def _measure_lengths(
@@ -67,7 +67,7 @@ def _doubling_claims(found: dict[int, VariantResult], conditions: str) -> Iterab
             for length, size in zip(found, values, strict=True)
         )
         yield judge(f"sliding attention, doubling the length costs, {what}", f"<= {MAX_DOUBLING}x", max(factors), "x",
-            is_met=max(factors) <= MAX_DOUBLING, conditions=conditions + each)  # fmt: skip
+            is_met=max(factors) <= MAX_DOUBLING, needs_bfloat16=False, conditions=conditions + each)  # fmt: skip
 
 
 def measure(variant: str, _arguments: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,6 @@ feed     a folder or repository into the running system
 cli      the command `autonomous`; cli_* its groups of commands
 logs, progress  log files and progress bars for them
 guided   the guided run of `make demo`; guided_stop its stop checks, report its page
-bench    the harness of benchmarks/
+bench    the harness of benchmarks/; bench_variants compares in processes of their own
 jobs     entry points of `ray job submit`
 """

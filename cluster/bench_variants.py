@@ -117,12 +117,21 @@ def judge_speed_up(name: str, found: SpeedUp, *, least: float, conditions: str) 
     )
 
 
-def judge(name: str, target: str, measured: float, unit: str, *, is_met: bool, conditions: str) -> Claim:
-    """A claim about bfloat16: undecided where this CPU computed in float32."""
-    dtype = "bfloat16" if has_fast_bfloat16() else "float32, since this CPU does not multiply bfloat16"
-    return Claim(
-        name, target, round(measured, 3), unit, is_met if has_fast_bfloat16() else None, f"{dtype}; {conditions}"
-    )
+def judge(
+    name: str,
+    target: str,
+    measured: float,
+    unit: str,
+    *,
+    is_met: bool,
+    conditions: str,
+    needs_bfloat16: bool = True,
+) -> Claim:
+    """A claim. One that `needs_bfloat16`, as all speeds do, is undecided where this CPU computed in float32."""
+    is_fast = has_fast_bfloat16()
+    dtype = "bfloat16" if is_fast else "float32, since this CPU does not multiply bfloat16"
+    verdict = is_met if is_fast or not needs_bfloat16 else None
+    return Claim(name, target, round(measured, 3), unit, verdict, f"{dtype}; {conditions}")
 
 
 def bench_dtype() -> Any:

@@ -2,8 +2,9 @@
 
 Ray appears only in `launch` and `data.pipeline`.
 
-model/      what is trained and served: the embedded base model, checked model folders
+model/      what is trained and served: the Mixture-of-Experts transformer, the embedded base model, plans to train
 data/       documents in, clean text and token batches out
 adapt/      LoRA adapters: build, save, load
+dtype       the precision that hardware is fast in; allocator: malloc for training on a CPU
 continual/  learning items and replay, so that new knowledge does not push out the old
 """

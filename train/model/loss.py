@@ -66,20 +66,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_kept = torch.empty_like(kept) if needs_hidden else None
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_weight else None
+        grad_weight: Tensor | None = None
         for start in range(0, len(kept), chunk_tokens):
             part, target = kept[start : start + chunk_tokens], targets[start : start + chunk_tokens].unsqueeze(1)
             log_probs = F.log_softmax(part @ matrix.T, dim=-1, dtype=torch.float32)
             total -= log_probs.gather(1, target).sum()
-            if grad_kept is None and grad_weight is None:
+            if not (needs_hidden or needs_weight):
                 continue
             probs = log_probs.exp_()
             probs.scatter_add_(1, target, torch.full_like(target, -1, dtype=probs.dtype))
             grad_logits = probs.to(hidden.dtype)
             if grad_kept is not None:
                 torch.mm(grad_logits, matrix, out=grad_kept[start : start + chunk_tokens])
-            if grad_weight is not None:
-                grad_weight += grad_logits.T @ part
+            if needs_weight:  # added up in float32
+                of_chunk = grad_logits.T @ part
+                grad_weight = of_chunk.float() if grad_weight is None else grad_weight.add_(of_chunk)
+        if needs_weight and grad_weight is None:
+            grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         ctx.has_gaps, ctx.shape = has_gaps, hidden.shape
         ctx.save_for_backward(
             rows if has_gaps else None, grad_kept, None if grad_weight is None else grad_weight.to(weight.dtype)
