@@ -44,8 +44,10 @@ def run(context: BenchContext) -> Iterable[Claim]:
         FULL[-1] / FULL[0]
     )
     sizes = ", ".join(f"{length // K}K {found.median_of('peak_bytes') / 1e6:.0f} MB" for length, found in full.items())
-    yield judge("full attention, growth of memory 4K to 64K", f"exponent <= {MAX_EXPONENT}", exponent, "exponent",
-        is_met=exponent <= MAX_EXPONENT, needs_bfloat16=False, conditions=f"forward, all tensors included; {sizes}")  # fmt: skip
+    yield judge(
+        "full attention, growth of memory 4K to 64K", f"exponent <= {MAX_EXPONENT}", exponent, "exponent",
+        is_met=exponent <= MAX_EXPONENT, needs_bfloat16=False, conditions=f"forward, all tensors included; {sizes}",
+    )  # fmt: skip
 
 
 def _measure_lengths(
