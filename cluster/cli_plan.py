@@ -71,12 +71,12 @@ def plan(  # noqa: PLR0917 - the command's options
         }
     )  # fmt: skip
     planning = make_plans(count_costs(find_config(model), name=model, context=context), request)
-    if as_json:
-        print_json(_to_json(planning, top=top))
-    else:
+    if not as_json:
         _print(planning, top=top)
     if not planning.plans:
         raise Failure(explain_no_plan(planning))
+    if as_json:
+        print_json(_to_json(planning, top=top))
 
 
 def parse_count(text: str, *, option: str) -> float:
@@ -95,9 +95,9 @@ def _print(planning: "Planning", *, top: int) -> None:
     costs, request, console = planning.costs, planning.request, output()
     experts = f"; {costs.num_experts} experts" if costs.num_experts else ""
     console.print(
-        f"{costs.name}: {costs.total_params / 1e9:,.1f}B parameters, {costs.active_params / 1e9:,.1f}B active per token "
+        f"{costs.name}: {_count_text(costs.total_params)} parameters, {_count_text(costs.active_params)} active per token "
         f"({len(costs.layers)} layers{experts})\n"
-        f"{costs.flops_per_token / 1e9:,.0f} GFLOP per token, forward and backward, at a context of {costs.context:,}\n"
+        f"{_count_text(costs.flops_per_token)} FLOPs per token, forward and backward, at a context of {costs.context:,}\n"
         f"{request.gpus:,} x {request.gpu}, {request.precision}, {request.batch_tokens:,} tokens per step, "
         f"{request.tokens:,.0f} tokens in all",
         markup=False,
@@ -120,6 +120,11 @@ def _print(planning: "Planning", *, top: int) -> None:
         "pieces of a stage). Estimates, within about 20 % of published runs; formulas and limits: docs/planning.md",
         markup=False,
     )
+
+
+def _count_text(count: float) -> str:
+    """In millions below a billion."""
+    return f"{count / 1e9:,.1f}B" if count >= 1e9 else f"{count / 1e6:,.1f}M"
 
 
 def _cells(one: "RankedPlan") -> tuple[Any, ...]:

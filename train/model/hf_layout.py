@@ -88,34 +88,51 @@ def from_hf_config(written: Mapping[str, Any]) -> MoEConfig:
     Raises ValueError naming the key, its value and what is supported.
     """
     name = written.get("model_type")
-    if name not in LAYOUTS:
+    if not isinstance(name, str) or name not in LAYOUTS:
         raise ValueError(
             f"config.json: model_type = {name!r} is not supported; use one of {', '.join(sorted(LAYOUTS))}"
         )
-    section = written.get(SECTION, {})
+    section = _object(written, SECTION)
     if section and section.get("format") != FORMAT:
         raise ValueError(
             f"config.json: {SECTION}.format = {section.get('format')!r} is unknown here (known: {FORMAT}); install the "
             "version of this package that wrote the folder, or remove the section to lose what only it says"
         )
-    values: dict[str, Any] = dict(section.get("config", {}))
+    values: dict[str, Any] = dict(_object(section, "config"))
     if name != OWN_LAYOUT:
-        for key, allowed in _NEUTRAL.items():
-            if key in written and written[key] not in allowed:
-                raise ValueError(
-                    f"config.json: {key} = {written[key]!r} is not supported; only {allowed[0]!r} is computed"
-                )
-        values |= {key: written[key] for key in _COMMON if written.get(key) is not None}
-        if isinstance(values.get("eos_token_id"), list):
-            values["eos_token_id"] = tuple(values["eos_token_id"])
-        values["num_key_value_heads"] = written.get("num_key_value_heads") or written["num_attention_heads"]
-        if written.get("head_dim") is None:
-            values["head_dim"] = written["hidden_size"] // written["num_attention_heads"]
-        values["rope"] = _read_rope(written)
-        for key, value in LAYOUTS[name].read(written).items():
-            before = values.get(key)
-            values[key] = before | value if isinstance(value, dict) and isinstance(before, dict) else value
+        try:
+            values = _read_family(written, LAYOUTS[name], values)
+        except KeyError as error:
+            raise ValueError(
+                f"config.json lacks {error.args[0]}, which model_type = {name!r} needs; copy config.json of these weights"
+            ) from error
     return MoEConfig.model_validate(values)
+
+
+def _object(written: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The JSON object under `key`; empty without one."""
+    value = written.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"config.json: {key} = {value!r} is not a JSON object; copy config.json of these weights")
+    return value
+
+
+def _read_family(written: Mapping[str, Any], layout: Layout, section: Mapping[str, Any]) -> dict[str, Any]:
+    """What the keys of a public family say, over what our `section` says."""
+    for key, allowed in _NEUTRAL.items():
+        if key in written and written[key] not in allowed:
+            raise ValueError(f"config.json: {key} = {written[key]!r} is not supported; only {allowed[0]!r} is computed")
+    values = dict(section) | {key: written[key] for key in _COMMON if written.get(key) is not None}
+    if isinstance(values.get("eos_token_id"), list):
+        values["eos_token_id"] = tuple(values["eos_token_id"])
+    values["num_key_value_heads"] = written.get("num_key_value_heads") or written["num_attention_heads"]
+    if written.get("head_dim") is None:
+        values.pop("head_dim", None)  # then hidden_size over heads
+    values["rope"] = _read_rope(written)
+    for key, value in layout.read(written).items():
+        before = values.get(key)
+        values[key] = before | value if isinstance(value, dict) and isinstance(before, dict) else value
+    return values
 
 
 def stored_tensors(config: MoEConfig, *, parameters: Iterator[str] | list[str], layout: str) -> Iterator[StoredTensor]:
@@ -148,7 +165,7 @@ def _write_rope(config: MoEConfig) -> dict[str, Any]:
 
 def _read_rope(written: Mapping[str, Any]) -> dict[str, Any]:
     """transformers 5 has `rope_parameters`; older files have `rope_theta` and `rope_scaling`."""
-    found = dict(written.get("rope_parameters") or written.get("rope_scaling") or {})
+    found = dict(_object(written, "rope_parameters") or _object(written, "rope_scaling"))
     kind = found.pop("rope_type", found.pop("type", "default"))
     theta = found.pop("rope_theta", written.get("rope_theta"))
     if "partial_rotary_factor" in written:

@@ -78,6 +78,11 @@ def test_what_cannot_be_planned_is_said_with_the_fix(arguments: list[str], words
     assert words in capsys.readouterr().err
 
 
+def test_with_json_a_plan_that_does_not_fit_is_one_object(capsys: Captured):
+    assert run(["plan", "--model", "500b", "--gpus", "8", "--json"]) == 1
+    assert "cannot hold 500b" in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
 @pytest.mark.parametrize(("text", "value"), [("15T", 15e12), ("2.5b", 2.5e9), ("16777216", 2**24), ("3k", 3000)])
 def test_counts_are_read_with_their_unit(text: str, value: float):
     assert parse_count(text, option="--tokens") == value

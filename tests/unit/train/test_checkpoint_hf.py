@@ -178,6 +178,30 @@ def test_a_configuration_that_is_not_supported_is_named(folder: Path, fields: di
         load_model(folder)
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"num_local_experts": None}, "num_local_experts|num_experts"),
+        ({"rope_parameters": [1]}, r"rope_parameters = \[1\] is not a JSON object"),
+        ({"autonomous": [1]}, r"autonomous = \[1\] is not a JSON object"),
+        ({"model_type": ["mixtral"]}, r"model_type = \['mixtral'\] is not supported"),
+        ({"hidden_size": "many"}, "hidden_size"),
+    ],
+)
+def test_a_damaged_configuration_is_named(folder: Path, fields: dict[str, object], words: str):
+    _edit_config(folder, **fields)
+    with pytest.raises(ValueError, match=words):
+        load_model(folder)
+
+
+def test_a_key_that_the_family_needs_is_missed_by_name(folder: Path):
+    path = folder / "config.json"
+    written = {key: value for key, value in json.loads(path.read_text()).items() if key != "num_local_experts"}
+    path.write_text(json.dumps(written))
+    with pytest.raises(ValueError, match=r"config\.json lacks num_local_experts, which model_type = 'mixtral' needs"):
+        load_model(folder)
+
+
 def test_no_code_of_the_folder_is_executed(folder: Path, tmp_path: Path):
     marker = tmp_path / "executed"
     (folder / "modeling_evil.py").write_text(f"open({str(marker)!r}, 'w').close()\n")

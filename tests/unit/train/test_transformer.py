@@ -220,6 +220,27 @@ def test_a_trillion_parameters_are_described_without_memory():
             },
             "document_ids alone",
         ),
+        ({"input_ids": torch.tensor([[3, 61]])}, "input_ids holds token 61; .*vocab_size - 1 = 60"),
+        ({"input_ids": torch.tensor([[-1, 3]])}, "input_ids holds token -1"),
+        ({"input_ids": torch.zeros(4, dtype=torch.long)}, r"input_ids has shape \[4\]"),
+        ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, "at least one token"),
+        ({"input_ids": torch.zeros(1, 4)}, "dtype torch.float32; give integers"),
+        *(
+            ({"input_ids": torch.zeros(1, 4, dtype=torch.long), name: torch.zeros(1, 5, dtype=torch.long)}, words)
+            for name, words in (
+                ("labels", r"labels has shape \[1, 5\]; give one number per token, \[1, 4\]"),
+                ("attention_mask", "attention_mask has shape"),
+                ("document_ids", "document_ids has shape"),
+                ("position_ids", "position_ids has shape"),
+            )
+        ),
+        (
+            {
+                "input_ids": torch.zeros(1, 4, dtype=torch.long),
+                "replay_routes": torch.zeros(1, 1, 4, 2, dtype=torch.long),
+            },
+            r"replay_routes has shape \[1, 1, 4, 2\]; give \[2, 1, 4, 2\]",
+        ),
     ],
 )
 def test_bad_input_is_named(arguments: dict[str, Tensor], words: str):
