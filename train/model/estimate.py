@@ -44,7 +44,7 @@ class Estimate:
     bubble: float
     """Share of the step in which pipeline stages wait."""
     exposed: float
-    """Share of the step that waits for communication."""
+    """Share of the step that waits for communication, or for the optimizer."""
     step_s: float
     tokens_per_step: int
     mfu: float
