@@ -213,7 +213,7 @@ def _count_layer(config: MoEConfig, index: int, layer: DecoderLayer, context: in
         input_bytes=BF16 * width,
         projection_bytes=_projection_bytes(config),
         core_bytes=BF16 * heads + FP32 * config.num_attention_heads,
-        feed_forward_bytes=BF16 * width + 4 * BF16 * (shared_params // (3 * width)) + _router_bytes(config, router),
+        feed_forward_bytes=_feed_forward_bytes(width, shared_params) + _router_bytes(config, router),
         expert_bytes=_expert_bytes(config) if experts else 0,
     )
 
@@ -223,6 +223,11 @@ def _projection_bytes(config: MoEConfig) -> int:
     heads, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     before_norms = 0 if config.qk_norm == "none" else heads + keys
     return BF16 * (2 * config.hidden_size + before_norms + heads + 2 * keys)
+
+
+def _feed_forward_bytes(width: int, params: int) -> int:
+    """The input, gate, up, the activation, their product; nothing where there are routed experts only."""
+    return BF16 * width + 4 * BF16 * (params // (3 * width)) if params else 0
 
 
 def _router_bytes(config: MoEConfig, router_params: int) -> int:
