@@ -199,6 +199,11 @@ def read_weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         weight_map = read_json_object(folder / INDEX_NAME).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelFolderProblem(f"{folder / INDEX_NAME} has no weight_map: download or save the model again")
+        if strange := [name for name in weight_map.values() if not isinstance(name, str) or Path(name).name != name]:
+            raise ModelFolderProblem(
+                f"{folder / INDEX_NAME} names the weight file {strange[0]!r}, which is no name of a file in the folder: "
+                "download or save the model again"
+            )
         shards = sorted(set(weight_map.values()))
         if missing := [name for name in shards if not (folder / name).is_file()]:
             raise ModelFolderProblem(
@@ -212,7 +217,7 @@ def read_weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
                     f"{folder / name} lacks the tensor {tensor} that {INDEX_NAME} puts there: "
                     "the files are of different models; download or save the model again"
                 )
-        return {tensor: shape for shapes in shapes_by_shard.values() for tensor, shape in shapes.items()}
+        return {tensor: shapes_by_shard[name][tensor] for tensor, name in weight_map.items()}
     if not (folder / WEIGHTS_NAME).is_file():
         raise ModelFolderProblem(
             f"model folder {folder} has neither {WEIGHTS_NAME} nor {INDEX_NAME}: "

@@ -202,6 +202,25 @@ def test_a_key_that_the_family_needs_is_missed_by_name(folder: Path):
         load_model(folder)
 
 
+@pytest.mark.parametrize("name", ["../other/model.safetensors", "/other/model.safetensors", 5, ["a"], "..", ""])
+def test_an_index_reads_no_file_outside_its_folder(folder: Path, name: object):
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["lm_head.weight"] = name
+    path.write_text(json.dumps(index))
+    with pytest.raises(ModelFolderProblem, match=r"no name of a file in the folder|lacks 1 of"):
+        load_model(folder)
+
+
+def test_a_tensor_that_the_index_does_not_name_is_missed(folder: Path):
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    del index["weight_map"]["lm_head.weight"]
+    path.write_text(json.dumps(index))
+    with pytest.raises(WeightProblem, match=r"lacks the tensor lm_head\.weight"):
+        load_model(folder)
+
+
 def test_no_code_of_the_folder_is_executed(folder: Path, tmp_path: Path):
     marker = tmp_path / "executed"
     (folder / "modeling_evil.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
