@@ -16,6 +16,8 @@ RopeKind = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3",
 AttentionKind = Literal["full", "sliding", "sparse"]
 Balancing = Literal["aux_loss", "bias", "none"]
 
+GROUPED_MM_MULTIPLE = 8
+"""Widths that torch's grouped_mm takes: rows of 16 bytes, in bfloat16."""
 SCALED_KINDS: tuple[RopeKind, ...] = ("linear", "yarn", "llama3")
 """Kinds that reach `factor` times the context they were trained at, and no further."""
 
@@ -275,6 +277,14 @@ def _expert_problems(config: MoEConfig) -> list[str]:
         problems.append(
             f"num_experts_per_token = {top_k} must be at least 1 and at most num_experts = {experts}; lower it, or add experts"
         )
+    widths = {"hidden_size": config.hidden_size, "moe_intermediate_size": config.moe_intermediate_size}
+    if config.expert_kernel == "grouped_mm" and experts:
+        problems += [
+            f"{name} = {width} is not a multiple of 8: expert_kernel = 'grouped_mm' takes rows of whole 16 bytes; round it, "
+            "or use 'auto'"
+            for name, width in widths.items()
+            if width % GROUPED_MM_MULTIPLE
+        ]
     if outside := [index for index in config.dense_layers if not 0 <= index < config.num_hidden_layers]:
         problems.append(
             f"dense_layers names layer {outside[0]}, but there are num_hidden_layers = {config.num_hidden_layers}: use "
@@ -294,6 +304,10 @@ def _rope_problems(config: MoEConfig) -> list[str]:
         for name, factors in (("short_factor", rope.short_factor), ("long_factor", rope.long_factor))
         if rope.kind == "longrope" and len(factors) != pairs
     ]
+    if rope.kind == "dynamic" and pairs < 2:
+        problems.append(
+            f"head_dim = {config.head_dim} leaves {pairs} pair of rotated dimensions; rope.kind = 'dynamic' needs 2 at least"
+        )
     factor = rope.factor
     if (
         original is not None

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from train.model.config import GROUPED_MM_MULTIPLE
+
 Kernel = Literal["loop", "grouped_mm"]
 Rows = Float[Tensor, "tokens hidden"]
 Matrices = tuple[Tensor, Tensor, Tensor]
@@ -55,7 +57,9 @@ class Experts(nn.Module):
         if torch.is_autocast_enabled(device):
             x_TD, *cast_ones = (t.to(torch.get_autocast_dtype(device)) for t in (x_TD, *matrices))
             matrices = (cast_ones[0], cast_ones[1], cast_ones[2])
-        kind: Kernel = ("grouped_mm" if x_TD.is_cuda else "loop") if self.kernel == "auto" else self.kernel
+        is_aligned = all(width % GROUPED_MM_MULTIPLE == 0 for width in self.w1.shape[1:])
+        fastest: Kernel = "grouped_mm" if x_TD.is_cuda and is_aligned else "loop"
+        kind: Kernel = fastest if self.kernel == "auto" else self.kernel
         with torch.autocast(device, enabled=False):
             return KINDS[kind](x_TD, expert_ids_TK, weights_TK, matrices)
 

@@ -241,7 +241,7 @@ class MoETransformer(nn.Module):
         already shifted (`next_token_labels`), -100 for none. `cache`: keys and values of what came before; this call adds
         its own. `replay_routes`: routes of an earlier `ModelOutput`. `logits_to_keep`: only the last n positions.
         Raises ValueError naming the argument: both or neither of ids and embeddings, another shape than theirs, a context
-        beyond the model's range, on a CPU also token ids beyond the vocabulary (a GPU would have to wait for the look).
+        beyond the model's range, on a CPU also token ids and labels beyond the vocabulary.
         """
         x_BSD = self._embed(input_ids, inputs_embeds)
         length = x_BSD.shape[1]
@@ -249,6 +249,8 @@ class MoETransformer(nn.Module):
             tuple(x_BSD.shape[:2]), position_ids=position_ids, attention_mask=attention_mask, document_ids=document_ids,
             labels=labels,
         )  # fmt: skip
+        if labels is not None:
+            _check_ids("labels", labels[labels != IGNORE], vocab_size=self.config.vocab_size)
         self._check_routes(replay_routes, tuple(x_BSD.shape[:2]))
         segments = _segments(attention_mask, document_ids, cache)
         new = length if segments is None else segments.longest
@@ -280,7 +282,12 @@ class MoETransformer(nn.Module):
             both = "both" if input_ids is not None else "neither"
             raise ValueError(f"input_ids and inputs_embeds: {both} given; give one of them")
         if input_ids is not None:
-            _check_ids(input_ids, vocab_size=self.config.vocab_size)
+            if input_ids.dim() != 2 or input_ids.shape[1] == 0 or input_ids.is_floating_point():
+                raise ValueError(
+                    f"input_ids has shape {list(input_ids.shape)} and dtype {input_ids.dtype}; give integers [batch, seq], at "
+                    "least one token per row"
+                )
+            _check_ids("input_ids", input_ids, vocab_size=self.config.vocab_size)
             return cast(Tensor, self.model.embed_tokens(input_ids))
         assert inputs_embeds is not None
         if inputs_embeds.shape[-1] != self.config.hidden_size:
@@ -320,19 +327,16 @@ class MoETransformer(nn.Module):
         return save_model(self, Path(folder), max_shard_bytes=max_shard_bytes, tokenizer_from=source)
 
 
-def _check_ids(input_ids: Tensor, *, vocab_size: int) -> None:
-    if input_ids.dim() != 2 or input_ids.shape[1] == 0 or input_ids.is_floating_point():
+def _check_ids(name: str, ids: Tensor, *, vocab_size: int) -> None:
+    """On a CPU alone: a GPU would have to wait for the look."""
+    if ids.device.type != "cpu" or ids.numel() == 0:
+        return
+    low, high = (int(value) for value in ids.aminmax())
+    if low < 0 or high >= vocab_size:
         raise ValueError(
-            f"input_ids has shape {list(input_ids.shape)} and dtype {input_ids.dtype}; give integers [batch, seq], at least "
-            "one token per row"
+            f"{name} holds token {low if low < 0 else high}; ids go from 0 to vocab_size - 1 = {vocab_size - 1}: use the "
+            "tokenizer of this model"
         )
-    if input_ids.device.type == "cpu" and len(input_ids):
-        low, high = (int(value) for value in input_ids.aminmax())
-        if low < 0 or high >= vocab_size:
-            raise ValueError(
-                f"input_ids holds token {low if low < 0 else high}; ids go from 0 to vocab_size - 1 = {vocab_size - 1}: use "
-                "the tokenizer of this model"
-            )
 
 
 def _check_shapes(shape: tuple[int, ...], **arguments: Tensor | None) -> None:

@@ -72,6 +72,11 @@ def test_a_configuration_survives_json():
         ),
         ({"attention": {"pattern": []}}, ["attention.pattern is empty"]),
         ({"num_expert": 8}, ["num_expert"]),
+        ({"head_dim": 2, "rope": {"kind": "dynamic", "factor": 2}}, ["head_dim = 2 leaves 1 pair", "dynamic"]),
+        (
+            {"moe_intermediate_size": 100, "expert_kernel": "grouped_mm"},
+            ["moe_intermediate_size = 100 is not a multiple of 8", "use 'auto'"],
+        ),
     ],
 )
 def test_what_does_not_fit_is_named_with_its_fix(fields: dict[str, object], words: list[str]):

@@ -222,6 +222,10 @@ def test_a_trillion_parameters_are_described_without_memory():
         ),
         ({"input_ids": torch.tensor([[3, 61]])}, "input_ids holds token 61; .*vocab_size - 1 = 60"),
         ({"input_ids": torch.tensor([[-1, 3]])}, "input_ids holds token -1"),
+        (
+            {"input_ids": torch.zeros(1, 2, dtype=torch.long), "labels": torch.tensor([[-100, 61]])},
+            "labels holds token 61",
+        ),
         ({"input_ids": torch.zeros(4, dtype=torch.long)}, r"input_ids has shape \[4\]"),
         ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, "at least one token"),
         ({"input_ids": torch.zeros(1, 4)}, "dtype torch.float32; give integers"),
