@@ -85,6 +85,10 @@ def measure(variant: str, arguments: dict[str, Any]) -> dict[str, Any]:
     shape = (arguments["batch"], arguments["length"])
     tokens = torch.randint(0, preset("small").vocab_size, shape)
     build = VARIANTS[variant]
+    import transformers  # noqa: F401 - before the baseline, in every variant: its import alone takes 150 MB
+
+    import train.model.checkpoint_hf  # noqa: F401
+
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     parameters, loss_of = build(Path(arguments["folder"]), tokens)
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True)

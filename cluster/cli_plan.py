@@ -117,7 +117,7 @@ def _print(planning: "Planning", *, top: int) -> None:
     console.print(f"Plan 1, GB sent by a GPU per step: {traffic or 'none'}", markup=False)
     console.print(
         "GB: memory of a GPU. sent: GB that a GPU sends per step. batch: sequences of a micro-batch x micro-batches (x\n"
-        "pieces of a stage). Estimates, within about 20 % of published runs; formulas and limits: docs/planning.md",
+        "pieces of a stage). Estimates; formulas, limits and errors against published runs: docs/planning.md",
         markup=False,
     )
 

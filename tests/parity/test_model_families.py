@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from train.model.checkpoint_hf import load_model
+from train.model.checkpoint_hf import WeightProblem, load_model
 from train.model.hf_layout import choose_layout
 from train.model.loss import IGNORE, next_token_labels
 from train.model.transformer import MoETransformer
@@ -149,6 +150,19 @@ def test_fused_experts_are_read_as_well(pair: tuple[Any, MoETransformer, Path], 
     fused = load_model(tmp_path)
     for name, tensor in ours.state_dict().items():
         assert torch.equal(fused.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("stored_experts", [4, 16])
+def test_another_number_of_fused_experts_is_an_error(tmp_path: Path, stored_experts: int):
+    """16 under a configuration of 8 would otherwise load the first 8."""
+    theirs = transformers.MixtralForCausalLM(transformers.MixtralConfig(**SHAPE | FAMILIES["mixtral"][1]))
+    theirs.save_pretrained(tmp_path, save_original_format=False)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    tensors[name] = torch.cat([tensors[name], tensors[name]])[:stored_experts].contiguous()
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WeightProblem, match=rf"gate_up_proj has shape \[{stored_experts}, .* 8 experts first"):
+        load_model(tmp_path)
 
 
 def test_auxiliary_loss_pooled_over_layers_equals_transformers(pair: tuple[Any, MoETransformer, Path]):

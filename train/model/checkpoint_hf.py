@@ -83,11 +83,12 @@ def _fill(model: MoETransformer, weights: "_Weights", shapes: dict[str, tuple[in
     left = {name for name in shapes if not name.endswith(IGNORED_ENDINGS)}
     if model.config.tie_word_embeddings:
         left.discard("lm_head.weight")
-    left -= {name for name in left if _is_beyond_last_layer(name, model.config.num_hidden_layers)}
+    if layout == "glm4_moe":  # in any other family a layer too many is a wrong config.json
+        left -= {name for name in left if _is_beyond_last_layer(name, model.config.num_hidden_layers)}
     for stored in stored_tensors(model.config, parameters=list(parameters), layout=layout):
         target = parameters[stored.parameter]
         first, count = model.expert_range if stored.expert is not None else (0, 0)
-        read, names = _find(stored, shapes)
+        read, names = _find(stored, shapes, num_experts=model.config.num_experts)
         if read is None:
             raise WeightProblem(
                 f"{folder} lacks the tensor {stored.name} that config.json (model_type {layout}) asks for; copy the weights "
@@ -118,7 +119,7 @@ def _fill(model: MoETransformer, weights: "_Weights", shapes: dict[str, tuple[in
 
 
 def _find(
-    stored: StoredTensor, shapes: dict[str, tuple[int, ...]]
+    stored: StoredTensor, shapes: dict[str, tuple[int, ...]], *, num_experts: int
 ) -> tuple[Callable[["_Weights"], Tensor] | None, set[str]]:
     """How to read one stored tensor: by its name, or out of the fused experts that transformers holds in memory."""
     name = stored.name
@@ -131,6 +132,11 @@ def _find(
         prefix, _, weight = stored.parameter.rpartition(".")
         fused = f"{prefix}.{'down_proj' if weight == 'w2' else 'gate_up_proj'}"
         if fused in shapes:
+            if len(shapes[fused]) != 3 or shapes[fused][0] != num_experts:
+                raise WeightProblem(
+                    f"{fused} has shape {list(shapes[fused])}, config.json asks for three dimensions, {num_experts} "
+                    "experts first; copy config.json and weights of the same model"
+                )
             half = shapes[fused][1] // 2
             rows = {"w1": slice(0, half), "w3": slice(half, None), "w2": slice(None)}[weight]
             return lambda weights: weights.slice(fused)[expert, rows], {fused}
@@ -138,7 +144,7 @@ def _find(
 
 
 def _is_beyond_last_layer(name: str, num_layers: int) -> bool:
-    """Whether a tensor is of a layer after the last one: GLM and DeepSeek keep multi-token prediction there."""
+    """Whether a tensor is of a layer after the last one: GLM keeps multi-token prediction there."""
     parts = name.split(".")
     return name.startswith("model.layers.") and parts[2].isdigit() and int(parts[2]) >= num_layers
 

@@ -18,8 +18,9 @@ Balancing = Literal["aux_loss", "bias", "none"]
 
 GROUPED_MM_MULTIPLE = 8
 """Widths that torch's grouped_mm takes: rows of 16 bytes, in bfloat16."""
-SCALED_KINDS: tuple[RopeKind, ...] = ("linear", "yarn", "llama3")
-"""Kinds that reach `factor` times the context they were trained at, and no further."""
+SCALED_KINDS: tuple[RopeKind, ...] = ("linear", "yarn")
+"""Kinds that reach `factor` times the context they were trained at, and no further. llama3 is none: its factor divides
+frequencies only (Llama 3.1: factor 8, 8,192 trained positions, a context of 131,072)."""
 
 
 class RopeConfig(BaseModel):
@@ -129,7 +130,8 @@ class RouterConfig(BaseModel):
     z_loss_coefficient: float = Field(0.0, ge=0)
     """Weight of mean(logsumexp(logits)^2) (ST-MoE, arXiv:2202.08906; 1e-3 is typical)."""
     capacity_factor: float | None = Field(None, gt=0)
-    """None: no token is dropped. Otherwise an expert takes at most ceil(factor * tokens * top_k / experts) rows."""
+    """None: no token is dropped. Otherwise, in training mode alone, an expert takes at most
+    ceil(factor * tokens * top_k / experts) rows."""
 
 
 def _default_head_dim(data: dict[str, int]) -> int:

@@ -110,7 +110,7 @@ class ExpertRouter(nn.Module):
         if token_mask is not None:
             expert_ids = expert_ids.masked_fill(~token_mask.flatten().unsqueeze(1), NO_EXPERT)
         routes = expert_ids.view(*x_BSD.shape[:2], -1)
-        if self.config.capacity_factor is not None:
+        if self.config.capacity_factor is not None and self.training:
             expert_ids = self._drop(expert_ids, weights.detach(), self.config.capacity_factor)
         num_dropped = ((expert_ids == NO_EXPERT).sum() - (routes == NO_EXPERT).sum()).float()
         stats = self._stats(routes, logits_TE, scores_TE, token_mask, num_dropped)

@@ -46,7 +46,7 @@ PRESETS: dict[str, MoEConfig] = {
     "llama-3.1-405b": MoEConfig(
         vocab_size=128_256, hidden_size=16_384, num_hidden_layers=126, num_attention_heads=128, num_key_value_heads=8,
         intermediate_size=53_248, num_experts=0, num_experts_per_token=0, max_position_embeddings=131_072,
-        rope=RopeConfig(kind="llama3", theta=5e5, factor=16.0, original_max_position_embeddings=8192),
+        rope=RopeConfig(kind="llama3", theta=5e5, factor=8.0, original_max_position_embeddings=8192),
         bos_token_id=128_000, eos_token_id=128_001,
     ),
     "500b": MoEConfig(

@@ -212,6 +212,18 @@ def test_an_index_reads_no_file_outside_its_folder(folder: Path, name: object):
         load_model(folder)
 
 
+def test_layers_that_the_configuration_leaves_out_are_an_error(folder: Path):
+    _edit_config(folder, num_hidden_layers=1)
+    with pytest.raises(WeightProblem, match=r"no place for, such as model\.layers\.1"):
+        load_model(folder)
+
+
+def test_llama_3_1s_own_rotation_is_accepted():
+    """Its published factor is 8, its context 16 times what was trained."""
+    rope = {"kind": "llama3", "theta": 5e5, "factor": 8.0, "original_max_position_embeddings": 8192}
+    assert MoEConfig.model_validate(SHAPE | {"max_position_embeddings": 131_072, "rope": rope}).rope.factor == 8
+
+
 def test_a_tensor_that_the_index_does_not_name_is_missed(folder: Path):
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())

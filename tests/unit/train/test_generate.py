@@ -77,6 +77,22 @@ def test_a_stop_sequence_and_an_end_of_text_finish_their_row_only(model: MoETran
     assert results[2].finish_reason == "stop"
 
 
+def test_a_capacity_drops_nothing_in_generation_so_a_batch_changes_no_text():
+    torch.manual_seed(0)
+    config = MoEConfig(
+        vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, num_experts=4,
+        moe_intermediate_size=16, max_position_embeddings=64, initializer_range=0.3, router={"capacity_factor": 0.5},
+    )  # fmt: skip
+    capped = MoETransformer(config)
+    tokens = torch.randint(0, 61, (2, 12))
+    assert sum(float(stats.num_dropped) for stats in capped.train()(tokens).router_stats) > 0
+    assert sum(float(stats.num_dropped) for stats in capped.eval()(tokens).router_stats) == 0
+    sampling = SamplingConfig(max_new_tokens=6)
+    together = capped.generate(tokens.tolist(), sampling)
+    alone = [capped.generate([prompt], sampling)[0] for prompt in tokens.tolist()]
+    assert [one.token_ids for one in together] == [one.token_ids for one in alone]
+
+
 def test_training_mode_is_restored(model: MoETransformer):
     model.train()
     model.generate([[3]], SamplingConfig(max_new_tokens=1))
