@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from train.model.checkpoint_hf import WeightProblem, load_model
-from train.model.hf_layout import choose_layout
+from train.model.hf_layout import choose_layout, from_hf_config
 from train.model.loss import IGNORE, next_token_labels
 from train.model.transformer import MoETransformer
 
@@ -150,6 +150,26 @@ def test_fused_experts_are_read_as_well(pair: tuple[Any, MoETransformer, Path], 
     fused = load_model(tmp_path)
     for name, tensor in ours.state_dict().items():
         assert torch.equal(fused.state_dict()[name], tensor), name
+
+
+REQUIRED = {"vocab_size": 60_000, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 8}
+SHAPES: dict[str, dict[str, Any]] = {
+    "Llama": {"intermediate_size": 96},
+    "Mixtral": {"intermediate_size": 64, "num_local_experts": 8, "num_experts_per_tok": 2},
+    "Qwen3Moe": {
+        "intermediate_size": 96, "moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 3},
+    "Olmoe": {"intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 4, "num_key_value_heads": 8},
+    "Glm4Moe": {
+        "intermediate_size": 96, "moe_intermediate_size": 32, "n_routed_experts": 8, "num_experts_per_tok": 2,
+        "n_shared_experts": 1, "first_k_dense_replace": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", SHAPES)
+def test_keys_that_a_configuration_lacks_mean_what_they_mean_to_transformers(family: str):
+    given = REQUIRED | SHAPES[family]
+    whole = getattr(transformers, f"{family}Config")(**given).to_dict()
+    assert from_hf_config({"model_type": whole["model_type"], **given}) == from_hf_config(whole)
 
 
 @pytest.mark.parametrize("stored_experts", [4, 16])

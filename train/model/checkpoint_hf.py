@@ -9,18 +9,19 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from train.files import sync_path
 from train.model.config import MoEConfig
-from train.model.embedded import INDEX_NAME, WEIGHTS_NAME, read_json_object, read_weight_shapes
+from train.model.embedded import INDEX_NAME, WEIGHTS_NAME, ModelFolderProblem, read_json_object, read_weight_shapes
 from train.model.hf_layout import StoredTensor, from_hf_config, stored_tensors, to_hf_config
 from train.model.transformer import MoETransformer
 
@@ -28,6 +29,11 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "chat_template.jinja",
     "vocab.json", "merges.txt", "added_tokens.json",
 )  # fmt: skip
+EMBEDDING = "model.embed_tokens.weight"
+STORED_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+"""safetensors' names of what weights may be stored as."""
+Shapes = dict[str, tuple[int, ...]]
+"""Of every stored tensor, by its name."""
 IGNORED_ENDINGS = ("rotary_emb.inv_freq",)
 """Tensors that older files hold and that are computed here."""
 
@@ -45,18 +51,20 @@ def load_model(
 ) -> MoETransformer:
     """The model of `folder` (Llama, Mixtral, Qwen3-MoE, OLMoE, GLM-4.5-MoE, or our own layout), in evaluation mode.
 
-    `dtype`: None keeps that of the files. With `ep_group` only this process's share of the experts is read.
+    `dtype`: None keeps that of the embedding in the files. With `ep_group` only this process's share of the experts is read.
     Raises ModelFolderProblem for a missing or damaged file, ValueError for a configuration that is not supported,
-    WeightProblem for a tensor that is missing, of another shape, not finite, or of no part of the model.
+    WeightProblem for a tensor that is missing, of another shape or dtype, not finite, or of no part of the model.
     """
-    config = _with_ends_of_text(from_hf_config(read_json_object(folder / "config.json")), folder)
+    written = read_json_object(folder / "config.json")
+    config = _with_ends_of_text(from_hf_config(written), folder)
     shapes = read_weight_shapes(folder)
+    _check_ends(config, shapes, folder=folder)
     with _Weights(folder) as weights:
-        stored_dtype = weights.read(next(iter(shapes))).dtype
-        model = MoETransformer(config, device="meta", dtype=dtype or stored_dtype, ep_group=ep_group)
+        model = MoETransformer(config, device="meta", dtype=dtype or weights.dtype_of(EMBEDDING), ep_group=ep_group)
+        sources = _match(model, shapes, layout=written["model_type"], folder=folder)
         model.to_empty(device=device)
         tie_head(model)
-        _fill(model, weights, shapes, folder=folder)
+        _fill(model, weights, sources, folder=folder)
     return model.eval()
 
 
@@ -76,71 +84,99 @@ def tie_head(model: MoETransformer) -> None:
         model.lm_head.weight = model.model.embed_tokens.weight
 
 
-@torch.no_grad()
-def _fill(model: MoETransformer, weights: "_Weights", shapes: dict[str, tuple[int, ...]], *, folder: Path) -> None:
-    layout = read_json_object(folder / "config.json")["model_type"]
+def _check_ends(config: MoEConfig, shapes: Shapes, *, folder: Path) -> None:
+    """Whether embedding and last layer are there: cheap, before a model of a mistaken size is described."""
+    last = f"model.layers.{config.num_hidden_layers - 1}."
+    for missing in [name for name in (EMBEDDING, last) if not any(found.startswith(name) for found in shapes)]:
+        raise WeightProblem(
+            f"{folder} lacks {missing}, which config.json asks for (num_hidden_layers = {config.num_hidden_layers}); copy "
+            "config.json and weights of the same model"
+        )
+
+
+def _match(model: MoETransformer, shapes: Shapes, *, layout: str, folder: Path) -> list[tuple[StoredTensor, "_Source"]]:
+    """Where each tensor of the model lies in the files. Shapes are compared here, before anything is allocated."""
     parameters = model.state_dict()
     left = {name for name in shapes if not name.endswith(IGNORED_ENDINGS)}
     if model.config.tie_word_embeddings:
         left.discard("lm_head.weight")
     if layout == "glm4_moe":  # in any other family a layer too many is a wrong config.json
         left -= {name for name in left if _is_beyond_last_layer(name, model.config.num_hidden_layers)}
+    sources = []
     for stored in stored_tensors(model.config, parameters=list(parameters), layout=layout):
-        target = parameters[stored.parameter]
-        first, count = model.expert_range if stored.expert is not None else (0, 0)
-        read, names = _find(stored, shapes, num_experts=model.config.num_experts)
-        if read is None:
+        source = _find(stored, shapes, num_experts=model.config.num_experts)
+        if source is None:
             raise WeightProblem(
                 f"{folder} lacks the tensor {stored.name} that config.json (model_type {layout}) asks for; copy the weights "
                 "of the same model, or correct config.json"
             )
-        left -= names
+        left.discard(source.name)
+        wanted = tuple(parameters[stored.parameter].shape)[0 if stored.expert is None else 1 :]
+        if source.shape != wanted:
+            raise WeightProblem(
+                f"{stored.name} in {folder} has shape {list(source.shape)}, config.json asks for {list(wanted)}; copy "
+                "config.json and weights of the same model"
+            )
+        sources.append((stored, source))
+    if left:
+        raise WeightProblem(
+            f"{folder} holds {len(left)} tensors that this model has no place for, such as {min(left)}; "
+            "take the config.json of these weights"
+        )
+    return sources
+
+
+@torch.no_grad()
+def _fill(
+    model: MoETransformer, weights: "_Weights", sources: list[tuple[StoredTensor, "_Source"]], *, folder: Path
+) -> None:
+    """Copy what this process holds."""
+    parameters = model.state_dict()
+    first, count = model.expert_range
+    for stored, source in sources:
+        target = parameters[stored.parameter]
         if stored.expert is not None:
             if not first <= stored.expert < first + count:
                 continue
             target = target[stored.expert - first]
-        value = read(weights)
-        if value.shape != target.shape:
-            raise WeightProblem(
-                f"{stored.name} in {folder} has shape {list(value.shape)}, config.json asks for {list(target.shape)}; copy "
-                "config.json and weights of the same model"
-            )
+        value = weights.read(source)
         if not torch.isfinite(value).all():
             raise WeightProblem(
                 f"{stored.name} in {folder} holds {int((~torch.isfinite(value)).sum())} values that are NaN or infinite; "
                 "take an earlier checkpoint"
             )
         target.copy_(value)
-    if left:
-        raise WeightProblem(
-            f"{folder} holds {len(left)} tensors that this model has no place for, such as {min(left)}; "
-            "take the config.json of these weights"
-        )
 
 
-def _find(
-    stored: StoredTensor, shapes: dict[str, tuple[int, ...]], *, num_experts: int
-) -> tuple[Callable[["_Weights"], Tensor] | None, set[str]]:
-    """How to read one stored tensor: by its name, or out of the fused experts that transformers holds in memory."""
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """One tensor of the files, or a part of it: the rows of one expert out of a fused stack."""
+
+    name: str
+    shape: tuple[int, ...]
+    part: tuple[int, slice] | None = None
+
+
+def _find(stored: StoredTensor, shapes: Shapes, *, num_experts: int) -> _Source | None:
+    """Where one stored tensor lies: under its name, or in the fused experts that transformers holds in memory."""
     name = stored.name
     if name not in shapes and stored.expert is None:
         name = stored.parameter  # what transformers calls a Mixtral router when it writes fused experts
     if name in shapes:
-        return lambda weights: weights.read(name), {name}
-    if stored.expert is not None:
-        expert = stored.expert
-        prefix, _, weight = stored.parameter.rpartition(".")
-        fused = f"{prefix}.{'down_proj' if weight == 'w2' else 'gate_up_proj'}"
-        if fused in shapes:
-            if len(shapes[fused]) != 3 or shapes[fused][0] != num_experts:
-                raise WeightProblem(
-                    f"{fused} has shape {list(shapes[fused])}, config.json asks for three dimensions, {num_experts} "
-                    "experts first; copy config.json and weights of the same model"
-                )
-            half = shapes[fused][1] // 2
-            rows = {"w1": slice(0, half), "w3": slice(half, None), "w2": slice(None)}[weight]
-            return lambda weights: weights.slice(fused)[expert, rows], {fused}
-    return None, set()
+        return _Source(name, shapes[name])
+    prefix, _, weight = stored.parameter.rpartition(".")
+    fused = f"{prefix}.{'down_proj' if weight == 'w2' else 'gate_up_proj'}"
+    if stored.expert is None or fused not in shapes:
+        return None
+    shape = shapes[fused]
+    if len(shape) != 3 or shape[0] != num_experts:
+        raise WeightProblem(
+            f"{fused} has shape {list(shape)}, config.json asks for three dimensions, {num_experts} experts first; copy "
+            "config.json and weights of the same model"
+        )
+    half = shape[1] // 2
+    rows = {"w1": slice(0, half), "w3": slice(half, shape[1]), "w2": slice(0, shape[1])}[weight]
+    return _Source(fused, (rows.stop - rows.start, shape[2]), (stored.expert, rows))
 
 
 def _is_beyond_last_layer(name: str, num_layers: int) -> bool:
@@ -153,12 +189,18 @@ class _Weights:
     """The safetensors files of a folder, mapped into memory and read tensor by tensor."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         if (folder / INDEX_NAME).is_file():
             self._file_of: dict[str, str] = read_json_object(folder / INDEX_NAME)["weight_map"]
             names = sorted(set(self._file_of.values()))
         else:
             names, self._file_of = [WEIGHTS_NAME], {}
-        self._files = {name: safe_open(folder / name, framework="pt") for name in names}
+        try:
+            self._files = {name: safe_open(folder / name, framework="pt") for name in names}
+        except SafetensorError as error:
+            raise ModelFolderProblem(
+                f"weights of {folder} are damaged ({error}): download or save them again"
+            ) from error
 
     def __enter__(self) -> "_Weights":
         for file in self._files.values():
@@ -169,13 +211,25 @@ class _Weights:
         for file in self._files.values():
             file.__exit__(*error)
 
-    def read(self, name: str) -> Tensor:
-        tensor: Tensor = self._files[self._file_of.get(name, WEIGHTS_NAME)].get_tensor(name)
+    def dtype_of(self, name: str) -> torch.dtype:
+        """Raises WeightProblem for one that holds no weights: integers, bits, float8."""
+        return self._open(name)[1]
+
+    def read(self, source: _Source) -> Tensor:
+        """The tensor, or its part: only that is read. Raises WeightProblem as dtype_of does."""
+        stored, _ = self._open(source.name)
+        tensor: Tensor = stored[:] if source.part is None else stored[source.part]
         return tensor
 
-    def slice(self, name: str) -> Any:
-        """Reads only what is indexed."""
-        return self._files[self._file_of.get(name, WEIGHTS_NAME)].get_slice(name)
+    def _open(self, name: str) -> tuple[Any, torch.dtype]:
+        stored = self._files[self._file_of.get(name, WEIGHTS_NAME)].get_slice(name)
+        dtype = stored.get_dtype()
+        if dtype not in STORED_DTYPES:
+            raise WeightProblem(
+                f"{name} in {self._folder} is stored as {dtype}; only {', '.join(STORED_DTYPES)} are read: take weights that "
+                "are not quantized"
+            )
+        return stored, STORED_DTYPES[dtype]
 
 
 def save_model(
@@ -188,6 +242,8 @@ def save_model(
     (hf_layout.explain_layout says why). The folder appears complete or not at all.
     Raises ValueError if `folder` holds files already, or if weights are NaN or infinite.
     """
+    if max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes = {max_shard_bytes}: give the size of a file, such as 5 * 10**9")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"folder = {folder} holds files already; name one that is empty or does not exist")
     if model.num_expert_ranks > 1:

@@ -30,9 +30,9 @@ class RopeConfig(BaseModel):
 
     kind: RopeKind = "default"
     """`rope_type` of transformers."""
-    theta: float = Field(10_000.0, gt=0)
+    theta: float = Field(10_000.0, gt=1, allow_inf_nan=False)
     """Base of the wavelengths (`rope_theta`)."""
-    factor: float | None = Field(None, ge=1)
+    factor: float | None = Field(None, ge=1, allow_inf_nan=False)
     """How many times longer the context is than the one that was trained. None: max_position_embeddings over the
     original ones."""
     original_max_position_embeddings: int | None = Field(None, gt=0)
@@ -143,31 +143,31 @@ class MoEConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    vocab_size: int = Field(32_000, gt=1)
+    vocab_size: int = Field(32_000, gt=1, le=2**27)
     """Rows of the embedding and of the head."""
-    hidden_size: int = Field(512, gt=0)
+    hidden_size: int = Field(512, gt=0, le=2**20)
     """Width of the residual stream."""
-    num_hidden_layers: int = Field(8, gt=0)
+    num_hidden_layers: int = Field(8, gt=0, le=2048)
     """Decoder layers."""
-    num_attention_heads: int = Field(8, gt=0)
+    num_attention_heads: int = Field(8, gt=0, le=2**16)
     """Query heads."""
-    num_key_value_heads: int = Field(2, gt=0)
+    num_key_value_heads: int = Field(2, gt=0, le=2**16)
     """Key and value heads (grouped-query attention)."""
-    head_dim: int = Field(default_factory=_default_head_dim, gt=0)
+    head_dim: int = Field(default_factory=_default_head_dim, gt=0, le=2**16)
     """Width of a head; hidden_size / num_attention_heads unless given."""
-    intermediate_size: int = Field(1536, gt=0)
+    intermediate_size: int = Field(1536, gt=0, le=2**22)
     """Width of the feed-forward part of a dense layer."""
-    moe_intermediate_size: int = Field(256, gt=0)
+    moe_intermediate_size: int = Field(256, gt=0, le=2**22)
     """Width of one expert. vLLM on CPU and aligned matmuls want multiples of 32."""
-    num_experts: int = Field(128, ge=0)
+    num_experts: int = Field(128, ge=0, le=2**16)
     """Routed experts of a layer; 0 makes every layer dense."""
-    num_experts_per_token: int = Field(2, ge=0)
+    num_experts_per_token: int = Field(2, ge=0, le=2**16)
     """Experts that a token is routed to (top-k)."""
-    num_shared_experts: int = Field(0, ge=0)
+    num_shared_experts: int = Field(0, ge=0, le=2**10)
     """Experts that every token passes, held as one feed-forward part of this many expert widths."""
     dense_layers: tuple[int, ...] = ()
     """Indices of layers that have a dense feed-forward part in place of experts."""
-    max_position_embeddings: int = Field(131_072, gt=0)
+    max_position_embeddings: int = Field(131_072, gt=0, le=2**30)
     """Longest context, tokens."""
     rms_norm_eps: float = Field(1e-5, gt=0)
     """Added to the mean square before the root."""
@@ -264,6 +264,11 @@ def _attention_problems(config: MoEConfig) -> list[str]:
             f"head_dim = {config.head_dim} with rope.partial_rotary_factor = {config.rope.partial_rotary_factor} rotates "
             f"{config.rotary_dim} dimensions; rotations need an even number of at least 2"
         )
+    problems += [
+        f"eos_token_id = {end} is beyond the vocabulary of vocab_size = {config.vocab_size}; use the tokenizer's own"
+        for end in config.eos_token_ids
+        if not 0 <= end < config.vocab_size
+    ]
     return problems
 
 

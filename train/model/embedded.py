@@ -265,7 +265,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise ModelFolderProblem(f"model folder {path.parent} has no {path.name}: copy it from the same model")
     try:
         value = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFolderProblem(f"{path} is not JSON ({error}): copy it again from the same model") from error
     if not isinstance(value, dict):
         raise ModelFolderProblem(f"{path} is not a JSON object: copy it again from the same model")

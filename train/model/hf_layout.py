@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from train.model.config import AttentionConfig, MoEConfig
+from pydantic import ValidationError
+
+from train.model.config import MoEConfig
 
 SECTION = "autonomous"
 """Key of config.json under which our whole configuration stands."""
@@ -47,6 +49,8 @@ class Layout:
     read: Callable[[Mapping[str, Any]], dict[str, Any]]
     moe_prefix: str = "mlp"
     """Name of the feed-forward part of a layer with experts."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What a key means that config.json lacks: the family's defaults, where they are not MoEConfig's."""
     expert_names: Mapping[str, str] = field(
         default_factory=lambda: {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
     )
@@ -106,7 +110,34 @@ def from_hf_config(written: Mapping[str, Any]) -> MoEConfig:
             raise ValueError(
                 f"config.json lacks {error.args[0]}, which model_type = {name!r} needs; copy config.json of these weights"
             ) from error
-    return MoEConfig.model_validate(values)
+    try:
+        return MoEConfig.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"config.json: {_sentence(error)}") from error
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first problem in words; those of MoEConfig's own checks name their fix already."""
+    first = error.errors(include_url=False)[0]
+    if not first["loc"]:
+        return str(first["msg"]).removeprefix("Value error, ")
+    where = ".".join(map(str, first["loc"]))
+    return f"{where} = {first['input']!r} is not valid ({first['msg']}); copy config.json of these weights"
+
+
+def _count(written: Mapping[str, Any], key: str) -> int:
+    """A count that is computed with. Raises KeyError without one."""
+    value = written[key]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"config.json: {key} = {value!r} is no count; copy config.json of these weights")
+    return value
+
+
+def _flag(written: Mapping[str, Any], key: str, *, default: bool) -> bool:
+    value = written.get(key)
+    if not isinstance(value, bool | None):
+        raise ValueError(f"config.json: {key} = {value!r} is neither true nor false; copy config.json of these weights")
+    return default if value is None else value
 
 
 def _object(written: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -122,6 +153,10 @@ def _read_family(written: Mapping[str, Any], layout: Layout, section: Mapping[st
     for key, allowed in _NEUTRAL.items():
         if key in written and written[key] not in allowed:
             raise ValueError(f"config.json: {key} = {written[key]!r} is not supported; only {allowed[0]!r} is computed")
+    if not section:
+        written = {**layout.defaults, **written}
+        for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+            _count(written, key)
     values = dict(section) | {key: written[key] for key in _COMMON if written.get(key) is not None}
     if isinstance(values.get("eos_token_id"), list):
         values["eos_token_id"] = tuple(values["eos_token_id"])
@@ -284,7 +319,9 @@ def _write_mixtral(config: MoEConfig) -> dict[str, Any]:
 def _read_mixtral(written: Mapping[str, Any]) -> dict[str, Any]:
     values = _read_experts(written, count="num_local_experts", width="intermediate_size")
     if window := written.get("sliding_window"):
-        values["attention"] = AttentionConfig(pattern=("sliding",), window=window, num_sinks=0).model_dump()
+        values["attention"] = {"pattern": ("sliding",), "window": window, "num_sinks": 0}
+    elif "sliding_window" in written:
+        values["attention"] = {"pattern": ("full",)}
     return values | {"router": _read_router("softmax", written, renormalise=True)}
 
 
@@ -301,13 +338,27 @@ def _read_qwen3(written: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("attention_bias", "use_sliding_window"):
         if written.get(key):
             raise ValueError(f"config.json: {key} = true is not supported for Qwen3-MoE")
-    step, dense = written.get("decoder_sparse_step", 1), set(written.get("mlp_only_layers") or ())
-    dense |= {index for index in range(written["num_hidden_layers"]) if (index + 1) % step}
+    dense = _dense_layers(written)
     count = "num_experts" if "num_experts" in written else "num_local_experts"
     return _read_experts(written, count=count, width="moe_intermediate_size") | {
-        "intermediate_size": written["intermediate_size"], "dense_layers": tuple(sorted(dense)), "qk_norm": "head",
-        "router": _read_router("softmax", written, renormalise=bool(written.get("norm_topk_prob", False))),
+        "intermediate_size": written["intermediate_size"], "dense_layers": dense, "qk_norm": "head",
+        "router": _read_router("softmax", written, renormalise=_flag(written, "norm_topk_prob", default=False)),
     }  # fmt: skip
+
+
+def _dense_layers(written: Mapping[str, Any]) -> tuple[int, ...]:
+    """Every layer but each `decoder_sparse_step`-th, and those that are named."""
+    step, named = (
+        _count({"decoder_sparse_step": 1, **written}, "decoder_sparse_step"),
+        written.get("mlp_only_layers") or [],
+    )
+    if step == 0 or not isinstance(named, list) or not all(isinstance(index, int) for index in named):
+        raise ValueError(
+            f"config.json: decoder_sparse_step = {step} and mlp_only_layers = {named!r}: give a step of at least 1 and a list "
+            "of layers"
+        )
+    between = {index for index in range(_count(written, "num_hidden_layers")) if (index + 1) % step}
+    return tuple(sorted(between | set(named)))
 
 
 def _write_olmoe(config: MoEConfig) -> dict[str, Any]:
@@ -321,7 +372,7 @@ def _write_olmoe(config: MoEConfig) -> dict[str, Any]:
 def _read_olmoe(written: Mapping[str, Any]) -> dict[str, Any]:
     if written.get("attention_bias"):
         raise ValueError("config.json: attention_bias = true is not supported for OLMoE")
-    router = _read_router("softmax", written, renormalise=bool(written.get("norm_topk_prob", False)))
+    router = _read_router("softmax", written, renormalise=_flag(written, "norm_topk_prob", default=False))
     experts = _read_experts(written, count="num_experts", width="intermediate_size")
     return experts | {"qk_norm": "projection", "router": router}
 
@@ -339,23 +390,41 @@ def _write_glm(config: MoEConfig) -> dict[str, Any]:
 
 
 def _read_glm(written: Mapping[str, Any]) -> dict[str, Any]:
-    router = _read_router("sigmoid", written, renormalise=bool(written.get("norm_topk_prob", True)), balancing="bias")
+    router = _read_router(
+        "sigmoid", written, renormalise=_flag(written, "norm_topk_prob", default=True), balancing="bias"
+    )
     return _read_experts(written, count="n_routed_experts", width="moe_intermediate_size") | {
         "num_shared_experts": written["n_shared_experts"], "intermediate_size": written["intermediate_size"],
-        "dense_layers": tuple(range(written["first_k_dense_replace"])), "attention_bias": written.get("attention_bias", False),
-        "qk_norm": "head" if written.get("use_qk_norm") else "none", "router": router,
+        "dense_layers": tuple(range(_count(written, "first_k_dense_replace"))),
+        "attention_bias": _flag(written, "attention_bias", default=False),
+        "qk_norm": "head" if _flag(written, "use_qk_norm", default=False) else "none", "router": router,
     }  # fmt: skip
 
 
-_MIXTRAL_EXPERTS = {"w1": "w1", "w3": "w3", "w2": "w2"}
 LAYOUTS: dict[str, Layout] = {
-    "llama": Layout("LlamaForCausalLM", _not_llama, _write_llama, _read_llama),
-    "mixtral": Layout(
-        "MixtralForCausalLM", _not_mixtral, _write_mixtral, _read_mixtral, "block_sparse_moe", _MIXTRAL_EXPERTS
+    "llama": Layout(
+        "LlamaForCausalLM", _not_llama, _write_llama, _read_llama,
+        defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
     ),
-    "qwen3_moe": Layout("Qwen3MoeForCausalLM", _not_qwen3, _write_qwen3, _read_qwen3),
-    "olmoe": Layout("OlmoeForCausalLM", _not_olmoe, _write_olmoe, _read_olmoe),
-    "glm4_moe": Layout("Glm4MoeForCausalLM", _not_glm, _write_glm, _read_glm),
+    "mixtral": Layout(
+        "MixtralForCausalLM", _not_mixtral, _write_mixtral, _read_mixtral, moe_prefix="block_sparse_moe",
+        expert_names={"w1": "w1", "w3": "w3", "w2": "w2"},
+        defaults={"rope_theta": 1e6, "num_key_value_heads": 8, "bos_token_id": 1, "eos_token_id": 2},
+    ),
+    "qwen3_moe": Layout(
+        "Qwen3MoeForCausalLM", _not_qwen3, _write_qwen3, _read_qwen3,
+        defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 32_768, "num_key_value_heads": 4},
+    ),
+    "olmoe": Layout(
+        "OlmoeForCausalLM", _not_olmoe, _write_olmoe, _read_olmoe,
+        defaults={
+            "max_position_embeddings": 4096, "router_aux_loss_coef": 0.01, "eos_token_id": 50_279, "pad_token_id": 1,
+        },
+    ),
+    "glm4_moe": Layout(
+        "Glm4MoeForCausalLM", _not_glm, _write_glm, _read_glm,
+        defaults={"num_key_value_heads": 8, "partial_rotary_factor": 0.5},
+    ),
     OWN_LAYOUT: Layout("MoETransformer", lambda _: None, lambda _: {}, lambda _: {}),
-}
+}  # fmt: skip
 """In order of preference; the last one takes everything."""

@@ -185,13 +185,88 @@ def test_a_configuration_that_is_not_supported_is_named(folder: Path, fields: di
         ({"rope_parameters": [1]}, r"rope_parameters = \[1\] is not a JSON object"),
         ({"autonomous": [1]}, r"autonomous = \[1\] is not a JSON object"),
         ({"model_type": ["mixtral"]}, r"model_type = \['mixtral'\] is not supported"),
-        ({"hidden_size": "many"}, "hidden_size"),
+        ({"hidden_size": "many"}, "hidden_size = 'many' is not valid"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0, "factor": 2.0}}, "rope.theta = 1.0 is not valid"),
+        ({"vocab_size": 10**18}, r"vocab_size = 1000000000000000000 is not valid"),
+        ({"eos_token_id": 61}, "eos_token_id = 61 is beyond the vocabulary of vocab_size = 61"),
     ],
 )
 def test_a_damaged_configuration_is_named(folder: Path, fields: dict[str, object], words: str):
     _edit_config(folder, **fields)
     with pytest.raises(ValueError, match=words):
         load_model(folder)
+
+
+QWEN: dict[str, object] = {"qk_norm": "head"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"decoder_sparse_step": 0}, "decoder_sparse_step = 0 .* at least 1"),
+        ({"decoder_sparse_step": "a"}, "decoder_sparse_step = 'a' is no count"),
+        ({"mlp_only_layers": 3}, "mlp_only_layers = 3"),
+        ({"num_hidden_layers": "x"}, "num_hidden_layers = 'x' is no count"),
+        ({"norm_topk_prob": "false"}, "norm_topk_prob = 'false' is neither true nor false"),
+    ],
+)
+def test_a_damaged_qwen_configuration_is_named(tmp_path: Path, fields: dict[str, object], words: str):
+    folder = _model(**QWEN).save_pretrained(tmp_path / "model")
+    _edit_config(folder, **fields)
+    with pytest.raises(ValueError, match=words):
+        load_model(folder)
+
+
+def test_deeply_nested_json_is_named(folder: Path):
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ModelFolderProblem, match="is not JSON"):
+        load_model(folder)
+
+
+def test_a_configuration_far_larger_than_its_weights_is_refused_before_it_is_allocated(folder: Path):
+    _edit_config(folder, num_hidden_layers=2000)
+    with pytest.raises(WeightProblem, match=r"lacks model\.layers\.1999\., .*num_hidden_layers = 2000"):
+        load_model(folder)
+    _edit_config(folder, num_hidden_layers=2, vocab_size=2**27)
+    with pytest.raises(WeightProblem, match=r"embed_tokens.weight .* has shape \[61, 32\]"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.embed_tokens.weight"])
+def test_weights_that_are_no_floats_are_named(tmp_path: Path, name: str, dtype: torch.dtype):
+    folder = _model().save_pretrained(tmp_path / "model")
+    _edit_tensor(folder, name, load_file(folder / "model.safetensors")[name].to(dtype))
+    with pytest.raises(WeightProblem, match=rf"{name} in .* is stored as .*only F16, BF16, F32, F64"):
+        load_model(folder)
+
+
+def test_a_file_without_tensors_is_named(tmp_path: Path):
+    folder = _model().save_pretrained(tmp_path / "model")
+    save_file({}, folder / "model.safetensors")
+    with pytest.raises(WeightProblem, match=r"lacks model\.embed_tokens\.weight"):
+        load_model(folder)
+
+
+def test_an_unknown_stored_dtype_is_a_damaged_file(tmp_path: Path):
+    folder = _model().save_pretrained(tmp_path / "model")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"F32"', b'"Q32"'))
+    with pytest.raises(ModelFolderProblem, match="are damaged"):
+        load_model(folder)
+
+
+def test_a_window_that_is_edited_away_is_gone(tmp_path: Path):
+    window = {"pattern": ["sliding"], "window": 8, "num_sinks": 0}
+    folder = _model(attention=window).save_pretrained(tmp_path / "model")
+    assert load_model(folder).config.attention_kind(0) == "sliding"
+    _edit_config(folder, sliding_window=None)
+    assert load_model(folder).config.attention_kind(0) == "full"
+
+
+def test_shards_of_no_size_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="max_shard_bytes = 0"):
+        _model().save_pretrained(tmp_path / "model", max_shard_bytes=0)
 
 
 def test_a_key_that_the_family_needs_is_missed_by_name(folder: Path):
