@@ -8,11 +8,11 @@ users; this is what training, evaluation and tests use.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from train.model.cache import KVCache, check_context
@@ -28,16 +28,22 @@ class SamplingConfig(BaseModel):
 
     max_new_tokens: int = Field(128, gt=0)
     """Most tokens that are added to a prompt."""
-    temperature: float = Field(0.0, ge=0)
-    """0 takes the most probable token; otherwise logits are divided by it."""
+    temperature: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """0 takes the most probable token; otherwise, from 0.001 on, logits are divided by it."""
     top_k: int | None = Field(None, gt=0)
     """Only this many most probable tokens are drawn from."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Only the fewest tokens whose probabilities reach this sum are drawn from."""
     stop: tuple[tuple[int, ...], ...] = ()
     """Token sequences that end the text, beside the model's ends of text. They are part of what is returned."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**62)
     """Row i draws with the generator of seed + i."""
+
+    @model_validator(mode="after")
+    def _temperature_divides(self) -> Self:
+        if 0 < self.temperature < 1e-3:
+            raise ValueError(f"temperature = {self.temperature}: use 0 for the most probable token, or at least 0.001")
+        return self
 
 
 @dataclass(slots=True)

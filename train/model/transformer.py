@@ -24,6 +24,7 @@ from train.model.attention import build_attention
 from train.model.cache import KVCache, check_context
 from train.model.config import MoEConfig
 from train.model.generate import Generated, SamplingConfig, generate
+from train.model.inputs import check_inputs
 from train.model.layers import RMSNorm, RoPEEmbedding
 from train.model.loss import IGNORE, LanguageHead
 from train.model.moe import FeedForward, MoELayer, RouterStats
@@ -240,18 +241,17 @@ class MoETransformer(nn.Module):
         is padding. `position_ids`: counted per document unless given. `labels`: the token each position has to predict,
         already shifted (`next_token_labels`), -100 for none. `cache`: keys and values of what came before; this call adds
         its own. `replay_routes`: routes of an earlier `ModelOutput`. `logits_to_keep`: only the last n positions.
-        Raises ValueError naming the argument: both or neither of ids and embeddings, another shape than theirs, a context
-        beyond the model's range, on a CPU also token ids and labels beyond the vocabulary.
+        Raises ValueError naming the argument (inputs.py): both or neither of ids and embeddings, another shape than theirs,
+        another dtype, a context beyond the model's range; on a CPU also ids, labels, positions and routes beyond theirs.
         """
-        x_BSD = self._embed(input_ids, inputs_embeds)
-        length = x_BSD.shape[1]
-        _check_shapes(
-            tuple(x_BSD.shape[:2]), position_ids=position_ids, attention_mask=attention_mask, document_ids=document_ids,
-            labels=labels,
+        check_inputs(
+            self.config, input_ids=input_ids, inputs_embeds=inputs_embeds,
+            embedding_dtype=self.model.embed_tokens.weight.dtype, position_ids=position_ids,
+            attention_mask=attention_mask, document_ids=document_ids, labels=labels, replay_routes=replay_routes,
+            logits_to_keep=logits_to_keep,
         )  # fmt: skip
-        if labels is not None:
-            _check_ids("labels", labels[labels != IGNORE], vocab_size=self.config.vocab_size)
-        self._check_routes(replay_routes, tuple(x_BSD.shape[:2]))
+        x_BSD = inputs_embeds if inputs_embeds is not None else self.model.embed_tokens(input_ids)
+        length = x_BSD.shape[1]
         segments = _segments(attention_mask, document_ids, cache)
         new = length if segments is None else segments.longest
         check_context(self.config, (0 if cache is None else cache.max_length) + new)
@@ -277,33 +277,6 @@ class MoETransformer(nn.Module):
             x_BSD = x_BSD[:, -logits_to_keep:]
         return ModelOutput(self.lm_head(x_BSD), None, None, tuple(stats))
 
-    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        if (input_ids is None) == (inputs_embeds is None):
-            both = "both" if input_ids is not None else "neither"
-            raise ValueError(f"input_ids and inputs_embeds: {both} given; give one of them")
-        if input_ids is not None:
-            if input_ids.dim() != 2 or input_ids.shape[1] == 0 or input_ids.is_floating_point():
-                raise ValueError(
-                    f"input_ids has shape {list(input_ids.shape)} and dtype {input_ids.dtype}; give integers [batch, seq], at "
-                    "least one token per row"
-                )
-            _check_ids("input_ids", input_ids, vocab_size=self.config.vocab_size)
-            return cast(Tensor, self.model.embed_tokens(input_ids))
-        assert inputs_embeds is not None
-        if inputs_embeds.shape[-1] != self.config.hidden_size:
-            raise ValueError(
-                f"inputs_embeds has width {inputs_embeds.shape[-1]}, the model hidden_size = {self.config.hidden_size}; "
-                "project the encoder's output to it"
-            )
-        return inputs_embeds
-
-    def _check_routes(self, routes: Tensor | None, shape: tuple[int, ...]) -> None:
-        wanted = (len(self.config.moe_layers), *shape, self.config.num_experts_per_token)
-        if routes is not None and tuple(routes.shape) != wanted:
-            raise ValueError(
-                f"replay_routes has shape {list(routes.shape)}; give {list(wanted)}: layers with experts, batch, seq, top_k"
-            )
-
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig | None = None) -> list[Generated]:
         """Continue each prompt (token ids, any lengths): see generate.generate. Without `sampling`: greedy, 128 tokens."""
         return generate(self, prompts, sampling or SamplingConfig())
@@ -327,29 +300,7 @@ class MoETransformer(nn.Module):
         return save_model(self, Path(folder), max_shard_bytes=max_shard_bytes, tokenizer_from=source)
 
 
-def _check_ids(name: str, ids: Tensor, *, vocab_size: int) -> None:
-    """On a CPU alone: a GPU would have to wait for the look."""
-    if ids.device.type != "cpu" or ids.numel() == 0:
-        return
-    low, high = (int(value) for value in ids.aminmax())
-    if low < 0 or high >= vocab_size:
-        raise ValueError(
-            f"{name} holds token {low if low < 0 else high}; ids go from 0 to vocab_size - 1 = {vocab_size - 1}: use the "
-            "tokenizer of this model"
-        )
-
-
-def _check_shapes(shape: tuple[int, ...], **arguments: Tensor | None) -> None:
-    """Every argument has one number per token; position_ids may have one row for all."""
-    for name, value in arguments.items():
-        allowed = (shape, (1, shape[1])) if name == "position_ids" else (shape,)
-        if value is not None and tuple(value.shape) not in allowed:
-            raise ValueError(f"{name} has shape {list(value.shape)}; give one number per token, {list(shape)}")
-
-
 def _segments(attention_mask: Tensor | None, document_ids: Tensor | None, cache: KVCache | None) -> Segments | None:
-    if attention_mask is not None and document_ids is not None:
-        raise ValueError("attention_mask and document_ids: both given; document_ids alone says padding too, with -1")
     if document_ids is not None:
         if cache is not None:
             raise ValueError(

@@ -114,6 +114,15 @@ def test_bad_prompts_are_named(model: MoETransformer, prompts: list[list[int]], 
         model.generate(prompts, SamplingConfig(max_new_tokens=10))
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [({"temperature": 1e-42}, "at least 0.001"), ({"seed": 2**64}, "seed"), ({"top_p": 0}, "top_p")],
+)
+def test_settings_that_cannot_be_drawn_with_are_named(fields: dict[str, float], words: str):
+    with pytest.raises(ValueError, match=words):
+        SamplingConfig.model_validate(fields)
+
+
 def test_draws_follow_the_distribution():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
     draws = torch.rand(20_000, generator=torch.Generator().manual_seed(0))

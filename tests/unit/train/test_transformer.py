@@ -1,5 +1,7 @@
 """MoETransformer: packing, padding, caches, embeddings, recomputation, routes; what it refuses."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -33,6 +35,9 @@ CONFIGS = {
 def model(request: pytest.FixtureRequest) -> MoETransformer:
     torch.manual_seed(0)
     return MoETransformer(CONFIGS[request.param]).eval()
+
+
+TOKENS = torch.zeros(1, 4, dtype=torch.long)
 
 
 def _tokens(batch: int, length: int, seed: int = 0) -> Tensor:
@@ -210,7 +215,7 @@ def test_a_trillion_parameters_are_described_without_memory():
     [
         ({}, "neither given"),
         ({"input_ids": torch.zeros(1, 4, dtype=torch.long), "inputs_embeds": torch.zeros(1, 4, 32)}, "both given"),
-        ({"inputs_embeds": torch.zeros(1, 4, 31)}, "width 31.*hidden_size = 32"),
+        ({"inputs_embeds": torch.zeros(1, 4, 31)}, r"shape \[1, 4, 31\].*hidden_size = 32"),
         ({"input_ids": torch.zeros(1, 257, dtype=torch.long)}, "max_position_embeddings = 256"),
         (
             {
@@ -220,15 +225,26 @@ def test_a_trillion_parameters_are_described_without_memory():
             },
             "document_ids alone",
         ),
-        ({"input_ids": torch.tensor([[3, 61]])}, "input_ids holds token 61; .*vocab_size - 1 = 60"),
-        ({"input_ids": torch.tensor([[-1, 3]])}, "input_ids holds token -1"),
+        ({"input_ids": torch.tensor([[3, 61]])}, "input_ids holds 61; tokens of the vocabulary go from 0 to 60"),
+        ({"input_ids": torch.tensor([[-1, 3]])}, "input_ids holds -1"),
         (
             {"input_ids": torch.zeros(1, 2, dtype=torch.long), "labels": torch.tensor([[-100, 61]])},
-            "labels holds token 61",
+            "labels holds 61",
         ),
         ({"input_ids": torch.zeros(4, dtype=torch.long)}, r"input_ids has shape \[4\]"),
         ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, "at least one token"),
-        ({"input_ids": torch.zeros(1, 4)}, "dtype torch.float32; give integers"),
+        ({"input_ids": torch.zeros(1, 4)}, "dtype torch.float32; give token ids"),
+        ({"input_ids": torch.zeros(0, 4, dtype=torch.long)}, "at least one token"),
+        ({"input_ids": torch.zeros(1, 4, dtype=torch.bool)}, "input_ids has dtype torch.bool"),
+        ({"inputs_embeds": torch.zeros(4, 32)}, "inputs_embeds has shape"),
+        ({"inputs_embeds": torch.zeros(1, 0, 32)}, "at least one token"),
+        ({"inputs_embeds": torch.zeros(1, 4, 32, dtype=torch.bfloat16)}, "inputs_embeds has dtype torch.bfloat16"),
+        ({"input_ids": TOKENS, "labels": torch.zeros(1, 4)}, "labels has dtype torch.float32; give integers"),
+        ({"input_ids": TOKENS, "position_ids": torch.full((1, 4), 256)}, "position_ids holds 256; .* from 0 to 255"),
+        ({"input_ids": TOKENS, "position_ids": torch.full((1, 4), -1)}, "position_ids holds -1"),
+        ({"input_ids": TOKENS, "replay_routes": torch.full((2, 1, 4, 2), 6)}, "replay_routes holds 6; experts"),
+        ({"input_ids": TOKENS, "replay_routes": torch.zeros(2, 1, 4, 2)}, "replay_routes has dtype torch.float32"),
+        ({"input_ids": TOKENS, "logits_to_keep": 0}, "logits_to_keep = 0"),
         *(
             ({"input_ids": torch.zeros(1, 4, dtype=torch.long), name: torch.zeros(1, 5, dtype=torch.long)}, words)
             for name, words in (
@@ -247,7 +263,7 @@ def test_a_trillion_parameters_are_described_without_memory():
         ),
     ],
 )
-def test_bad_input_is_named(arguments: dict[str, Tensor], words: str):
+def test_bad_input_is_named(arguments: dict[str, Any], words: str):
     with pytest.raises(ValueError, match=words):
         MoETransformer(CONFIGS["full"])(**arguments)
 
