@@ -1,5 +1,6 @@
 """`autonomous plan`: what a model needs and the ways to train it on a cluster, before a GPU is paid for."""
 
+import math
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,15 +63,15 @@ def plan(  # noqa: PLR0917 - the command's options
     """
     from train.model.costs import count_costs
     from train.model.planner import PlanRequest, explain_no_plan, make_plans
-    from train.model.presets import find_config
+    from train.model.presets import config_of
 
     request = PlanRequest.model_validate(
         {
             "gpus": gpus, "gpu": gpu, "tokens": parse_count(tokens, option="--tokens"), "precision": precision.value,
-            "batch_tokens": round(parse_count(batch_tokens, option="--batch-tokens")), "price_usd_per_hour": price,
+            "batch_tokens": math.ceil(parse_count(batch_tokens, option="--batch-tokens")), "price_usd_per_hour": price,
         }
     )  # fmt: skip
-    planning = make_plans(count_costs(find_config(model), name=model, context=context), request)
+    planning = make_plans(count_costs(config_of(model), name=model, context=context), request)
     if not as_json:
         _print(planning, top=top)
     if not planning.plans:
@@ -98,7 +99,7 @@ def _print(planning: "Planning", *, top: int) -> None:
         f"{costs.name}: {_count_text(costs.total_params)} parameters, {_count_text(costs.active_params)} active per token "
         f"({len(costs.layers)} layers{experts})\n"
         f"{_count_text(costs.flops_per_token)} FLOPs per token, forward and backward, at a context of {costs.context:,}\n"
-        f"{request.gpus:,} x {request.gpu}, {request.precision}, {request.batch_tokens:,} tokens per step, "
+        f"{request.gpus:,} x {request.gpu}, {request.precision}, {planning.tokens_per_step:,} tokens per step, "
         f"{request.tokens:,.0f} tokens in all",
         markup=False,
     )

@@ -4,9 +4,10 @@ config        MoEConfig: the shape, checked before anything is allocated; preset
 transformer   MoETransformer: forward, loss, recomputation; generate continues prompts, cache keeps their keys
 attention     FlashAttentionLayer and SparseAttention; attention_kernels computes them, segments says who sees whom
 layers        RMSNorm and RoPEEmbedding
+inputs        what a forward pass is given, checked
 moe           ExpertRouter and MoELayer; experts computes, dispatch sends rows between ranks, balance keeps the load even
 loss          the head, and the loss without all logits
-checkpoint_hf model folders in and out; hf_layout knows the families
+checkpoint_hf model folders in and out; hf_layout knows their words, hf_families the families
 upcycle       a dense model into experts, more experts into a model
 embedded      the base model that comes with the installation, and the check of any model folder
 planner       ranked parallel plans; costs, plan and estimate are its parts, published its check

@@ -44,6 +44,8 @@ class LayerCosts:
     """Elements of a token's keys and values together: what context parallelism moves."""
     visible_keys: float
     """Keys that a token sees, on average over the context."""
+    reach: int
+    """Tokens whose keys a part of a sequence needs from other parts at most: of a windowed layer, window and sinks."""
     input_bytes: int
     """The layer's input: all that full recomputation keeps."""
     projection_bytes: int
@@ -185,13 +187,20 @@ def split_stages(costs: ModelCosts, stages: int) -> tuple[Stage, ...]:
     return tuple(Counter(costs.layers[start:end]) for start, end in pairwise(ends))
 
 
+@lru_cache(maxsize=256)
+def distinct_stages(costs: ModelCosts, stages: int) -> tuple[int, ...]:
+    """The first stage of each make-up, and both ends: every other one equals one of them and holds no more."""
+    first = {frozenset(stage.items()): index for index, stage in reversed(list(enumerate(split_stages(costs, stages))))}
+    return tuple(sorted({0, stages - 1, *first.values()}))
+
+
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _count_layer(config: MoEConfig, index: int, layer: DecoderLayer, context: int) -> LayerCosts:
     width, heads = config.hidden_size, config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
+    keys, kind = config.num_key_value_heads * config.head_dim, config.attention_kind(index)
     experts = router = 0
     shared: FeedForward | None = None
     if isinstance(layer.mlp, MoELayer):
@@ -209,7 +218,8 @@ def _count_layer(config: MoEConfig, index: int, layer: DecoderLayer, context: in
         top_k=config.num_experts_per_token if experts else 0,
         score_width=2 * heads,
         kv_width=2 * keys,
-        visible_keys=visible_keys(config.attention_kind(index), context, config.attention),
+        visible_keys=visible_keys(kind, context, config.attention),
+        reach=min(context, config.attention.window + config.attention.num_sinks) if kind == "sliding" else context,
         input_bytes=BF16 * width,
         projection_bytes=_projection_bytes(config),
         core_bytes=BF16 * heads + FP32 * config.num_attention_heads,

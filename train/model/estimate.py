@@ -1,15 +1,15 @@
 """What a plan needs and how long its step takes: memory, communication, pipeline bubble, MFU, tokens per second, days.
 
 Closed forms, all of them in docs/planning.md and checked against published runs (published.py,
-tests/unit/train/test_planner.py). Everything is of the most loaded GPU. T is the tokens of one micro-batch on one GPU:
-micro_batch x context / cp, split by tp again between matmuls (sequence parallelism).
+tests/unit/train/test_planner.py). Memory is of the fullest GPU, time and traffic of the slowest stage. T is the tokens
+of one micro-batch on one GPU: micro_batch x context / cp, split by tp again between matmuls (sequence parallelism).
 Sources: activation and pipeline memory (arXiv:2205.05198, arXiv:2104.04473), ZeRO (arXiv:1910.02054).
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-from train.model.costs import BF16, FP32, LayerCosts, ModelCosts, Stage, split_stages
+from train.model.costs import BF16, FP32, LayerCosts, ModelCosts, Stage, distinct_stages, split_stages
 from train.model.plan import Assumptions, Gpu, ParallelPlan, Precision
 
 Traffic = Literal["tensor", "expert", "context", "pipeline", "data"]
@@ -40,7 +40,7 @@ class Estimate:
     plan: ParallelPlan
     memory: Memory
     traffic_bytes: dict[Traffic, float]
-    """Sent by one GPU in one step."""
+    """Sent in one step by a GPU of the slowest stage."""
     bubble: float
     """Share of the step in which pipeline stages wait."""
     exposed: float
@@ -75,13 +75,13 @@ def estimate(
     """Memory and speed of `plan`. Raises ValueError for fp8 on a GPU without it."""
     step = _Step(costs, plan, gpu, assumptions, precision)
     stages = split_stages(costs, plan.pp)
-    ends = {0, plan.pp - 1}
-    candidates = sorted(ends | {max(range(plan.pp), key=lambda stage: _weight(stages[stage]))})
+    candidates = distinct_stages(costs, plan.pp)
     memory = max((step.memory(stages[stage], stage) for stage in candidates), key=lambda found: found.total)
-    times = [step.micro_batch_time(stages[stage], stage) for stage in candidates]
-    compute, exposed = max(times, key=sum)
-    once, traffic = step.once_per_step(stages[candidates[-1]], hide_s=compute)
-    for kind, sent in step.micro_batch_traffic(stages[candidates[-1]]).items():
+    times = {stage: step.micro_batch_time(stages[stage], stage) for stage in candidates}
+    slowest = max(times, key=lambda stage: sum(times[stage]))
+    compute, exposed = times[slowest]
+    once, traffic = step.once_per_step(stages[slowest], slowest, hide_s=compute)
+    for kind, sent in step.micro_batch_traffic(stages[slowest], slowest).items():
         traffic[kind] = traffic.get(kind, 0.0) + sent * plan.num_micro_batches
     waiting = (plan.pp - 1) / plan.virtual_stages
     step_s = (compute + exposed) * (plan.num_micro_batches + waiting) + once
@@ -93,10 +93,6 @@ def estimate(
         exposed=(exposed * plan.num_micro_batches + once) / step_s,
         step_s=step_s, tokens_per_step=tokens, mfu=flops / step_s / (plan.world_size * gpu.peak_bf16),
     )  # fmt: skip
-
-
-def _weight(stage: Stage) -> int:
-    return sum(layer.params * count for layer, count in stage.items())
 
 
 class _Step:
@@ -213,20 +209,20 @@ class _Step:
         if stage == plan.pp - 1:
             head = 3 * self.costs.head_flops * tokens / (assumptions.matmul_efficiency * gpu.peak_bf16)
             compute += head + 3 * (BF16 + FP32) * self.costs.vocab_size * tokens / self.memory_speed
-        return compute, self._exposed(layers, compute)
+        return compute, self._exposed(layers, stage, compute)
 
-    def _exposed(self, layers: Stage, compute: float) -> float:
-        sent = self.micro_batch_traffic(layers)
+    def _exposed(self, layers: Stage, stage: int, compute: float) -> float:
+        sent = self.micro_batch_traffic(layers, stage)
         plan, assumptions = self.plan, self.assumptions
         waits = self._ring_seconds(sent["tensor"], plan.tp) * (1 - assumptions.tp_overlap)
         waits += self._scatter_seconds(sent["expert"], plan.ep) * (1 - assumptions.ep_overlap)
         core = sum(count * layer.core_flops * 3.5 * self.tokens / plan.tp for layer, count in layers.items())
         behind = core / (assumptions.attention_efficiency * self.gpu.peak_bf16)
         waits += max(0.0, self._ring_seconds(sent["context"], plan.tp * plan.cp) - behind)
-        waits += sent["pipeline"] / (self.gpu.network_bandwidth * assumptions.bandwidth_efficiency)
+        waits += self._ring_seconds(sent["pipeline"], plan.world_size)
         return waits + max(0.0, self._data_seconds(sent["data"]) - compute)
 
-    def micro_batch_traffic(self, layers: Stage) -> dict[Traffic, float]:
+    def micro_batch_traffic(self, layers: Stage, stage: int) -> dict[Traffic, float]:
         """Bytes that one GPU sends for one micro-batch, forward and backward."""
         plan, costs = self.plan, self.costs
         full = plan.recomputation == "full"
@@ -240,19 +236,19 @@ class _Step:
                 row = layer.top_k * costs.hidden_size * self.tokens / plan.tp * (plan.ep - 1) / plan.ep
                 there, back = self.assumptions.dispatch_bytes, BF16  # to the experts, and their results
                 sent["expert"] += count * row * ((there + back) * (3 if full else 2))
-            keys = BF16 * layer.kv_width * self.tokens / plan.tp
-            sent["context"] += count * keys * (plan.cp - 1) * (4 if full else 3)
+            others = min(self.tokens * (plan.cp - 1), plan.micro_batch * layer.reach) if plan.cp > 1 else 0.0
+            sent["context"] += count * BF16 * layer.kv_width * others / plan.tp * (4 if full else 3)
         if plan.pp > 1:
             sent["pipeline"] = 2 * hidden / plan.tp * plan.virtual_stages
         each = self.assumptions.gradient_bytes if self.scatters_each_micro_batch else 0
         each += 2 * BF16 if plan.zero_stage == 3 else 0  # gathered forward and backward
-        sent["data"] = each * self._between_replicas(*self.local_params(layers, stage=0))
+        sent["data"] = each * self._between_replicas(*self.local_params(layers, stage))
         return sent
 
-    def once_per_step(self, layers: Stage, *, hide_s: float) -> tuple[float, dict[Traffic, float]]:
+    def once_per_step(self, layers: Stage, stage: int, *, hide_s: float) -> tuple[float, dict[Traffic, float]]:
         """(seconds, bytes) of what happens once: gradients and parameters under ZeRO-1 or 2, and the optimizer."""
         plan, assumptions = self.plan, self.assumptions
-        shared, experts = self.local_params(layers, stage=plan.pp - 1)
+        shared, experts = self.local_params(layers, stage)
         each = 0 if self.scatters_each_micro_batch else assumptions.gradient_bytes
         each += 0 if plan.zero_stage == 3 else BF16
         sent = each * self._between_replicas(shared, experts)

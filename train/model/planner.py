@@ -5,6 +5,7 @@ micro-batch, interleaving. What no engine of this package runs is left out (plan
 is left out, and the rest is ranked by tokens per second. Formulas: estimate.py and docs/planning.md.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
@@ -72,6 +73,11 @@ class Planning:
     """Reasons of engines -> splits that they refused."""
 
     @property
+    def tokens_per_step(self) -> int:
+        """Whole sequences of the request's batch."""
+        return self.request.batch_tokens // self.costs.context * self.costs.context
+
+    @property
     def best(self) -> RankedPlan:
         """The fastest plan. Raises ValueError with what is missing if none fits."""
         if self.plans:
@@ -133,7 +139,7 @@ def explain_no_plan(planning: Planning) -> str:
 
 def _candidates(costs: ModelCosts, gpus: int, *, sequences: int, device: Gpu) -> Iterator[ParallelPlan]:
     """Every plan that divides: of micro-batches that are possible, the sizes 1, 2, 4 and 8."""
-    degrees = [degree for degree in range(1, gpus + 1) if gpus % degree == 0]
+    degrees = _divisors(gpus)
     for cp, tp, pp in product(degrees, degrees, degrees):
         if tp > device.per_node or pp > len(costs.layers) or gpus % (tp * pp * cp):
             continue
@@ -159,4 +165,9 @@ def _candidates(costs: ModelCosts, gpus: int, *, sequences: int, device: Gpu) ->
 def _expert_degrees(costs: ModelCosts, ranks: int) -> list[int]:
     if not costs.num_experts:
         return [1]
-    return [ep for ep in range(1, costs.num_experts + 1) if costs.num_experts % ep == 0 and ranks % ep == 0]
+    return [ep for ep in _divisors(costs.num_experts) if ranks % ep == 0]
+
+
+def _divisors(number: int) -> list[int]:
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return sorted({*small, *(number // divisor for divisor in small)})

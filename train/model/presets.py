@@ -70,7 +70,7 @@ PRESETS: dict[str, MoEConfig] = {
 """Name -> configuration. `small` is about 51M parameters, 22M of them active per token."""
 
 
-def find_config(model: str) -> MoEConfig:
+def config_of(model: str) -> MoEConfig:
     """The configuration of a preset, or of a Hugging Face folder. Raises ValueError for what is neither."""
     if model in PRESETS or not Path(model).exists():
         return preset(model)

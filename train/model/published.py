@@ -81,6 +81,7 @@ def deepseek_v3_costs(context: int = 4096) -> ModelCosts:
             score_width=heads * (nope + rope + v_dim),
             kv_width=kv_rank + rope,
             visible_keys=(context + 1) / 2,
+            reach=context,
             input_bytes=BF16 * width,
             projection_bytes=BF16 * (2 * width + q_rank + kv_rank + rope + heads * (2 * (nope + rope) + v_dim)),
             core_bytes=BF16 * heads * v_dim + FP32 * heads,

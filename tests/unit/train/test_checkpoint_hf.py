@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from train.model.checkpoint_hf import WeightProblem, load_model
 from train.model.config import MoEConfig
 from train.model.embedded import ModelFolderProblem
-from train.model.hf_layout import OWN_LAYOUT, choose_layout, explain_layout
+from train.model.hf_families import OWN_LAYOUT
+from train.model.hf_layout import choose_layout, explain_layout
 from train.model.transformer import MoETransformer
 
 SHAPE = {

@@ -202,6 +202,37 @@ def test_traffic_of_experts_and_tensor_ranks_is_tokens_times_width():
     assert staged["pipeline"] == pytest.approx(3 * 2 * tokens * width * 2)
 
 
+def test_a_windowed_layer_needs_no_keys_from_beyond_its_window():
+    config = preset("mixtral-8x7b")
+    windowed = config.replace(attention=AttentionConfig(pattern=("sliding",), window=1024, num_sinks=64))
+    plan = ParallelPlan(cp=8)
+    full, near = (
+        estimate(count_costs(one, name="x", context=32_768), plan, gpu=H100, assumptions=Assumptions())
+        for one in (config, windowed)
+    )
+    each = 3 * 32 * 2 * 2 * 1024  # forward once, backward twice; 32 layers; bytes; keys and values of 8 heads of 128
+    assert full.traffic_bytes["context"] == pytest.approx(each * 7 * 4096)
+    assert near.traffic_bytes["context"] == pytest.approx(each * (1024 + 64))
+
+
+def test_traffic_and_time_are_of_the_stage_with_the_most_layers():
+    """126 layers on 16 stages: 7 at the ends, 8 between them."""
+    costs = count_costs(preset("llama-3.1-405b"), name="405b", context=8192)
+    plan = ParallelPlan(tp=8, pp=16, num_micro_batches=16)
+    found = estimate(costs, plan, gpu=H100, assumptions=Assumptions())
+    assert found.traffic_bytes["tensor"] == pytest.approx(16 * 8 * 2 * 4 * 2 * 8192 * 16_384 * 7 / 8)
+
+
+def test_a_pipeline_within_a_node_sends_over_its_links_and_a_longer_one_over_the_network():
+    alike = H100.model_copy(update={"network_bandwidth": H100.node_bandwidth})
+    times = [
+        [estimate(_costs(), plan, gpu=one, assumptions=Assumptions()).step_s for one in (H100, alike)]
+        for plan in (ParallelPlan(pp=8, num_micro_batches=8), ParallelPlan(pp=16, num_micro_batches=16))
+    ]
+    assert times[0][0] == times[0][1]
+    assert times[1][0] > times[1][1]
+
+
 @pytest.mark.parametrize(("stages", "micro_batches", "virtual"), [(4, 64, 1), (4, 64, 2), (8, 64, 1)])
 def test_the_bubble_is_that_of_one_forward_one_backward(stages: int, micro_batches: int, virtual: int):
     plan = ParallelPlan(pp=stages, num_micro_batches=micro_batches, virtual_stages=virtual)
