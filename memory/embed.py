@@ -87,7 +87,7 @@ class MiniLmEmbedder:
                 tokenizer.enable_truncation(MAX_TOKENS)
                 tokenizer.no_padding()
                 dtype: str = self._dtype
-                if dtype == "auto":
+                if dtype == "auto":  # as train/dtype.py, which this layer may not import
                     dtype = "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
                 model = transformers.AutoModel.from_pretrained(self._folder, dtype=getattr(torch, dtype))
                 self._loaded = (tokenizer, model.eval())

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from train.model.loss import IGNORE, next_token_labels
 from train.model.moe import MoELayer
 from train.model.transformer import MoETransformer, Recomputation
 
+GRACE_S = 3
+"""How long the other ranks may take to fail after the first, seconds."""
 TIMEOUT_S = 300
 NUM_EXPERTS, ROWS_PER_RANK, LENGTH = 8, 2, 10
 SHAPE: dict[str, Any] = {
@@ -126,7 +129,7 @@ LOAD = torch.tensor([[0.7, 0.1, 0.2, 0.3, 0.05, 0.15, 0.4, 0.1], [0.1, 0.6, 0.2,
 def _pass(model: MoETransformer, part: Case, *, whole: Case) -> dict[str, Tensor]:
     """The losses of a part of the step, and their gradients."""
     model.zero_grad()
-    model.set_recomputation(part.recomputation)
+    model.train().set_recomputation(part.recomputation)  # capacity drops in training alone
     output = model(part.tokens, attention_mask=part.mask, labels=part.labels, replay_routes=part.routes)
     kwargs: dict[str, Any] = {"config": model.config, "load_LE": LOAD, "num_tokens": whole.num_tokens}
     loss = output.loss_sum / int((whole.labels != IGNORE).sum())
@@ -201,14 +204,12 @@ def _compute_as_rank(rank: int, world: int, folder: Path) -> tuple[dict[str, Ten
 def _await(processes: list[BaseProcess], folder: Path) -> None:
     """Wait for all ranks. One that fails ends the others, and its error is told: theirs say only that it is gone."""
     deadline = time.monotonic() + TIMEOUT_S
-    while any(process.exitcode is None for process in processes):
-        failed = any(process.exitcode for process in processes)
-        if failed or time.monotonic() > deadline:
-            time.sleep(3 if failed else 0)  # a peer may be about to write the error that was first
-            for process in processes:
-                process.kill()
-            break
-        time.sleep(0.02)
+    running = {process.sentinel: process for process in processes}
+    while running and (ended := wait(list(running), timeout=max(0, deadline - time.monotonic()))):
+        if any(running.pop(sentinel).exitcode for sentinel in ended):  # ranks that miss it fail soon, and say so
+            deadline = min(deadline, time.monotonic() + GRACE_S)
+    for process in running.values():
+        process.kill()
     for process in processes:
         process.join()
     if any(process.exitcode for process in processes):

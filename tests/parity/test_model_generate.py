@@ -1,6 +1,6 @@
 """Sampling against transformers' logits warpers; greedy generation against transformers' generate."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from tests.model_families import FAMILIES, SHAPE
 from train.model.checkpoint_hf import load_model
 from train.model.generate import SamplingConfig, choose_tokens
 from train.model.transformer import MoETransformer
@@ -20,13 +21,7 @@ from train.model.transformer import MoETransformer
 NUM_DRAWS = 8192
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """The shapes are so small that threads only get in each other's way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # Sampling
@@ -120,19 +115,9 @@ def test_equal_logits_at_the_border_of_top_k_are_cut_to_k_where_transformers_kee
 
 # Greedy generation
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 16, "max_position_embeddings": 128, "initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": None,
-}  # fmt: skip
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "mixtral": ("Mixtral", {"intermediate_size": 64, "num_local_experts": 8, "num_experts_per_tok": 2}),
-    "mixtral window": ("Mixtral", {
-        "intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 7}),
-    "qwen3_moe": ("Qwen3Moe", {
-        "intermediate_size": 96, "moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 3,
-        "norm_topk_prob": True, "mlp_only_layers": [1]}),
-}  # fmt: skip
+WIDE: dict[str, Any] = SHAPE | {"initializer_range": 0.3, "pad_token_id": 0, "eos_token_id": None}
+"""Weights spread so far that no two logits are close."""
+GENERATING = ("mixtral", "mixtral window", "qwen3_moe")
 PROMPTS = [
     [5, 17, 60, 33, 8, 90, 41, 12, 77, 4, 23],
     [3],
@@ -158,11 +143,11 @@ class Family:
         return folder
 
 
-@pytest.fixture(params=FAMILIES, scope="module")
+@pytest.fixture(params=GENERATING, scope="module")
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
     name, fields = FAMILIES[request.param]
-    torch.manual_seed(11 + list(FAMILIES).index(request.param))
-    config = getattr(transformers, f"{name}Config")(**SHAPE | fields)
+    torch.manual_seed(11 + GENERATING.index(request.param))
+    config = getattr(transformers, f"{name}Config")(**WIDE | fields)
     return Family(getattr(transformers, f"{name}ForCausalLM")(config).eval(), tmp_path_factory.mktemp("family"))
 
 

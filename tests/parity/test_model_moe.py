@@ -16,36 +16,30 @@ from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
+from tests.experts_reference import (
+    CLOSE,
+    EXPERT_WIDTH,
+    NUM_EXPERTS,
+    WIDTH,
+    experts_token_by_token,
+    layer_config,
+    matrices_of,
+    random_tensor,
+)
 from train.model.balance import routing_metrics
 from train.model.config import MoEConfig, RouterConfig
-from train.model.experts import KINDS, Experts, Kernel, run_loop
 from train.model.moe import NO_EXPERT, ExpertRouter, MoELayer
 
 os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed picks its accelerator when it is imported
 from deepspeed.moe.ep_router import TokenChoiceTopKRouter
 from deepspeed.moe.sharded_moe import topkgating
 
-WIDTH, EXPERT_WIDTH, NUM_EXPERTS = 32, 16, 8
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}
-
-
-def _config(**fields: Any) -> MoEConfig:
-    values = {
-        "hidden_size": WIDTH, "num_attention_heads": 4, "num_key_value_heads": 2, "moe_intermediate_size": EXPERT_WIDTH,
-        "num_experts": NUM_EXPERTS, "num_experts_per_token": 2,
-    }  # fmt: skip
-    return MoEConfig.model_validate(values | fields)
-
-
-def _random(*shape: int, seed: int, std: float = 1.0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * std
-
 
 def _layer(config: MoEConfig) -> MoELayer:
     layer = MoELayer(config)
     with torch.no_grad():
         for seed, weight in enumerate(layer.parameters()):
-            weight.copy_(_random(*weight.shape, seed=seed, std=0.3))
+            weight.copy_(random_tensor(*weight.shape, seed=seed, std=0.3))
     return layer
 
 
@@ -53,33 +47,33 @@ BLOCKS: dict[str, tuple[type, str, dict[str, Any], MoEConfig]] = {
     "mixtral": (
         MixtralSparseMoeBlock, "MixtralConfig",
         {"intermediate_size": EXPERT_WIDTH, "num_local_experts": NUM_EXPERTS, "num_experts_per_tok": 2},
-        _config()),
+        layer_config()),
     "qwen3_moe": (
         Qwen3MoeSparseMoeBlock, "Qwen3MoeConfig",
         {"moe_intermediate_size": EXPERT_WIDTH, "num_experts": NUM_EXPERTS, "num_experts_per_tok": 3,
          "norm_topk_prob": True},
-        _config(num_experts_per_token=3)),
+        layer_config(num_experts_per_token=3)),
     "qwen3_moe unnormalised": (
         Qwen3MoeSparseMoeBlock, "Qwen3MoeConfig",
         {"moe_intermediate_size": EXPERT_WIDTH, "num_experts": NUM_EXPERTS, "num_experts_per_tok": 3,
          "norm_topk_prob": False},
-        _config(num_experts_per_token=3, router=RouterConfig(renormalise=False))),
+        layer_config(num_experts_per_token=3, router=RouterConfig(renormalise=False))),
     "olmoe": (
         OlmoeSparseMoeBlock, "OlmoeConfig",
         {"intermediate_size": EXPERT_WIDTH, "num_experts": NUM_EXPERTS, "num_experts_per_tok": 4,
          "norm_topk_prob": False},
-        _config(num_experts_per_token=4, router=RouterConfig(renormalise=False))),
+        layer_config(num_experts_per_token=4, router=RouterConfig(renormalise=False))),
     "deepseek_v3": (
         DeepseekV3MoE, "DeepseekV3Config",
         {"moe_intermediate_size": EXPERT_WIDTH, "n_routed_experts": NUM_EXPERTS, "num_experts_per_tok": 3, "n_group": 1,
          "topk_group": 1, "n_shared_experts": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": True},
-        _config(num_experts_per_token=3, num_shared_experts=2,
+        layer_config(num_experts_per_token=3, num_shared_experts=2,
                 router=RouterConfig(score="sigmoid", balancing="bias", scaling_factor=2.5))),
     "deepseek_v3 unnormalised": (
         DeepseekV3MoE, "DeepseekV3Config",
         {"moe_intermediate_size": EXPERT_WIDTH, "n_routed_experts": NUM_EXPERTS, "num_experts_per_tok": 2, "n_group": 1,
          "topk_group": 1, "n_shared_experts": 1, "routed_scaling_factor": 1.5, "norm_topk_prob": False},
-        _config(num_shared_experts=1,
+        layer_config(num_shared_experts=1,
                 router=RouterConfig(score="sigmoid", balancing="bias", renormalise=False, scaling_factor=1.5))),
 }  # fmt: skip
 
@@ -93,7 +87,7 @@ def blocks(request: pytest.FixtureRequest) -> tuple[Any, MoELayer]:
     theirs = block(config)
     with torch.no_grad():
         for index, weight in enumerate([*theirs.parameters(), *theirs.buffers()]):
-            weight.copy_(_random(*weight.shape, seed=index, std=0.3))
+            weight.copy_(random_tensor(*weight.shape, seed=index, std=0.3))
     ours = MoELayer(ours_config)
     with torch.no_grad():
         for name, weight in [*ours.named_parameters(), *ours.named_buffers()]:
@@ -110,9 +104,9 @@ def _in_our_place(name: str, theirs: dict[str, Tensor]) -> Tensor:
 
 def test_output_and_every_gradient_equal_transformers_block(blocks: tuple[Any, MoELayer]):
     theirs, ours = blocks
-    x_theirs = _random(2, 9, WIDTH, seed=100).requires_grad_()
+    x_theirs = random_tensor(2, 9, WIDTH, seed=100).requires_grad_()
     x_ours = x_theirs.detach().clone().requires_grad_()
-    upstream = _random(2, 9, WIDTH, seed=101)
+    upstream = random_tensor(2, 9, WIDTH, seed=101)
     expected = theirs(x_theirs)
     found, stats = ours(x_ours)
     assert len(stats.expert_ids.unique()) > ours.gate.top_k
@@ -132,10 +126,10 @@ def test_the_selection_bias_of_the_deepseek_pair_changes_the_choice():
     """Otherwise the parity above would say nothing about the bias."""
     router = ExpertRouter(BLOCKS["deepseek_v3"][3])
     with torch.no_grad():
-        router.weight.copy_(_random(NUM_EXPERTS, WIDTH, seed=0, std=0.3))
-        without = router(_random(2, 9, WIDTH, seed=100))[1].counts
-        router.bias.copy_(_random(NUM_EXPERTS, seed=1, std=0.3))
-        assert not torch.equal(router(_random(2, 9, WIDTH, seed=100))[1].counts, without)
+        router.weight.copy_(random_tensor(NUM_EXPERTS, WIDTH, seed=0, std=0.3))
+        without = router(random_tensor(2, 9, WIDTH, seed=100))[1].counts
+        router.bias.copy_(random_tensor(NUM_EXPERTS, seed=1, std=0.3))
+        assert not torch.equal(router(random_tensor(2, 9, WIDTH, seed=100))[1].counts, without)
 
 
 @pytest.mark.parametrize("score", ["softmax", "sigmoid"])
@@ -147,16 +141,16 @@ def test_choices_and_weights_equal_deepspeeds_router(score: str, renormalise: bo
         WIDTH, NUM_EXPERTS, None, None, top_k=3, score_func=score, route_norm=renormalise, route_scale=1.7, gate_bias=False
     )  # fmt: skip
     ours = ExpertRouter(
-        _config(
+        layer_config(
             num_experts_per_token=3,
             router=RouterConfig(score=score, renormalise=renormalise, scaling_factor=1.7, balancing="bias"),
         )
     )
-    ours.weight.copy_(_random(NUM_EXPERTS, WIDTH, seed=0, std=0.3))
+    ours.weight.copy_(random_tensor(NUM_EXPERTS, WIDTH, seed=0, std=0.3))
     theirs.gate.weight.copy_(ours.weight)
-    bias = _random(NUM_EXPERTS, seed=1, std=0.2) if has_bias else torch.zeros(NUM_EXPERTS)
+    bias = random_tensor(NUM_EXPERTS, seed=1, std=0.2) if has_bias else torch.zeros(NUM_EXPERTS)
     ours.bias.copy_(bias)
-    x = _random(2, 40, WIDTH, seed=2)
+    x = random_tensor(2, 40, WIDTH, seed=2)
     weights, ids, counts = theirs(x.flatten(0, 1), expert_bias=bias if has_bias else None)
     routing, stats = ours(x)
     theirs_order, ours_order = ids.argsort(1), routing.expert_ids.argsort(1)  # neither promises an order of the k
@@ -167,8 +161,8 @@ def test_choices_and_weights_equal_deepspeeds_router(score: str, renormalise: bo
 
 @pytest.mark.parametrize("is_autocast", [True, False])
 def test_scores_and_weights_stay_float32_for_bfloat16_tokens(is_autocast: bool):
-    router = _layer(_config()).gate
-    x = _random(1, 20, WIDTH, seed=0).bfloat16()
+    router = _layer(layer_config()).gate
+    x = random_tensor(1, 20, WIDTH, seed=0).bfloat16()
     expected, _ = router(x.float())
     with torch.autocast("cpu", enabled=is_autocast):
         found, stats = router(x)
@@ -178,8 +172,8 @@ def test_scores_and_weights_stay_float32_for_bfloat16_tokens(is_autocast: bool):
 
 
 def test_padded_tokens_pass_no_routed_expert_and_change_no_other_token():
-    layer = _layer(_config())
-    x, mask = _random(2, 9, WIDTH, seed=3), torch.ones(2, 9, dtype=torch.bool)
+    layer = _layer(layer_config())
+    x, mask = random_tensor(2, 9, WIDTH, seed=3), torch.ones(2, 9, dtype=torch.bool)
     mask[0, :4] = False
     found, stats = layer(x, token_mask=mask)
     alone, _ = layer(x[:1, 4:])
@@ -192,7 +186,7 @@ def test_padded_tokens_pass_no_routed_expert_and_change_no_other_token():
 
 
 def _identity_router(*, top_k: int, num_experts: int, **router: Any) -> ExpertRouter:
-    config = _config(
+    config = layer_config(
         hidden_size=num_experts, num_attention_heads=1, num_key_value_heads=1, head_dim=2, num_experts=num_experts,
         num_experts_per_token=top_k, router=RouterConfig(**router),
     )  # fmt: skip
@@ -234,7 +228,9 @@ def _brute_force_keeps(ids_TK: Tensor, weights_TK: Tensor, *, factor: float, num
 def test_kept_choices_equal_deepspeeds_gate_by_probability_where_weights_are_probabilities(top_k: int, factor: float):
     """Without renormalisation both rank an expert's choices by their softmax probability."""
     gate = _identity_router(top_k=top_k, num_experts=6, renormalise=False, capacity_factor=factor)
-    logits = _random(30, 6, seed=top_k) + torch.linspace(0, 2, 6)  # uneven, so that the largest capacity drops too
+    logits = random_tensor(30, 6, seed=top_k) + torch.linspace(
+        0, 2, 6
+    )  # uneven, so that the largest capacity drops too
     routing, stats = gate(logits.unsqueeze(0))
     found = _kept(routing.expert_ids, num_experts=6)
     assert torch.equal(found, _deepspeed_keeps(logits, top_k=top_k, factor=factor, policy="probs"))
@@ -246,7 +242,7 @@ def test_kept_choices_equal_deepspeeds_gate_by_probability_where_weights_are_pro
 def test_renormalised_top_1_keeps_the_earlier_tokens_as_deepspeeds_gate_by_position(factor: float):
     """One choice renormalised weighs 1, so all are equal, and ties go to the earlier token."""
     gate = _identity_router(top_k=1, num_experts=6, renormalise=True, capacity_factor=factor)
-    logits = _random(30, 6, seed=0)
+    logits = random_tensor(30, 6, seed=0)
     routing, _ = gate(logits.unsqueeze(0))
     expected = _deepspeed_keeps(logits, top_k=1, factor=factor, policy="position")
     assert torch.equal(_kept(routing.expert_ids, num_experts=6), expected)
@@ -256,7 +252,7 @@ def test_renormalised_top_1_keeps_the_earlier_tokens_as_deepspeeds_gate_by_posit
 def test_renormalised_choices_are_kept_by_weight_where_deepspeed_goes_by_probability():
     """The one rule that differs: DeepSpeed renormalises after it drops, we rank by the weights that are applied."""
     gate = _identity_router(top_k=2, num_experts=6, renormalise=True, capacity_factor=0.5)
-    logits = _random(30, 6, seed=0)
+    logits = random_tensor(30, 6, seed=0)
     routing, stats = gate(logits.unsqueeze(0))
     found = _kept(routing.expert_ids, num_experts=6)
     routes = stats.expert_ids.flatten(0, 1)
@@ -287,7 +283,7 @@ def test_an_expert_keeps_its_heaviest_choices_up_to_its_capacity(
     top_k, padding = min(top_k, experts), min(padding, tokens)
     gate = _identity_router(top_k=top_k, num_experts=experts, capacity_factor=factor, **router)
     free = _identity_router(top_k=top_k, num_experts=experts, **router)
-    logits = _random(tokens, experts, seed=seed).round().unsqueeze(0)
+    logits = random_tensor(tokens, experts, seed=seed).round().unsqueeze(0)
     mask = (torch.arange(tokens) >= padding).unsqueeze(0)
     routing, stats = gate(logits, token_mask=mask)
     unlimited, without = free(logits, token_mask=mask)
@@ -300,163 +296,15 @@ def test_an_expert_keeps_its_heaviest_choices_up_to_its_capacity(
     num_choices = (tokens - padding) * top_k
     assert int(stats.num_dropped) == num_choices - int(found.sum())
     assert int(without.num_dropped) == 0
-    (metrics,) = routing_metrics([stats], config=_config(num_experts=experts, num_experts_per_token=top_k))
+    (metrics,) = routing_metrics([stats], config=layer_config(num_experts=experts, num_experts_per_token=top_k))
     assert metrics.drop_rate == pytest.approx(int(stats.num_dropped) / max(num_choices, 1))
 
 
 def test_a_dropped_choice_adds_nothing_and_the_weights_of_the_others_stay():
-    layer = _layer(_config(router=RouterConfig(capacity_factor=0.5)))
-    x = _random(2, 12, WIDTH, seed=4)
+    layer = _layer(layer_config(router=RouterConfig(capacity_factor=0.5)))
+    x = random_tensor(2, 12, WIDTH, seed=4)
     found, stats = layer(x)
     routing, _ = layer.gate(x)
     assert 0 < stats.num_dropped < 48
-    expected = _token_by_token(x.flatten(0, 1), routing.expert_ids, routing.weights, _matrices(layer.experts))
+    expected = experts_token_by_token(x.flatten(0, 1), routing.expert_ids, routing.weights, matrices_of(layer.experts))
     torch.testing.assert_close(found.flatten(0, 1), expected, **CLOSE)
-
-
-# Kernels.
-
-
-def _matrices(experts: Experts) -> tuple[Tensor, Tensor, Tensor]:
-    return experts.w1, experts.w3, experts.w2
-
-
-def _token_by_token(x: Tensor, ids: Tensor, weights: Tensor, matrices: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    w1, w3, w2 = matrices
-    rows = [x.new_zeros(0, x.shape[1])]
-    for token in range(len(x)):
-        row = torch.zeros_like(x[token])
-        for k, expert in enumerate(ids[token].tolist()):
-            if expert != NO_EXPERT:
-                hidden = F.silu(w1[expert] @ x[token]) * (w3[expert] @ x[token])
-                row = row + weights[token, k] * (w2[expert] @ hidden)
-        rows.append(row.unsqueeze(0))
-    return torch.cat(rows)
-
-
-def _spread(tokens: int, top_k: int) -> Tensor:
-    return _random(tokens, 5, seed=11).topk(top_k).indices
-
-
-ROUTES: dict[str, Tensor] = {
-    "spread": _spread(21, 2),
-    "top 1": _spread(21, 1),
-    "all experts": _spread(7, 5),
-    "experts without a token": torch.tensor([[0, 3]] * 9 + [[3, 0]] * 2),
-    "first and last expert without a token": torch.tensor([[2, 1], [1, 3], [3, 2]]),
-    "one expert for all": torch.full((13, 1), 2),
-    "gaps": torch.where(_random(21, 2, seed=12) > 0, _spread(21, 2), NO_EXPERT),
-    "one row": torch.tensor([[NO_EXPERT, NO_EXPERT], [NO_EXPERT, 4], [NO_EXPERT, NO_EXPERT]]),
-    "nowhere": torch.full((6, 2), NO_EXPERT),
-    "no token": torch.zeros(0, 2, dtype=torch.long),
-}
-Differentiable = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-@pytest.fixture(params=ROUTES)
-def ids(request: pytest.FixtureRequest) -> Tensor:
-    return ROUTES[request.param]
-
-
-def _inputs(ids: Tensor, *, hidden: int = 16, width: int = 8, experts: int = 5) -> Differentiable:
-    """x, weights, w1, w3, w2."""
-    shapes = [(len(ids), hidden), tuple(ids.shape), (experts, width, hidden), (experts, width, hidden)]
-    shapes.append((experts, hidden, width))
-    x, weights, w1, w3, w2 = (_random(*shape, seed=seed, std=0.5).requires_grad_() for seed, shape in enumerate(shapes))
-    return x, weights, w1, w3, w2
-
-
-def _run(kernel: Kernel, ids: Tensor, inputs: Differentiable) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Output and gradients of x, weights, w1, w3, w2; a kernel gives each of them, zero where nothing depends on it."""
-    x, weights, w1, w3, w2 = inputs
-    out = KINDS[kernel](x, ids, weights, (w1, w3, w2))
-    return out, torch.autograd.grad(out, inputs, _random(*out.shape, seed=20).to(out.dtype))
-
-
-@pytest.mark.parametrize("kernel", KINDS)
-def test_a_kernel_equals_experts_token_by_token_with_all_gradients(kernel: Kernel, ids: Tensor):
-    inputs = _inputs(ids)
-    out, gradients = _run(kernel, ids, inputs)
-    x, weights, w1, w3, w2 = inputs
-    expected = _token_by_token(x, ids, weights, (w1, w3, w2))
-    wanted: tuple[Tensor | None, ...] = (None,) * 5
-    if expected.requires_grad:
-        wanted = torch.autograd.grad(expected, inputs, _random(*out.shape, seed=20), allow_unused=True)
-    torch.testing.assert_close(out, expected, **CLOSE)
-    names = ("x", "weights", "w1", "w3", "w2")
-    for name, argument, gradient, want in zip(names, inputs, gradients, wanted, strict=True):
-        expected = torch.zeros_like(argument) if want is None else want
-        torch.testing.assert_close(gradient, expected, **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
-
-
-def test_the_kernels_equal_each_other_with_all_gradients(ids: Tensor):
-    inputs = _inputs(ids)
-    out, gradients = _run("loop", ids, inputs)
-    expected, wanted = _run("grouped_mm", ids, inputs)
-    torch.testing.assert_close(out, expected, **CLOSE)
-    for gradient, want in zip(gradients, wanted, strict=True):
-        torch.testing.assert_close(gradient, want, **CLOSE)
-
-
-@pytest.mark.parametrize("kernel", KINDS)
-def test_a_kernel_gives_the_same_bits_again(kernel: Kernel, ids: Tensor):
-    first, gradients = _run(kernel, ids, _inputs(ids))
-    for _ in range(3):
-        again, others = _run(kernel, ids, _inputs(ids))
-        assert torch.equal(again, first)
-        assert all(torch.equal(a, b) for a, b in zip(others, gradients, strict=True))
-
-
-@pytest.mark.parametrize(
-    "routes",
-    [
-        torch.tensor([[0, 2], [2, 0], [0, 2], [2, 0]]),
-        torch.tensor([[0, NO_EXPERT], [NO_EXPERT, NO_EXPERT], [2, 0], [NO_EXPERT, 2]]),
-    ],
-    ids=["whole, an expert idle", "gaps, an expert idle"],
-)
-def test_the_hand_written_backward_of_the_loop_is_the_derivative(routes: Tensor):
-    inputs = tuple(t.detach().double().requires_grad_() for t in _inputs(routes, hidden=3, width=2, experts=3))
-
-    def run(x: Tensor, weights: Tensor, w1: Tensor, w3: Tensor, w2: Tensor) -> Tensor:
-        return run_loop(x, routes, weights, (w1, w3, w2))
-
-    assert torch.autograd.gradcheck(run, inputs)
-
-
-@pytest.mark.parametrize("kernel", KINDS)
-def test_under_bfloat16_autocast_the_output_is_bfloat16_and_close_and_gradients_keep_their_dtype(
-    kernel: Kernel, ids: Tensor
-):
-    experts = Experts(16, 8, num_experts=5, kernel=kernel)
-    x, weights, *matrices = _inputs(ids)
-    with torch.no_grad():
-        for mine, value in zip(_matrices(experts), matrices, strict=True):
-            mine.copy_(value)
-    inputs = (x, weights, *_matrices(experts))
-    upstream = _random(len(ids), 16, seed=20)
-    expected = experts(x, ids, weights)
-    wanted = torch.autograd.grad(expected, inputs, upstream)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = experts(x, ids, weights)
-    gradients = torch.autograd.grad(out, inputs, upstream.bfloat16())
-    assert expected.dtype == torch.float32
-    assert out.dtype == torch.bfloat16
-    for found, want in ((out, expected), *zip(gradients, wanted, strict=True)):
-        scale = want.abs().max().item() if want.numel() else 0.0
-        torch.testing.assert_close(found.float(), want, atol=0.02 * scale, rtol=0)
-        assert found is out or found.dtype == want.dtype
-
-
-def test_the_automatic_kernel_of_the_cpu_is_the_loop():
-    routes = ROUTES["gaps"]
-    x, weights, *matrices = _inputs(routes)
-    outputs = []
-    for kernel in ("auto", "loop"):
-        experts = Experts(16, 8, num_experts=5, kernel=kernel)  # type: ignore[arg-type]
-        with torch.no_grad():
-            for mine, value in zip(_matrices(experts), matrices, strict=True):
-                mine.copy_(value)
-        outputs.append(experts(x, routes, weights))
-    assert torch.equal(*outputs)
-    assert type(outputs[0].grad_fn) is type(outputs[1].grad_fn)

@@ -81,7 +81,9 @@ class FlashAttentionLayer(_Attention):
 
 
 class SparseAttention(_Attention):
-    """Window, sinks and, in `sparse` layers, selected blocks: O(N) time and memory, for contexts of 128K to 1M tokens."""
+    """Window, sinks and, in `sparse` layers, selected blocks, for contexts of 128K to 1M tokens: O(N) time and memory, but
+    for the selection of `sparse` layers, which compares each block with all before it: (N / block_size)^2 small products.
+    """
 
 
 def build_attention(config: MoEConfig, layer: int) -> FlashAttentionLayer | SparseAttention:

@@ -80,7 +80,8 @@ class RopeConfig(BaseModel):
 
 
 class AttentionConfig(BaseModel):
-    """Which positions a layer sees. `sliding` and `sparse` cost O(N) time and memory, `full` O(N) memory only."""
+    """Which positions a layer sees. `sliding` costs O(N) time and memory, `full` O(N) memory only; `sparse` costs O(N) but for
+    its selection, (N / block_size)^2 products of block means."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
