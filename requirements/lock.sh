@@ -6,4 +6,5 @@ export UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-https://download.pytorch
 compile=(uv pip compile --quiet --python-version 3.11 --no-header --no-annotate --no-emit-find-links --no-emit-index-url)
 "${compile[@]}" cpu.in --override overrides-cpu.txt -o cpu.txt
 "${compile[@]}" dev.in -o dev.txt
+"${compile[@]}" bench.in --override overrides-bench.txt -o bench.txt
 UV_FIND_LINKS= "${compile[@]}" gpu.in --override overrides-gpu.txt -o gpu.txt

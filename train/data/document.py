@@ -69,11 +69,16 @@ class RawDocument:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A file that is no document: its path relative to the source, why, and what a person can do."""
+    """What is no document: the file's path relative to the source, why, and what a person can do.
+
+    `offset` where in the file, bytes or rows as its reader counts; `lost_bytes` how much of the file was passed over.
+    """
 
     path: str
     reason: str
     fix: str
+    offset: int | None = None
+    lost_bytes: int = 0
 
 
 def document_id(source_id: str, *, relative_path: str) -> str:
