@@ -1,0 +1,239 @@
+"""Pairs of documents that are, or may be, the same: found without comparing all with all.
+
+In: the signed documents of all units. Out: Edges, one row per pair, in order. Exact duplicates share a 128-bit hash; near
+duplicates share the hash of a band. Every job here is independent of the others and of how many run at once, needs memory for
+one partition of the hashes, and gives the same edges every time.
+
+A bucket (documents with one band hash) is not compared pair by pair: each document is compared with the bucket's leaders, and
+becomes a leader itself if none of them is its duplicate. So boilerplate buckets stay linear in their size.
+"""
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from train.data.jit import jit
+from train.data.minhash import Signatures
+
+MAX_LEADERS = 32
+"""Documents of a bucket that a new one is compared with; what goes beyond is counted."""
+ROW = np.dtype([("low", np.uint64), ("high", np.uint64), ("document", np.int64)])
+"""A hash of up to 128 bits and the number of its document."""
+
+T = TypeVar("T", bound=np.generic)
+Numbers = npt.NDArray[np.int64]
+"""Documents, numbered through all units in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignedDocuments:
+    """What deduplication knows of one unit's documents, row by row; memory maps are welcome.
+
+    Shapes: signatures [docs, permutations], bands [bands, docs], exact [docs, 2], length and quality [docs].
+    """
+
+    signatures: Signatures
+    bands: npt.NDArray[np.uint64]
+    exact: npt.NDArray[np.uint64]
+    length: npt.NDArray[np.int64]
+    quality: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.exact)
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """Pairs first < second with their (estimated) Jaccard similarity. `num_capped`: comparisons that were not made."""
+
+    first: Numbers
+    second: Numbers
+    similarity: npt.NDArray[np.float32]
+    num_capped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+
+def unit_starts(units: Sequence[SignedDocuments]) -> Numbers:
+    """The number of each unit's first document, and at the end the number of documents."""
+    return np.concatenate([[0], np.cumsum([len(unit) for unit in units], dtype=np.int64)]).astype(np.int64)
+
+
+def find_exact(units: Sequence[SignedDocuments], *, memory_bytes: int) -> Edges:
+    """The first document of each text, paired with each later one of the same text."""
+
+    def rows(unit: SignedDocuments) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+        return unit.exact[:, 0], unit.exact[:, 1]
+
+    firsts, seconds = [], []
+    for runs in _sorted_runs(units, rows, memory_bytes=memory_bytes):
+        starts = np.repeat(runs.document[runs.starts[:-1]], np.diff(runs.starts))
+        is_later = starts != runs.document
+        firsts.append(starts[is_later])
+        seconds.append(runs.document[is_later])
+    return merge_edges([Edges(a, b, np.ones(len(a), np.float32)) for a, b in zip(firsts, seconds, strict=True)])
+
+
+def find_candidates(
+    units: Sequence[SignedDocuments], band: int, *, least: float, threshold: float, skip: Numbers, memory_bytes: int
+) -> Edges:
+    """Pairs that share this band's hash and whose estimated similarity is at least `least`.
+
+    `skip`: documents, in order, that take no part, because they are exact copies of another. A document whose similarity with
+    every leader is below `threshold` becomes a leader.
+    """
+    starts = unit_starts(units)
+
+    def rows(unit: SignedDocuments) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+        hashes = unit.bands[band]
+        return hashes, np.zeros_like(hashes)
+
+    found = []
+    for runs in _sorted_runs(units, rows, memory_bytes=memory_bytes, skip=skip):
+        if not len(runs.document):
+            continue
+        documents, places = np.unique(runs.document, return_inverse=True)
+        signatures = gather(units, documents, starts, lambda unit: unit.signatures)
+        limits = np.array([least, threshold], np.float32)
+        pairs, similarity, num_capped = _match_leaders(signatures, places.astype(np.int64), runs.starts, limits)
+        found.append(Edges(documents[pairs[:, 0]], documents[pairs[:, 1]], similarity, num_capped))
+    return merge_edges(found)
+
+
+def gather(
+    units: Sequence[SignedDocuments],
+    documents: Numbers,
+    starts: Numbers,
+    column: Callable[[SignedDocuments], npt.NDArray[T]],
+) -> npt.NDArray[T]:
+    """The rows of one column for these documents, at least one, which must be in ascending order."""
+    bounds = np.searchsorted(documents, starts)
+    parts = [
+        column(unit)[documents[bounds[i] : bounds[i + 1]] - starts[i]]
+        for i, unit in enumerate(units)
+        if bounds[i] < bounds[i + 1]
+    ]
+    return np.concatenate(parts)
+
+
+def merge_edges(found: Sequence[Edges]) -> Edges:
+    """All edges once, ordered by first and second document. Of equal pairs the similarity is the same everywhere."""
+    if not found:
+        return Edges(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+    first, second = (np.concatenate([getattr(edges, name) for edges in found]) for name in ("first", "second"))
+    similarity = np.concatenate([edges.similarity for edges in found])
+    order = np.lexsort((second, first))
+    first, second, similarity = first[order], second[order], similarity[order]
+    is_new = np.ones(len(first), np.bool_)
+    is_new[1:] = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
+    return Edges(first[is_new], second[is_new], similarity[is_new], sum(edges.num_capped for edges in found))
+
+
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """Documents that share a hash with another, run after run; run i is document[starts[i] : starts[i + 1]], ascending."""
+
+    document: Numbers
+    starts: Numbers
+
+
+def _sorted_runs(
+    units: Sequence[SignedDocuments],
+    rows_of: Callable[[SignedDocuments], tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]],
+    *,
+    memory_bytes: int,
+    skip: Numbers | None = None,
+) -> Iterator[_Runs]:
+    """Runs of equal hashes, one partition of the hashes at a time. Partitions that do not fit wait in temporary files."""
+    starts = unit_starts(units)
+    # Sorting needs the rows, their order and a copy.
+    num_partitions = max(1, math.ceil(3 * ROW.itemsize * int(starts[-1]) / memory_bytes))
+    with tempfile.TemporaryDirectory(prefix="dedup-") as folder:
+        parts: list[list[npt.NDArray[np.void]]] = [[] for _ in range(num_partitions)]
+        for index, unit in enumerate(units):
+            rows = _rows(rows_of(unit), first=int(starts[index]), skip=skip)
+            if num_partitions == 1:
+                parts[0].append(rows)
+                continue
+            partition = rows["low"] % np.uint64(num_partitions)
+            for part in np.unique(partition):
+                with open(Path(folder) / f"{part}.bin", "ab") as file:
+                    rows[partition == part].tofile(file)
+        for part in range(num_partitions):
+            path = Path(folder) / f"{part}.bin"
+            loaded = np.fromfile(path, ROW) if path.exists() else np.concatenate(parts[part] or [np.zeros(0, ROW)])
+            if path.exists():
+                os.unlink(path)
+            parts[part] = []
+            yield _runs_of(loaded)
+
+
+def _rows(
+    hashes: tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]], *, first: int, skip: Numbers | None
+) -> npt.NDArray[np.void]:
+    rows = np.empty(len(hashes[0]), ROW)
+    rows["low"], rows["high"] = hashes
+    rows["document"] = np.arange(first, first + len(rows))
+    if skip is None:
+        return rows
+    low, high = np.searchsorted(skip, [first, first + len(rows)])
+    return np.delete(rows, skip[low:high] - first)
+
+
+def _runs_of(rows: npt.NDArray[np.void]) -> _Runs:
+    order = np.lexsort((rows["document"], rows["high"], rows["low"]))
+    low, high, document = (rows[name][order] for name in ("low", "high", "document"))
+    is_new = np.ones(len(rows) + 1, np.bool_)
+    is_new[1:-1] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
+    starts = np.flatnonzero(is_new)
+    sizes = np.diff(starts)
+    in_run = np.repeat(sizes > 1, sizes)
+    kept = sizes[sizes > 1]
+    return _Runs(document[in_run].astype(np.int64), np.concatenate([[0], np.cumsum(kept)]).astype(np.int64))
+
+
+@jit
+def _match_leaders(
+    signatures: Signatures, places: Numbers, starts: Numbers, limits: npt.NDArray[np.float32]
+) -> tuple[Numbers, npt.NDArray[np.float32], int]:
+    """(pairs of rows of `signatures`, their estimated similarity, comparisons left out). limits: least, threshold."""
+    least, threshold = limits
+    size = max(16, len(places))
+    pairs = np.empty((size, 2), np.int64)
+    similarity = np.empty(size, np.float32)
+    leaders = np.empty(MAX_LEADERS, np.int64)
+    num_pairs, num_capped = 0, 0
+    width = signatures.shape[1]
+    for run in range(len(starts) - 1):
+        num_leaders = 0
+        for position in range(starts[run], starts[run + 1]):
+            document = places[position]
+            best = np.float32(0)
+            for index in range(num_leaders):
+                equal = 0
+                for place in range(width):
+                    equal += signatures[leaders[index], place] == signatures[document, place]
+                found = np.float32(equal / width)
+                best = max(best, found)
+                if found >= least:
+                    if num_pairs == len(pairs):
+                        pairs = np.concatenate((pairs, np.empty_like(pairs)))
+                        similarity = np.concatenate((similarity, np.empty_like(similarity)))
+                    pairs[num_pairs, 0], pairs[num_pairs, 1] = leaders[index], document
+                    similarity[num_pairs] = found
+                    num_pairs += 1
+            if best < threshold:
+                if num_leaders < MAX_LEADERS:
+                    leaders[num_leaders] = document
+                    num_leaders += 1
+                else:
+                    num_capped += 1
+    return pairs[:num_pairs], similarity[:num_pairs], num_capped
