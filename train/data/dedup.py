@@ -107,7 +107,7 @@ class Deduplicator:
         length = np.asarray(pa.compute.utf8_length(texts).to_numpy(), np.int64)
         quality = np.asarray(table["quality"].to_numpy(), np.float32)
         bands = np.ascontiguousarray(hash_bands(signatures, config).T)
-        return SignedDocuments(signatures, bands, hash_texts(texts), length, quality)
+        return SignedDocuments(signatures, list(bands), hash_texts(texts), length, quality)
 
     def find_exact(self, units: Sequence[SignedDocuments]) -> Edges:
         """Pairs of equal texts."""

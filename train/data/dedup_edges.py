@@ -9,9 +9,8 @@ becomes a leader itself if none of them is its duplicate. So boilerplate buckets
 """
 
 import math
-import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -24,8 +23,8 @@ from train.data.minhash import Signatures
 
 MAX_LEADERS = 32
 """Documents of a bucket that a new one is compared with; what goes beyond is counted."""
-ROW = np.dtype([("low", np.uint64), ("high", np.uint64), ("document", np.int64)])
-"""A hash of up to 128 bits and the number of its document."""
+ROW = np.dtype([("low", np.uint64), ("high", np.uint64), ("number", np.int64)])
+"""A hash of up to 128 bits and the number of what it is of."""
 
 T = TypeVar("T", bound=np.generic)
 Numbers = npt.NDArray[np.int64]
@@ -36,11 +35,11 @@ Numbers = npt.NDArray[np.int64]
 class SignedDocuments:
     """What deduplication knows of one unit's documents, row by row; memory maps are welcome.
 
-    Shapes: signatures [docs, permutations], bands [bands, docs], exact [docs, 2], length and quality [docs].
+    Shapes: signatures [docs, permutations], exact [docs, 2], each of the bands, length and quality [docs].
     """
 
     signatures: Signatures
-    bands: npt.NDArray[np.uint64]
+    bands: Sequence[npt.NDArray[np.uint64]]
     exact: npt.NDArray[np.uint64]
     length: npt.NDArray[np.int64]
     quality: npt.NDArray[np.float32]
@@ -70,16 +69,16 @@ def unit_starts(units: Sequence[SignedDocuments]) -> Numbers:
 def find_exact(units: Sequence[SignedDocuments], *, memory_bytes: int) -> Edges:
     """The first document of each text, paired with each later one of the same text."""
 
-    def rows(unit: SignedDocuments) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-        return unit.exact[:, 0], unit.exact[:, 1]
-
-    firsts, seconds = [], []
-    for runs in _sorted_runs(units, rows, memory_bytes=memory_bytes):
-        starts = np.repeat(runs.document[runs.starts[:-1]], np.diff(runs.starts))
-        is_later = starts != runs.document
-        firsts.append(starts[is_later])
-        seconds.append(runs.document[is_later])
-    return merge_edges([Edges(a, b, np.ones(len(a), np.float32)) for a, b in zip(firsts, seconds, strict=True)])
+    starts = unit_starts(units)
+    parts = (
+        make_rows(unit.exact[:, 0], unit.exact[:, 1], first=first) for unit, first in zip(units, starts, strict=False)
+    )
+    found = []
+    for runs in sorted_runs(parts, num_rows=int(starts[-1]), memory_bytes=memory_bytes):
+        first = np.repeat(runs.number[runs.starts[:-1]], np.diff(runs.starts))
+        is_later = first != runs.number
+        found.append(Edges(first[is_later], runs.number[is_later], np.ones(int(is_later.sum()), np.float32)))
+    return merge_edges(found)
 
 
 def find_candidates(
@@ -92,15 +91,17 @@ def find_candidates(
     """
     starts = unit_starts(units)
 
-    def rows(unit: SignedDocuments) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-        hashes = unit.bands[band]
-        return hashes, np.zeros_like(hashes)
+    def parts() -> Iterator[npt.NDArray[np.void]]:
+        for unit, first in zip(units, starts.tolist(), strict=False):
+            rows = make_rows(unit.bands[band], None, first=first)
+            low, high = np.searchsorted(skip, [first, first + len(rows)])
+            yield np.delete(rows, skip[low:high] - first)
 
     found = []
-    for runs in _sorted_runs(units, rows, memory_bytes=memory_bytes, skip=skip):
-        if not len(runs.document):
+    for runs in sorted_runs(parts(), num_rows=int(starts[-1]), memory_bytes=memory_bytes):
+        if not len(runs.number):
             continue
-        documents, places = np.unique(runs.document, return_inverse=True)
+        documents, places = np.unique(runs.number, return_inverse=True)
         signatures = gather(units, documents, starts, lambda unit: unit.signatures)
         limits = np.array([least, threshold], np.float32)
         pairs, similarity, num_capped = _match_leaders(signatures, places.astype(np.int64), runs.starts, limits)
@@ -138,66 +139,54 @@ def merge_edges(found: Sequence[Edges]) -> Edges:
 
 
 @dataclass(frozen=True, slots=True)
-class _Runs:
-    """Documents that share a hash with another, run after run; run i is document[starts[i] : starts[i + 1]], ascending."""
+class Runs:
+    """Numbers that share a hash with another, run after run; run i is number[starts[i] : starts[i + 1]], ascending."""
 
-    document: Numbers
+    number: Numbers
     starts: Numbers
 
 
-def _sorted_runs(
-    units: Sequence[SignedDocuments],
-    rows_of: Callable[[SignedDocuments], tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]],
-    *,
-    memory_bytes: int,
-    skip: Numbers | None = None,
-) -> Iterator[_Runs]:
-    """Runs of equal hashes, one partition of the hashes at a time. Partitions that do not fit wait in temporary files."""
-    starts = unit_starts(units)
+def make_rows(low: npt.NDArray[np.uint64], high: npt.NDArray[np.uint64] | None, *, first: int) -> npt.NDArray[np.void]:
+    """ROWs of these hashes, numbered from `first`; `high` is None for hashes of 64 bits."""
+    rows = np.zeros(len(low), ROW)
+    rows["low"] = low
+    if high is not None:
+        rows["high"] = high
+    rows["number"] = np.arange(first, first + len(rows))
+    return rows
+
+
+def sorted_runs(parts: Iterable[npt.NDArray[np.void]], *, num_rows: int, memory_bytes: int) -> Iterator[Runs]:
+    """Runs of equal hashes among ROWs, one partition of the hashes at a time. What does not fit waits in temporary files.
+
+    `num_rows`: about how many there are.
+    """
     # Sorting needs the rows, their order and a copy.
-    num_partitions = max(1, math.ceil(3 * ROW.itemsize * int(starts[-1]) / memory_bytes))
+    num_partitions = max(1, math.ceil(3 * ROW.itemsize * num_rows / memory_bytes))
+    if num_partitions == 1:
+        yield _runs_of(np.concatenate([np.zeros(0, ROW), *parts]))
+        return
     with tempfile.TemporaryDirectory(prefix="dedup-") as folder:
-        parts: list[list[npt.NDArray[np.void]]] = [[] for _ in range(num_partitions)]
-        for index, unit in enumerate(units):
-            rows = _rows(rows_of(unit), first=int(starts[index]), skip=skip)
-            if num_partitions == 1:
-                parts[0].append(rows)
-                continue
+        for rows in parts:
             partition = rows["low"] % np.uint64(num_partitions)
             for part in np.unique(partition):
                 with open(Path(folder) / f"{part}.bin", "ab") as file:
                     rows[partition == part].tofile(file)
-        for part in range(num_partitions):
-            path = Path(folder) / f"{part}.bin"
-            loaded = np.fromfile(path, ROW) if path.exists() else np.concatenate(parts[part] or [np.zeros(0, ROW)])
-            if path.exists():
-                os.unlink(path)
-            parts[part] = []
-            yield _runs_of(loaded)
+        for path in sorted(Path(folder).iterdir(), key=lambda path: int(path.stem)):
+            rows = np.fromfile(path, ROW)
+            path.unlink()
+            yield _runs_of(rows)
 
 
-def _rows(
-    hashes: tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]], *, first: int, skip: Numbers | None
-) -> npt.NDArray[np.void]:
-    rows = np.empty(len(hashes[0]), ROW)
-    rows["low"], rows["high"] = hashes
-    rows["document"] = np.arange(first, first + len(rows))
-    if skip is None:
-        return rows
-    low, high = np.searchsorted(skip, [first, first + len(rows)])
-    return np.delete(rows, skip[low:high] - first)
-
-
-def _runs_of(rows: npt.NDArray[np.void]) -> _Runs:
-    order = np.lexsort((rows["document"], rows["high"], rows["low"]))
-    low, high, document = (rows[name][order] for name in ("low", "high", "document"))
+def _runs_of(rows: npt.NDArray[np.void]) -> Runs:
+    order = np.lexsort((rows["number"], rows["high"], rows["low"]))
+    low, high, number = (rows[name][order] for name in ("low", "high", "number"))
     is_new = np.ones(len(rows) + 1, np.bool_)
     is_new[1:-1] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
-    starts = np.flatnonzero(is_new)
-    sizes = np.diff(starts)
+    sizes = np.diff(np.flatnonzero(is_new))
     in_run = np.repeat(sizes > 1, sizes)
-    kept = sizes[sizes > 1]
-    return _Runs(document[in_run].astype(np.int64), np.concatenate([[0], np.cumsum(kept)]).astype(np.int64))
+    starts = np.concatenate([[0], np.cumsum(sizes[sizes > 1])])
+    return Runs(number[in_run].astype(np.int64), starts.astype(np.int64))
 
 
 @jit

@@ -84,7 +84,12 @@ class DedupIndex:
     """Known documents in a folder. One writer at a time; readers open it when they like."""
 
     def __init__(
-        self, folder: Path, config: DedupConfig, *, segments: Sequence[tuple[str, _Segment]] = (), runs: Sequence[str] = ()
+        self,
+        folder: Path,
+        config: DedupConfig,
+        *,
+        segments: Sequence[tuple[str, _Segment]] = (),
+        runs: Sequence[str] = (),
     ) -> None:
         self._folder = folder
         self._config = config
@@ -123,14 +128,24 @@ class DedupIndex:
 
         Of several equally good ones the first that was added.
         """
-        found: list[Match | None] = []
-        for row in range(len(documents)):
-            found.append(self._match_one(documents.exact[row], documents.bands[:, row], documents.signatures[row]))
-        return found
+        bands = np.stack(documents.bands, axis=1)
+        return [
+            self._match_one(documents.exact[row], bands[row], documents.signatures[row])
+            for row in range(len(documents))
+        ]
 
     def match_text(self, text: str) -> Match | None:
         """As `match`, for a text of the online stream."""
         return self.match(_sign([text], self._config.minhash))[0]
+
+    @property
+    def state(self) -> list[str]:
+        """Names of the segments: what a run that goes on must find unchanged."""
+        return [name for name, _ in self._segments]
+
+    def has_run(self, run: str) -> bool:
+        """Whether `add_run` was called for it."""
+        return run in self._runs
 
     def add(self, documents: SignedDocuments, ids: Sequence[str]) -> None:
         """Remember documents; durable when it returns."""
@@ -142,7 +157,7 @@ class DedupIndex:
 
     def add_run(self, run: str, documents: Sequence[SignedDocuments], ids: Sequence[Sequence[str]]) -> bool:
         """Remember what a run kept, once: False if the index has this run already."""
-        if run in self._runs:
+        if self.has_run(run):
             return False
         self._runs.append(run)
         self._add_segment(_join([_build(part, names) for part, names in zip(documents, ids, strict=True)]))
@@ -209,7 +224,7 @@ def _sign(texts: Sequence[str], config: MinHashConfig) -> SignedDocuments:
     signatures = sign(column, config)
     bands = np.ascontiguousarray(hash_bands(signatures, config).T)
     length = np.array([len(text) for text in texts], np.int64)
-    return SignedDocuments(signatures, bands, hash_texts(column), length, np.zeros(len(texts), np.float32))
+    return SignedDocuments(signatures, list(bands), hash_texts(column), length, np.zeros(len(texts), np.float32))
 
 
 def _build(documents: SignedDocuments, ids: Sequence[str]) -> _Segment:
@@ -218,11 +233,12 @@ def _build(documents: SignedDocuments, ids: Sequence[str]) -> _Segment:
     names = [name.encode() for name in ids]
     starts = np.concatenate([[0], np.cumsum([len(name) for name in names], dtype=np.int64)]).astype(np.int64)
     exact_row = np.lexsort((documents.exact[:, 1], documents.exact[:, 0]))
-    band_row = np.argsort(documents.bands, axis=1, kind="stable")
+    bands = np.stack(documents.bands)
+    band_row = np.argsort(bands, axis=1, kind="stable")
     return _Segment(
         exact=documents.exact[exact_row],
         exact_row=exact_row,
-        bands=np.take_along_axis(documents.bands, band_row, axis=1),
+        bands=np.take_along_axis(bands, band_row, axis=1),
         band_row=band_row,
         signatures=documents.signatures,
         id_bytes=np.frombuffer(b"".join(names), np.uint8),
@@ -242,7 +258,7 @@ def _join(segments: Sequence[_Segment]) -> _Segment | None:
     signatures = np.concatenate([segment.signatures for segment in segments])
     none = np.zeros(len(ids), np.int64)
     documents = SignedDocuments(
-        signatures, np.concatenate(bands, axis=1), np.concatenate(exact), none, none.astype(np.float32)
+        signatures, list(np.concatenate(bands, axis=1)), np.concatenate(exact), none, none.astype(np.float32)
     )
     return _build(documents, ids)
 
