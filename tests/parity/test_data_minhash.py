@@ -26,7 +26,7 @@ def column(texts: list[str]) -> pa.ChunkedArray:
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    """Pieces of the standard library and of READMEs, and copies of every third with 0.2 to 10 % of the words replaced."""
+    """Pieces of the standard library and of READMEs, and copies of every second with 0.2 to 10 % of the words replaced."""
     sources = [
         path.read_text("utf-8", "replace") for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     ]
@@ -36,7 +36,7 @@ def texts() -> list[str]:
     generator.shuffle(pieces)
     pieces = pieces[:900]
     copies = []
-    for piece in pieces[::3]:
+    for piece in pieces[::2]:
         words = piece.split(" ")
         for place in generator.sample(
             range(len(words)), max(1, int(len(words) * generator.choice((0.002, 0.01, 0.02, 0.03, 0.05, 0.1))))
