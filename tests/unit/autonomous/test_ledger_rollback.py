@@ -148,7 +148,7 @@ def test_killed_at_ten_random_moments_there_is_one_production_a_whole_chain_and_
     states: dict[str, set[State]] = {"promoted": set(), "rolled-back": {State.QUARANTINED}}
     states["promoted"] = {State.PRODUCTION, State.SUPERSEDED, State.ARCHIVED, State.QUARANTINED}
     acknowledged: list[tuple[str, str]] = []
-    for _ in range(10):
+    for turn in range(10):
         with subprocess.Popen(
             [sys.executable, ledger_life.__file__, str(path)],
             cwd=Path(__file__).parents[3],
@@ -158,11 +158,12 @@ def test_killed_at_ten_random_moments_there_is_one_production_a_whole_chain_and_
         ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
+            lines = [process.stdout.readline()] if turn % 2 else []  # on a busy machine nothing may be done in .2 s
             try:
                 process.wait(timeout=choose.uniform(0.0, 0.2))
             except subprocess.TimeoutExpired:
                 process.kill()
-            lines = process.stdout.read().splitlines()
+            lines += process.stdout.read().splitlines()
         assert process.returncode == -9
         acknowledged += [(word, name) for word, name in (line.split() for line in lines if line.count(" v-"))]
         ledger = VersionLedger(path)
