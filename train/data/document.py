@@ -100,10 +100,12 @@ def describe_binary(content: bytes) -> str | None:
     return None
 
 
-def describe_oversize(size_bytes: int, *, max_bytes: int) -> tuple[str, str]:
+def describe_oversize(
+    size_bytes: int, *, max_bytes: int, field_name: str = "ingest.max_document_bytes"
+) -> tuple[str, str]:
     """Reason and fix for a document above the limit, the same words wherever it is noticed."""
-    reason = f"has {size_bytes:,} bytes, above the limit ingest.max_document_bytes = {max_bytes:,}"
-    fix = f"split it, or set ingest.max_document_bytes to at least {size_bytes} in the configuration"
+    reason = f"has {size_bytes:,} bytes, above the limit {field_name} = {max_bytes:,}"
+    fix = f"split it, or set {field_name} to at least {size_bytes} in the configuration"
     return reason, fix
 
 
@@ -129,12 +131,9 @@ def read_source(path: Path, *, max_file_bytes: int = 16 << 20) -> Iterator[RawDo
 def _stream(root: Path, *, max_file_bytes: int) -> Iterator[RawDocument | Rejected]:
     is_git = (root / ".git").exists()
     source_id = f"{'git' if is_git else 'folder'}:{_printable(root.name) or 'root'}"
-    paths = _git_files(root) if is_git else None
-    if paths is None:
-        paths = _walk(root)
     num_documents = num_rejected = 0
-    for relative_path in sorted(paths):
-        item = _read(root, relative_path, source_id=source_id, max_file_bytes=max_file_bytes)
+    for relative_path in list_files(root):
+        item = read_file(root, relative_path, source_id=source_id, max_file_bytes=max_file_bytes)
         if item is None:
             continue
         num_documents += isinstance(item, RawDocument)
@@ -145,6 +144,12 @@ def _stream(root: Path, *, max_file_bytes: int) -> Iterator[RawDocument | Reject
             f"source {root} has no readable document ({num_rejected} files were rejected): "
             "give a folder with text files, or a git repository with committed ones"
         )
+
+
+def list_files(root: Path) -> list[str]:
+    """Relative paths, sorted: the tracked files of a git repository, else every file below the folder but caches."""
+    paths = _git_files(root) if (root / ".git").exists() else None
+    return sorted(_walk(root) if paths is None else paths)
 
 
 def _walk(root: Path) -> list[str]:
@@ -168,8 +173,18 @@ def _git_files(root: Path) -> list[str] | None:
     return [os.fsdecode(name) for name in done.stdout.split(b"\x00") if name]
 
 
-def _read(root: Path, relative_path: str, *, source_id: str, max_file_bytes: int) -> RawDocument | Rejected | None:
-    """One file. None: nothing to say about it (a link to a file that is read by itself, a submodule, the manifest)."""
+def read_file(
+    root: Path,
+    relative_path: str,
+    *,
+    source_id: str,
+    max_file_bytes: int,
+    field_name: str = "ingest.max_document_bytes",
+) -> RawDocument | Rejected | None:
+    """One file below a resolved root, if it is text. `field_name` is the configuration's name of the limit.
+
+    None: nothing to say about it (a link to a file that is read by itself, a submodule, the manifest).
+    """
     path = root / relative_path
     name = _printable(relative_path)
     try:
@@ -184,7 +199,7 @@ def _read(root: Path, relative_path: str, *, source_id: str, max_file_bytes: int
         elif not stat.S_ISREG(status.st_mode):
             problem = ("is no regular file but a pipe, socket or device", "leave it out of the source")
         else:
-            content, problem = _load(path, max_file_bytes=max_file_bytes)
+            content, problem = _load(path, max_file_bytes=max_file_bytes, field_name=field_name)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         problem = (f"cannot be read ({_explain(error)})", "restore the file or its read permission")
     if problem is not None:
@@ -200,14 +215,14 @@ def _read(root: Path, relative_path: str, *, source_id: str, max_file_bytes: int
     )
 
 
-def _load(path: Path, *, max_file_bytes: int) -> tuple[bytes, tuple[str, str] | None]:
+def _load(path: Path, *, max_file_bytes: int, field_name: str) -> tuple[bytes, tuple[str, str] | None]:
     """The content, or the problem and its fix. A file above the limit is not read."""
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
         content = b"" if size_bytes > max_file_bytes else file.read(max_file_bytes + 1)
     size_bytes = max(size_bytes, len(content))
     if size_bytes > max_file_bytes:
-        return b"", describe_oversize(size_bytes, max_bytes=max_file_bytes)
+        return b"", describe_oversize(size_bytes, max_bytes=max_file_bytes, field_name=field_name)
     if not content.strip():
         return b"", ("is empty", "nothing to do, or write its text")
     binary = describe_binary(content)

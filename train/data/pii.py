@@ -1,15 +1,15 @@
 """Where personal data and secrets stand in a text: candidates by pattern, certainty by checksum and context.
 
-In: text. Out: spans with a kind, or the text with typed placeholders like <EMAIL>. A union of plain patterns runs in
-RE2 over chunks of the text (linear by construction); only the chunks it flags are searched by Python's `re`, whose
-patterns have bounded, unambiguous repeats. No kind but PRIVATE_KEY crosses a line end.
+In: texts. Out: spans with a kind, or the texts with typed placeholders like <EMAIL>. A union of plain patterns runs in RE2
+over chunks of all texts and then over the lines of those it flags (linear by construction); only lines that it flags are
+searched by Python's `re`, whose patterns have bounded, unambiguous repeats. No kind but PRIVATE_KEY crosses a line end, and
+context is looked for within the line.
 Sources: Luhn, ISO/IEC 7812; IBAN, ISO 13616 (mod 97, lengths by country); public addresses, IANA's registries.
 """
 
 import ipaddress
-import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -44,6 +44,9 @@ _GATE = "|".join(
         r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11}",
         r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}|(?i:secret_?access_?key)",
         r"gh[pousr]_\w{36}|github_pat_|glpat-|xox[abeprs]-|sk-[\w-]{20}|[sr]k_live_|AIza|npm_\w{36}|pypi-AgE|hf_\w{34}|eyJ",
+        r"hooks\.slack\.com/services/T|/api/webhooks/\d{17}|(?:Account|SharedAccess)Key=|GOCSPX-|ya29\.|SG\.[\w-]{22}\.",
+        r"\d{8}:AA[\w-]{33}|do[opr]_v1_|shp(?:at|ca|pa|ss)_|dckr_pat_|dapi[0-9a-f]{32}|glsa_|lin_api_|rubygems_[0-9a-f]{48}",
+        r"NRAK-|PMAK-|AGE-SECRET-KEY-1|key-[0-9a-f]{32}",
     )
 )
 
@@ -51,7 +54,14 @@ _PATTERNS = {
     "TOKEN": r"(?<![\w-])(?:gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_\w{22,255}|glpat-[\w-]{20,64}"
     r"|xox[abeprs]-[A-Za-z0-9-]{10,255}|sk-[\w-]{20,255}|[sr]k_live_[A-Za-z0-9]{24,255}|AIza[\w-]{35}"
     r"|npm_[A-Za-z0-9]{36}|pypi-AgE[\w-]{50,500}|hf_[A-Za-z0-9]{34}"
-    r"|eyJ[\w-]{10,2000}\.eyJ[\w-]{10,4000}\.[\w-]{10,1000})",
+    r"|eyJ[\w-]{10,2000}\.eyJ[\w-]{10,4000}\.[\w-]{10,1000}"
+    r"|(?:hooks\.slack\.com/services/T[A-Z0-9]{7,12}/B[A-Z0-9]{7,12}/[A-Za-z0-9]{20,32}"
+    r"|(?:discord|discordapp)\.com/api/webhooks/\d{17,20}/[\w-]{60,100}"
+    r"|AccountKey=[A-Za-z0-9+/]{86}==|SharedAccessKey=[A-Za-z0-9+/]{43}="
+    r"|GOCSPX-[\w-]{28}|ya29\.[\w-]{20,1000}|SG\.[\w-]{22}\.[\w-]{43}|\d{8,10}:AA[\w-]{33}"
+    r"|do[opr]_v1_[0-9a-f]{64}|shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}|dckr_pat_[\w-]{27,40}|dapi[0-9a-f]{32}"
+    r"|glsa_[A-Za-z0-9]{32}_[0-9a-fA-F]{8}|lin_api_[A-Za-z0-9]{40}|rubygems_[0-9a-f]{48}|NRAK-[A-Z0-9]{27}"
+    r"|PMAK-[0-9a-f]{24}-[0-9a-f]{34}|AGE-SECRET-KEY-1[0-9A-Z]{58}|key-[0-9a-f]{32})(?![\w-]))",
     "AWS_KEY": r"(?<![A-Za-z0-9])(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}(?![A-Za-z0-9])"
     r"|(?i:secret_?access_?key)[\"']?[ \t]{0,8}[=:][ \t]{0,8}[\"']?(?P<value>[A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])",
     "EMAIL": r"(?<![\w%+-])[\w%+\u00c0-\u024f-][\w.%+\u00c0-\u024f-]{0,63}"
@@ -67,6 +77,7 @@ _PATTERNS = {
     r"|(?<![\w.-])\d{3}(?P<s3>[-.])\d{3}(?P=s3)\d{4}(?![\w-]|\.\d)",
 }
 _CANDIDATE = re.compile("|".join(f"(?P<{kind}>{pattern})" for kind, pattern in _PATTERNS.items()), re.ASCII)
+_KEY_MARK = "-----BEGIN "
 _KEY_BEGIN = re.compile(r"-----BEGIN (?:[A-Z0-9]{1,20} ){0,4}PRIVATE KEY(?: BLOCK)?-----")
 _KEY_BODY = re.compile(r"(?:[A-Za-z0-9+/=\s]|\\n)*")
 
@@ -93,28 +104,38 @@ _NO_MAIL_DOMAIN = frozenset({"png", "jpg", "jpeg", "gif", "svg", "webp", "ico", 
 
 def find_sensitive(text: str, *, kinds: frozenset[str] = ALL_KINDS) -> list[Span]:
     """Spans in order, without overlaps."""
-    spans: list[Span] = []
-    if "PRIVATE_KEY" in kinds:
-        spans.extend(_private_keys(text))
-    key_spans = list(spans)
-    for start, chunk in _flagged_chunks(text):
-        for span in _spans_of(chunk, offset=start):
-            if span.kind in kinds and not any(key.start < span.end and span.start < key.end for key in key_spans):
-                spans.append(span)
-    return sorted(spans, key=lambda span: span.start)
+    return find_sensitive_all([text], kinds=kinds)[0]
+
+
+def find_sensitive_all(texts: Sequence[str], *, kinds: frozenset[str] = ALL_KINDS) -> list[list[Span]]:
+    """`find_sensitive` of each text; many at once take a tenth of the time."""
+    keys = [list(_private_keys(text)) if "PRIVATE_KEY" in kinds and _KEY_MARK in text else [] for text in texts]
+    found = [list(spans) for spans in keys]
+    for number, start, line in _flagged_lines(texts):
+        for span in _spans_of(line, offset=start):
+            if span.kind in kinds and not any(key.start < span.end and span.start < key.end for key in keys[number]):
+                found[number].append(span)
+    return [sorted(spans, key=lambda span: span.start) for spans in found]
 
 
 def mask_sensitive(text: str, *, kinds: frozenset[str] = ALL_KINDS) -> tuple[str, dict[str, int]]:
     """The text with placeholders like <EMAIL>, and how many of each kind were put."""
-    pieces: list[str] = []
-    counts: dict[str, int] = {}
-    position = 0
-    for span in find_sensitive(text, kinds=kinds):
-        pieces += (text[position : span.start], f"<{span.kind}>")
-        position = span.end
-        counts[span.kind] = counts.get(span.kind, 0) + 1
-    pieces.append(text[position:])
-    return "".join(pieces), counts
+    return mask_sensitive_all([text], kinds=kinds)[0]
+
+
+def mask_sensitive_all(texts: Sequence[str], *, kinds: frozenset[str] = ALL_KINDS) -> list[tuple[str, dict[str, int]]]:
+    """`mask_sensitive` of each text."""
+    masked = []
+    for text, spans in zip(texts, find_sensitive_all(texts, kinds=kinds), strict=True):
+        pieces: list[str] = []
+        counts: dict[str, int] = {}
+        position = 0
+        for span in spans:
+            pieces += (text[position : span.start], f"<{span.kind}>")
+            position = span.end
+            counts[span.kind] = counts.get(span.kind, 0) + 1
+        masked.append(("".join((*pieces, text[position:])) if spans else text, counts))
+    return masked
 
 
 def is_luhn_valid(digits: str) -> bool:
@@ -126,19 +147,42 @@ def is_luhn_valid(digits: str) -> bool:
     return total % 10 == 0
 
 
-def _flagged_chunks(text: str) -> Iterator[tuple[int, str]]:
-    """(offset, chunk) of whole lines that may hold something."""
-    if len(text) <= CHUNK_CHARS // 8:
-        yield 0, text  # cheaper than to set up RE2
-        return
-    starts = [0]
-    while (end := text.find("\n", starts[-1] + CHUNK_CHARS)) >= 0:
-        starts.append(end + 1)
-    bounds = [*starts, len(text)]
-    chunks = (text[a:b].encode("utf-8", "replace") for a, b in itertools.pairwise(bounds))
-    flags = pc.match_substring_regex(pa.array(chunks, pa.large_binary()), _GATE)
-    for index in pc.indices_nonzero(flags).to_pylist():
-        yield bounds[index], text[bounds[index] : bounds[index + 1]]
+class _Piece(NamedTuple):
+    """text[start:stop] of the text of this number."""
+
+    number: int
+    start: int
+    stop: int
+
+
+def _flagged_lines(texts: Sequence[str]) -> Iterator[tuple[int, int, str]]:
+    """(number of the text, offset, line) of the lines that may hold something."""
+    whole = [_Piece(number, 0, len(text)) for number, text in enumerate(texts)]
+    if sum(map(len, texts)) <= CHUNK_CHARS // 8:
+        lines = _cut(texts, whole, least_chars=0)  # cheaper than to set up RE2
+    else:
+        lines = _flagged(
+            texts, _cut(texts, _flagged(texts, _cut(texts, whole, least_chars=CHUNK_CHARS)), least_chars=0)
+        )
+    for number, start, stop in lines:
+        yield number, start, texts[number][start:stop]
+
+
+def _cut(texts: Sequence[str], pieces: Iterable[_Piece], *, least_chars: int) -> list[_Piece]:
+    """The pieces cut behind line ends, each of at least so many characters, but for the last of a piece."""
+    found = []
+    for number, start, stop in pieces:
+        text, first = texts[number], start
+        while 0 <= (end := text.find("\n", first + least_chars, stop)) < stop - 1:
+            found.append(_Piece(number, first, end + 1))
+            first = end + 1
+        found.append(_Piece(number, first, stop))
+    return found
+
+
+def _flagged(texts: Sequence[str], pieces: Sequence[_Piece]) -> list[_Piece]:
+    chunks = pa.array((texts[number][a:b].encode("utf-8", "replace") for number, a, b in pieces), pa.large_binary())
+    return [pieces[index] for index in pc.indices_nonzero(pc.match_substring_regex(chunks, _GATE)).to_pylist()]
 
 
 def _spans_of(chunk: str, *, offset: int) -> Iterator[Span]:
