@@ -5,6 +5,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 HARDWARE := $(shell if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then echo gpu; else echo cpu; fi)
 STAMP := $(VENV)/.installed-$(HARDWARE)
+PEERS := $(VENV)/.installed-peers
 DEMO_FLAGS := $(if $(SOURCE),--source "$(SOURCE)") $(if $(ONCE),--once)
 export RAY_AUTH_MODE := token
 
@@ -34,7 +35,11 @@ test: check  ## everything: check, parity with other implementations, Ray, the w
 	$(PYTHON) -m pytest tests/ray
 	$(PYTHON) -m pytest tests/e2e
 
-bench: setup  ## the table of targets, measured on this machine
+$(PEERS): requirements/bench.txt $(STAMP)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/bench.txt
+	touch $@
+
+bench: $(PEERS)  ## the table of targets, measured on this machine beside the peers
 	$(VENV)/bin/autonomous bench $(NAME)
 
 lock: ## resolve requirements/*.in again (needs uv)

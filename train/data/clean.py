@@ -9,16 +9,16 @@ Sources: resiliparse (HTML), ftfy (mojibake, only on lines that a cheap pattern 
 import codecs
 import re
 import unicodedata
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import ftfy
 from pydantic import BaseModel, ConfigDict
-from resiliparse.extract.html2text import extract_plain_text
-from resiliparse.parse.html import DOMContext, HTMLTree, traverse_dom
+from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
 from train.data.document import RawDocument, describe_binary
-from train.data.pii import PII_KINDS, mask_sensitive
+from train.data.html import ExtractorKind, HtmlExtractor
+from train.data.pii import PII_KINDS, mask_sensitive_all
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -28,19 +28,30 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _DECLARED_CHARSET = re.compile(rb"charset\s{0,8}=\s{0,8}[\"']?([A-Za-z0-9_-]{2,20})")
-_TRUSTED_CHARSET = re.compile(r"iso-8859-\d+|windows-125\d|koi8-[ru]|shift_jis|euc-(?:jp|kr)|gbk?|gb2312|gb18030|big5")
+_HEADER_CHARSET = re.compile(r";\s{0,8}charset\s{0,8}=\s{0,8}[\"']?([\w.:-]{2,40})", re.ASCII | re.IGNORECASE)
+_WIDER = {"gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949", "big5": "big5hkscs", "iso8859-11": "cp874"}
+"""Python's names of what browsers decode these with."""
+_GUESSED = frozenset(
+    "cp1250 cp1251 cp1253 cp1254 cp1255 cp1256 koi8-r koi8-u iso8859-2 iso8859-5 iso8859-7 iso8859-8 iso8859-11".split()
+    + "cp866 shift_jis euc_jp gbk gb18030 big5 euc_kr".split()
+)
+"""What a guess is taken for: other answers of the detector are mostly wrong, or are Windows-1252."""
 _MOJIBAKE = re.compile("[\u00c2\u00c3\u00e2\u00f0\u00d0\u00d1\u00e3\u00ef\ufffd\u0080-\u009f]")
 _ANSI = re.compile(r"\x1b\[[0-9;?]{0,16}[A-Za-z]")
 _LINE_END = re.compile("\r\n?|[\v\f\u2028\u2029]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff]+")
+_ASCII_CONTROLS = bytes(sorted({*range(0x20), 0x7F} - set(b"\t\n")))
+"""Line ends but "\n", and what `_CONTROL` and `_ANSI` take out."""
+_OTHER_CONTROLS = tuple(map(re.compile, (rb"\xc2[\x80-\x9f]", rb"\xe2\x80[\xa8\xa9]", rb"\xef\xbb\xbf")))
+"""The same beyond ASCII, in UTF-8."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _WINDOWS_GAPS = {byte: chr(byte) for byte in (0x81, 0x8D, 0x8F, 0x90, 0x9D)}
 _CP1252 = "".join(bytes([byte]).decode("cp1252", "ignore") or _WINDOWS_GAPS[byte] for byte in range(256))
 
-
-FEW_TAGS = 5_000
-MANY_TAGS = 200_000
-MAX_DEPTH_SUM = 20_000_000
+MIN_GUESS_BYTES = 32
+"""Fewer bytes beyond ASCII are no ground for a guess of the charset."""
+CLEARLY_UTF8 = 8
+"""Valid characters beyond ASCII per invalid byte from which a text is UTF-8 whatever it says."""
 
 
 class NotText(ValueError):
@@ -54,6 +65,8 @@ class CleanConfig(BaseModel):
 
     main_content: bool = True
     """HTML: keep the main content only (F1 .934 on labelled pages against .653 for all text), unless that is empty."""
+    extractor: ExtractorKind = "resiliparse"
+    """HTML: which extractor finds the main content; "trafilatura" (pip install trafilatura) is better and much slower."""
     fix_mojibake: bool = True
     """Repair text that was decoded with the wrong charset, such as "Ã©" for "é"."""
     mask_pii: bool = True
@@ -62,8 +75,8 @@ class CleanConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class CleanDocument:
-    """Clean text. `counts`: placeholders by kind (EMAIL, ...), and decoded_latin1, invalid_bytes, mojibake_lines,
-    control_characters where they are not zero. `happened_at` in seconds since the epoch."""
+    """Clean text. `counts`: placeholders by kind (EMAIL, ...), and decoded_latin1, decoded_guess, invalid_bytes,
+    mojibake_lines, control_characters where they are not zero. `happened_at` in seconds since the epoch."""
 
     id: str
     source_id: str
@@ -77,23 +90,53 @@ class CleanDocument:
 class DataCleaner:
     """Cleans one document at a time; holds no state between documents."""
 
-    def __init__(self, config: CleanConfig) -> None:
+    def __init__(self, config: CleanConfig, *, kinds: frozenset[str] = PII_KINDS) -> None:
+        """`kinds`: what `mask_pii` masks. The stream leaves access tokens in place, for its safety screen to see them."""
         self._config = config
+        self._kinds = kinds
+        self._html = HtmlExtractor(config.extractor, main_content=config.main_content)
 
     def clean(self, raw: RawDocument) -> CleanDocument:
         """Raises NotText if the content is binary, empty, or nothing but markup."""
+        (found,) = self.clean_all([raw])
+        if isinstance(found, NotText):
+            raise found
+        return found
+
+    def clean_all(self, documents: Sequence[RawDocument]) -> list[CleanDocument | NotText]:
+        """`clean` of each; many at once take less time."""
+        found: list[CleanDocument | NotText] = []
+        for raw in documents:
+            try:
+                found.append(self._clean_one(raw))
+            except NotText as error:
+                found.append(error)
+        clean = [one for one in found if isinstance(one, CleanDocument)]
+        if self._config.mask_pii:
+            masked = iter(mask_sensitive_all([one.text for one in clean], kinds=self._kinds))
+            titles = iter(mask_sensitive_all([one.title for one in clean], kinds=self._kinds))
+            for index, one in enumerate(found):
+                if isinstance(one, CleanDocument):
+                    text, counts = next(masked)
+                    title, _ = next(titles)
+                    found[index] = replace(one, text=text, title=title, counts=one.counts | counts)
+        return found
+
+    def _clean_one(self, raw: RawDocument) -> CleanDocument:
+        """All but personal data."""
         counts: dict[str, int] = {}
         is_html = raw.media_type is not None and raw.media_type.split(";")[0].strip().lower() in _HTML_TYPES
         if isinstance(raw.content, bytes):
             binary = describe_binary(raw.content)
             if binary is not None:
                 raise NotText(f"the document {binary}")
-            text = _decode(raw.content, is_html=is_html, counts=counts)
+            charset = _HEADER_CHARSET.search(raw.media_type or "")
+            text = decode(raw.content, is_html=is_html, charset=charset[1] if charset else "", counts=counts)
         else:
             text = _without_surrogates(raw.content, counts=counts)
         title = raw.title
         if is_html:
-            text, page_title = self._extract(text)
+            text, page_title = self._html.extract(text)
             if page_title and title in ("", raw.metadata.get("path")):
                 title = page_title
         text = self._clean_text(text, counts=counts).strip()
@@ -109,37 +152,30 @@ class DataCleaner:
             counts=counts,
         )
 
-    def _extract(self, html: str) -> tuple[str, str]:
-        tree = HTMLTree.parse(html)
-        text = ""
-        if self._config.main_content and not _is_tangled(tree, num_tags=html.count("<")):
-            text = extract_plain_text(
-                tree, main_content=True, comments=False, post_meta=False, list_bullets=False, alt_texts=False
-            )
-        return text if text.strip() else extract_plain_text(tree, alt_texts=False), tree.title or ""
-
     def _clean_text(self, text: str, *, counts: dict[str, int]) -> str:
-        text = _LINE_END.sub("\n", text)
-        if self._config.fix_mojibake and _MOJIBAKE.search(text):
-            text = _fix_mojibake(text, counts=counts)
-        if not text.isascii():
+        is_ascii = text.isascii()
+        if not is_ascii:
+            if self._config.fix_mojibake and _MOJIBAKE.search(text):
+                text = _fix_mojibake(_LINE_END.sub("\n", text), counts=counts)
             text = unicodedata.normalize("NFC", text)
-        text = _ANSI.sub("", text.replace("\x85", "\n"))
+        data = text.encode()
+        has_controls = len(data.translate(None, _ASCII_CONTROLS)) < len(data)
+        if not has_controls and (is_ascii or not any(pattern.search(data) for pattern in _OTHER_CONTROLS)):
+            return text  # looked for among bytes: the patterns below take ten times as long
+        text = _ANSI.sub("", _LINE_END.sub("\n", text).replace("\x85", "\n"))
         num_chars = len(text)
         text = _CONTROL.sub("", text)
         if len(text) < num_chars:
             counts["control_characters"] = num_chars - len(text)
-        if self._config.mask_pii:
-            text, kinds = mask_sensitive(text, kinds=PII_KINDS)
-            counts.update(kinds)
         return text
 
 
 _HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
 
 
-def _decode(content: bytes, *, is_html: bool, counts: dict[str, int]) -> str:
-    """By byte order mark, else UTF-8, else the page's declared charset, else Windows-1252 (latin-1 and more).
+def decode(content: bytes, *, is_html: bool, counts: dict[str, int], charset: str = "") -> str:
+    """By byte order mark, else UTF-8, else the charset of the header (`charset`) or of the page, else a guess, else
+    Windows-1252 (latin-1 and more).
 
     Damaged UTF-8, with more valid characters beyond ASCII than invalid bytes, stays UTF-8: its bad bytes become U+FFFD.
     """
@@ -148,43 +184,45 @@ def _decode(content: bytes, *, is_html: bool, counts: dict[str, int]) -> str:
             text = content[len(mark) :].decode(encoding, "replace")
             _count_replaced(text, counts=counts)
             return text
+    if b"\x1b$" in content and map_encoding_to_html5(charset, fallback_utf8=False) == "iso2022_jp":
+        return content.decode("iso2022_jp", "replace")  # its bytes are ASCII
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:
         repaired = content.decode("utf-8", "replace")
-    num_invalid = repaired.count("\ufffd")
-    counts["invalid_bytes"] = num_invalid
     declared = _DECLARED_CHARSET.search(content, 0, 2048) if is_html else None
-    charset = declared[1].decode().lower() if declared else ""
-    if _TRUSTED_CHARSET.fullmatch(charset):
-        return content.decode(charset, "replace")
+    return _decode_legacy(content, repaired, labels=(charset, declared[1].decode() if declared else ""), counts=counts)
+
+
+def _decode_legacy(content: bytes, repaired: str, *, labels: tuple[str, ...], counts: dict[str, int]) -> str:
+    """What is not valid UTF-8. `repaired`: the content as UTF-8, with U+FFFD for its bad bytes; `labels`: charsets that
+    it is said to have."""
+    counts["invalid_bytes"] = num_invalid = repaired.count("\ufffd")
     num_valid = sum(map(len, re.findall("[\x80-\ufffc\U00010000-\U0010ffff]+", repaired)))
+    if num_valid > CLEARLY_UTF8 * num_invalid:
+        return repaired
+    for label in filter(None, labels):
+        encoding = map_encoding_to_html5(label, fallback_utf8=False)
+        if encoding and not encoding.startswith("utf"):
+            return _decode_as(content, encoding)
     if num_valid > num_invalid:
         return repaired
+    if num_invalid >= MIN_GUESS_BYTES and (guess := detect_encoding(content)) in _GUESSED:
+        text = _decode_as(content, guess)
+        if text.count("\ufffd") * 100 <= num_invalid:
+            counts["decoded_guess"] = 1
+            return text
     counts["decoded_latin1"] = 1
-    return content.decode("latin-1").translate(_FROM_LATIN1)
+    return _decode_as(content, "cp1252")
+
+
+def _decode_as(content: bytes, encoding: str) -> str:
+    if encoding == "cp1252":
+        return content.decode("latin-1").translate(_FROM_LATIN1)
+    return content.decode(_WIDER.get(encoding, encoding), "replace")
 
 
 _FROM_LATIN1 = {code: character for code, character in enumerate(_CP1252) if chr(code) != character}
-
-
-def _is_tangled(tree: HTMLTree, *, num_tags: int) -> bool:
-    """Whether main-content extraction, whose time grows with elements times depth, would take more than ~2 seconds.
-
-    20,000 nested elements were measured to take 19 s, 75 ns for each element and ancestor; all text takes .02 s.
-    """
-    if num_tags <= FEW_TAGS or tree.body is None:
-        return False
-    if num_tags > MANY_TAGS:
-        return True
-    work = 0
-
-    def enter(context: DOMContext) -> None:
-        nonlocal work
-        work += context.depth
-
-    traverse_dom(tree.body, enter, elements_only=True)
-    return work > MAX_DEPTH_SUM
 
 
 def _count_replaced(text: str, *, counts: dict[str, int]) -> None:

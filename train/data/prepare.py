@@ -1,0 +1,81 @@
+"""One batch of raw documents through all that can be decided about a document alone.
+
+In: RawDocuments of one source. Out: a document table of the same length, whose rows carry every reason against them. Order:
+clean, language, C4's lines, quality, evaluation sets. Personal data is gone after the first step, so nothing later ever
+holds it. The rules of quality are made for running text: code and annotations, which their readers judge, get quality 1.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from train.data.clean import CleanDocument, DataCleaner, NotText
+from train.data.config import PipelineConfig
+from train.data.decontaminate import Contamination, mark_contaminated
+from train.data.document import RawDocument
+from train.data.language import detect_languages
+from train.data.pii import ALL_KINDS, mask_sensitive_all
+from train.data.quality import drop_c4_lines, score_table
+from train.data.schema import DOCUMENT_SCHEMA, raw_table, set_column
+from train.data.source_config import SourceKind
+
+UNJUDGED_KINDS: tuple[SourceKind, ...] = ("code", "annotations")
+NOT_TEXT_RULE = "clean.not_text"
+_MADE_METADATA = frozenset({"offset", "kind", "licence", "licence_source", "language", "source_language", "truncated"})
+"""Metadata that readers make; every other value repeats what an author wrote."""
+
+
+def prepare_batch(
+    documents: Sequence[RawDocument],
+    config: PipelineConfig,
+    *,
+    kind: SourceKind,
+    cleaner: DataCleaner,
+    contamination: Contamination | None,
+) -> pa.Table:
+    """A table of DOCUMENT_SCHEMA, rows in the order of the documents."""
+    table = clean_table(raw_table(documents), cleaner)
+    if kind in UNJUDGED_KINDS:
+        table = set_column(table, "quality", pa.array(np.ones(len(table), np.float32)))
+    else:
+        table = detect_languages(table, config.language)
+        table = drop_c4_lines(table, config.quality)
+        table = score_table(table, config.quality)
+    if contamination is not None:
+        table = mark_contaminated(table, contamination, config.decontamination)
+    return table
+
+
+def clean_table(raw: pa.Table, cleaner: DataCleaner) -> pa.Table:
+    """A raw table as a document table; what is no text becomes an empty text with a reason."""
+    documents = [RawDocument(**(row | {"metadata": dict(row["metadata"])})) for row in raw.to_pylist()]
+    found = cleaner.clean_all(documents)
+    rows = [_row(document, clean) for document, clean in zip(documents, found, strict=True)]
+    places = [(row, key) for row in rows for key in row["metadata"] if key not in _MADE_METADATA]
+    masked = mask_sensitive_all([row["metadata"][key] for row, key in places], kinds=ALL_KINDS)
+    for (row, key), (value, _) in zip(places, masked, strict=True):
+        row["metadata"][key] = value
+    for row in rows:
+        row["metadata"] = list(row["metadata"].items())
+    return pa.Table.from_pylist(rows, schema=DOCUMENT_SCHEMA)
+
+
+def _row(document: RawDocument, clean: CleanDocument | NotText) -> dict[str, Any]:
+    row = {
+        "id": document.id,
+        "source_id": document.source_id,
+        "title": "",
+        "text": "",
+        "happened_at": document.happened_at,
+        "metadata": dict(document.metadata),
+        "counts": [],
+        "language": "",
+        "language_score": 0.0,
+        "quality": 0.0,
+        "reasons": [],
+    }
+    if isinstance(clean, NotText):
+        return row | {"reasons": [{"rule": NOT_TEXT_RULE, "value": float(len(document.content))}]}
+    return row | {"title": clean.title, "text": clean.text, "counts": list(clean.counts.items())}
