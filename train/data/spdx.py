@@ -196,16 +196,19 @@ def _names(expression: Expression) -> list[str]:
 
 def _write(expression: Expression) -> str:
     """Parts sorted, each once; a part with the same operator is dissolved, one with the other gets brackets."""
-    operator = expression[0]
-    ordered = sorted(set(_flat(expression, operator=operator)))
-    mixed = f" {'OR' if operator == 'AND' else 'AND'} "
-    if len(ordered) == 1:
-        return ordered[0]
-    return f" {operator} ".join(f"({part})" if mixed in part else part for part in ordered)
+    return _join(_simplify(expression))
 
 
-def _flat(expression: Expression, *, operator: str) -> list[str]:
-    name, parts = expression
-    if not parts or name != operator:
-        return [_write(expression)] if parts else [name]
-    return [inner for part in parts for inner in _flat(part, operator=operator)]
+def _simplify(expression: Expression) -> Expression:
+    operator, parts = expression
+    found = {}
+    for part in map(_simplify, parts):  # first: what is left of an OR may be an AND
+        for inner in part[1] if part[1] and part[0] == operator else [part]:
+            found[_join(inner)] = inner
+    ordered = [found[text] for text in sorted(found)]
+    return ordered[0] if len(ordered) == 1 else (operator, ordered)
+
+
+def _join(expression: Expression) -> str:
+    operator, parts = expression
+    return f" {operator} ".join(f"({_join(part)})" if part[1] else part[0] for part in parts) or operator
