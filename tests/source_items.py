@@ -52,6 +52,12 @@ def write_jsonl(path: Path, rows: list[Any]) -> None:
 
 
 def readmes() -> dict[str, str]:
-    """READMEs of the installed packages by name, as UTF-8 can write them."""
-    found = {one.metadata["Name"]: str(one.metadata.get_payload()) for one in distributions()}  # type: ignore[attr-defined]
+    """READMEs of the installed packages by name, as UTF-8 can write them.
+
+    The package importlib-metadata, once it is imported, moves them from the payload to a header.
+    """
+    found = {
+        one.metadata["Name"]: str(one.metadata.get_payload() or one.metadata.get("Description") or "")  # type: ignore[attr-defined]
+        for one in distributions()
+    }
     return {name: text.encode("utf-8", "replace").decode() for name, text in sorted(found.items()) if text.strip()}

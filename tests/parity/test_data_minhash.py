@@ -1,6 +1,5 @@
 """MinHash beside datasketch, and the banded search beside brute force, on documents that every installation has."""
 
-import importlib.metadata
 import random
 import sysconfig
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import pytest
 from datasketch import MinHash
 from scipy import sparse
 
+from tests import source_items
 from tests.document_tables import documents
 from train.data.dedup import DedupConfig, Deduplicator
 from train.data.dedup_edges import merge_edges
@@ -30,7 +30,7 @@ def texts() -> list[str]:
     sources = [
         path.read_text("utf-8", "replace") for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     ]
-    sources += [str(one.metadata.get_payload()) for one in importlib.metadata.distributions()]  # type: ignore[attr-defined]
+    sources += source_items.readmes().values()
     pieces = [text[start : start + 3000] for text in sources for start in range(0, min(len(text), 60_000) - 2500, 6000)]
     generator = random.Random(0)
     generator.shuffle(pieces)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from importlib.metadata import Distribution
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from train.data.document import MANIFEST_NAME
 
@@ -66,7 +66,8 @@ def _package_pages() -> Iterator[_Page]:
     """One page for each installed package that says something about itself; the first on the path counts."""
     seen = {OWN_NAME}
     for distribution in importlib.metadata.distributions():
-        name = distribution.metadata["Name"] or ""
+        metadata: Any = distribution.metadata
+        name = metadata.get("Name") or ""
         key = re.sub(r"[-_.]+", "-", name).lower()
         if not name or key in seen:
             continue
@@ -77,13 +78,15 @@ def _package_pages() -> Iterator[_Page]:
 
 
 def _describe(distribution: Distribution) -> str:
-    metadata = distribution.metadata
-    summary = (metadata["Summary"] or "").strip()
-    payload = metadata.get_payload()  # type: ignore[attr-defined]
-    readme = str(payload or metadata["Description"] or "").strip()
+    metadata = (
+        distribution.metadata
+    )  # [] raises KeyError once the package importlib-metadata was imported, .get does not
+    summary = (metadata.get("Summary") or "").strip()
+    payload = metadata.get_payload()
+    readme = str(payload or metadata.get("Description") or "").strip()
     if not summary and not readme:
         return ""
-    licence = metadata["License-Expression"] or (metadata["License"] or "").strip().partition("\n")[0]
+    licence = metadata.get("License-Expression") or (metadata.get("License") or "").strip().partition("\n")[0]
     if not licence:
         classifiers = metadata.get_all("Classifier") or []
         licence = next((text.rpartition(" :: ")[2] for text in classifiers if text.startswith("License ::")), "")

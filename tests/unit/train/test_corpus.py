@@ -3,6 +3,8 @@
 import hashlib
 import importlib.metadata
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,13 @@ def test_pages_of_packages_that_are_gone_are_removed_and_nothing_else(tmp_path: 
     assert not (tmp_path / "packages" / "gone.md").exists()
     assert (tmp_path / "packages" / "mine.md").exists()
     assert (tmp_path.parent / "outside.md").exists()
+
+
+def test_the_package_importlib_metadata_changes_nothing(tmp_path: Path) -> None:
+    """Once imported it gives other metadata objects, whose README is a header and whose [] raises KeyError."""
+    command = "import sys; from pathlib import Path; {} from train.data.corpus import write_default_corpus; "
+    command += "write_default_corpus(Path(sys.argv[1]))"
+    for name, first in (("plain", ""), ("moved", "import importlib_metadata;")):
+        subprocess.run([sys.executable, "-c", command.format(first), str(tmp_path / name)], check=True)
+    plain, moved = (json.loads((tmp_path / name / "MANIFEST.json").read_text())["files"] for name in ("plain", "moved"))
+    assert [row["path"] for row in plain] == [row["path"] for row in moved]

@@ -3,7 +3,6 @@
 import importlib.util
 import itertools
 import random
-from importlib.metadata import distributions
 from pathlib import Path
 
 import fasttext
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import source_items
 from train.data.language import MODEL_NAME, LanguageConfig, detect_languages
 from train.data.language_model import LanguageModel
 from train.data.schema import DOCUMENT_SCHEMA, text_bytes
@@ -68,9 +68,8 @@ def model_path() -> Path:
 @pytest.fixture(scope="module")
 def readmes() -> list[str]:
     """Pieces of the READMEs of the installed packages."""
-    texts = [str(one.metadata.get_payload()) for one in distributions()]  # type: ignore[attr-defined]
-    pieces = [text[start : start + 700] for text in sorted(texts) for start in range(0, len(text), 700)]
-    return [piece.encode("utf-8", "replace").decode() for piece in pieces][:1500]
+    texts = sorted(source_items.readmes().values())
+    return [text[start : start + 700] for text in texts for start in range(0, len(text), 700)][:1500]
 
 
 @pytest.mark.parametrize("language", SAMPLES)

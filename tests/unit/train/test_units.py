@@ -5,7 +5,6 @@ import io
 import itertools
 import json
 import os
-from importlib.metadata import distributions
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
+from tests import source_items
 from train.data.common_crawl import CommonCrawlConfig
 from train.data.document import EmptySource, RawDocument, Rejected
 from train.data.listing import is_wanted, matches
@@ -284,8 +284,7 @@ def test_a_unit_of_an_unknown_source_is_an_error(folder: Path) -> None:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """READMEs of installed packages as one file of each kind that is cut."""
     folder = tmp_path_factory.mktemp("corpus")
-    found = {one.metadata["Name"]: str(one.metadata.get_payload()) for one in distributions()}  # type: ignore[attr-defined]
-    texts = [text.encode("utf-8", "replace").decode() for _, text in sorted(found.items()) if text.strip()][:150]
+    texts = list(source_items.readmes().values())[:150]
     (folder / "a.jsonl").write_text("".join(f"{json.dumps({'text': text})}\n" for text in texts))
     (folder / "a.txt").write_text("\n\n".join(texts))
     pq.write_table(pa.table({"text": texts}), folder / "a.parquet", row_group_size=7)
