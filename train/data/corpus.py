@@ -78,9 +78,8 @@ def _package_pages() -> Iterator[_Page]:
 
 
 def _describe(distribution: Distribution) -> str:
-    metadata = (
-        distribution.metadata
-    )  # [] raises KeyError once the package importlib-metadata was imported, .get does not
+    metadata: Any = distribution.metadata
+    # Once the package importlib-metadata was imported, [] raises KeyError; .get does not.
     summary = (metadata.get("Summary") or "").strip()
     payload = metadata.get_payload()
     readme = str(payload or metadata.get("Description") or "").strip()
