@@ -1,7 +1,13 @@
-"""Documents in, clean text out.
+"""Documents in, clean text and packed tokens out. docs/data.md says how the parts work together.
 
-document    a folder or a git repository as a stream of raw documents; what cannot be read is named with its fix
-clean       DataCleaner: bytes or HTML to clean Unicode text, personal data replaced by placeholders
-pii         where personal data and secrets stand in a text, by pattern and checksum
-corpus      the default corpus: documentation that every installation has
+documents     document, corpus, source_config, listing, repositories, units, readers, lines, records, parquet_rows, annotations,
+              books, epub, pdf, page_text; common_crawl, warc; source_code, code_*, licence*, spdx, package_metadata, archive*,
+              *_stream, repository
+text          clean, html, pii, language, language_model
+judgement     quality*, words, word_*, decontaminate, ngrams
+duplicates    minhash, dedup, dedup_edges, dedup_index, line_dedup
+tokens        tokenizer*, packing, storage, stored_file, token_shard, batch
+training      loader, mixture, permutation, token_sources
+runs          config, pipeline, jobs*, run, run_folder, manifest, report, estimate, prepare
+shared        schema, filesystem, jit
 """

@@ -45,7 +45,6 @@ class Rates(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     extract: float = Field(gt=0)
-    clean: float = Field(gt=0)
     language: float = Field(gt=0)
     quality: float = Field(gt=0)
     sign: float = Field(gt=0)
@@ -85,13 +84,11 @@ def measure_rates(*, on_stage: Callable[[str], None] = lambda _: None) -> Rates:
     texts = _sample_texts()
     pages = _sample_pages()
     cleaner = DataCleaner(CleanConfig())
-    raw_pages, raw_texts = _raw(pages, "text/html"), _raw(texts, "text/plain")
-    on_stage("extraction")
+    raw_pages = _raw(pages, "text/html")
+    on_stage("extraction and cleaning")
     extract = _rate(lambda: clean_table(raw_pages, cleaner), size_bytes=_size(pages))
-    on_stage("cleaning")
-    table = clean_table(raw_texts, cleaner)
+    table = clean_table(_raw(texts, "text/plain"), cleaner)
     size_bytes = _size(table["text"].to_pylist())
-    clean = _rate(lambda: clean_table(raw_texts, cleaner), size_bytes=_size(texts))
     on_stage("language and quality")
     language = _rate(lambda: detect_languages(table, LanguageConfig()), size_bytes=size_bytes)
     quality = _rate(lambda: score_table(drop_c4_lines(table, QualityConfig()), QualityConfig()), size_bytes=size_bytes)
@@ -114,7 +111,6 @@ def measure_rates(*, on_stage: Callable[[str], None] = lambda _: None) -> Rates:
     store = _rate(lambda: _write(table, buffer), size_bytes=size_bytes)
     return Rates(
         extract=extract,
-        clean=clean,
         language=language,
         quality=quality,
         sign=sign,
