@@ -1,6 +1,13 @@
-"""Kernels in machine code: the one place that calls numba, so that mypy keeps their types."""
+"""Kernels in machine code: the one place that calls numba's compiler, so that mypy keeps their types.
 
+Machine code is kept beside the files, in a folder named by the hash of all files that hold kernels: numba itself notices a
+change of the kernel's own file only, and would go on with old code of another file that was inlined into it.
+"""
+
+import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar, cast
 
 import numba
@@ -9,8 +16,24 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def jit(function: F) -> F:
-    """Compile at the first call and keep the machine code beside the file; runs without the interpreter's lock.
+    """Compile at the first call, once for all processes; runs without the interpreter's lock.
 
     Integer arithmetic wraps silently, as in C; give every constant its width.
     """
-    return cast("F", numba.njit(cache=True, nogil=True)(function))
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = _cache_folder()  # read when the kernel is declared; other users of numba keep theirs
+    try:
+        return cast("F", numba.njit(cache=True, nogil=True)(function))
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+@functools.cache
+def _cache_folder() -> str:
+    digest = hashlib.sha256(numba.__version__.encode())
+    folder = Path(__file__).parent
+    for path in sorted(folder.glob("*.py")):
+        content = path.read_bytes()
+        if b"@jit" in content or b"numba" in content:
+            digest.update(path.name.encode() + b"\x00" + content)
+    return str(folder / "__pycache__" / f"kernels-{digest.hexdigest()[:16]}")

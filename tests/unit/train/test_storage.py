@@ -25,15 +25,24 @@ from train.data.token_shard import TokenFormat
 
 TEXTS = list(topics.topics.values())
 TABLE = pa.table({"number": pa.array(range(len(TEXTS))), "text": pa.array(TEXTS, pa.large_string())})
+LONG_TABLE = pa.table({"text": pa.array([text * 8 for text in TEXTS], pa.large_string())})
+"""Row groups of several pages."""
 FORMAT = TokenFormat(sequence_length=8, vocab_size=300, end_of_document_id=256, tokenizer_sha256="ab" * 32)
 LOCAL = pafs.LocalFileSystem()
 
 
-def _write_table(path: str, cuts: list[int], *, filesystem: pafs.FileSystem = LOCAL, rows_per_group: int = 16) -> Any:
+def _write_table(
+    path: str,
+    cuts: list[int],
+    *,
+    table: pa.Table = TABLE,
+    filesystem: pafs.FileSystem = LOCAL,
+    rows_per_group: int = 16,
+) -> Any:
     storage = ParquetStorage(filesystem, config=ParquetConfig(rows_per_group=rows_per_group))
-    with storage.writer(path, schema=TABLE.schema) as writer:
-        for start, stop in zip([0, *cuts], [*cuts, len(TABLE)], strict=True):
-            writer.write(TABLE.slice(start, stop - start))
+    with storage.writer(path, schema=table.schema) as writer:
+        for start, stop in zip([0, *cuts], [*cuts, len(table)], strict=True):
+            writer.write(table.slice(start, stop - start))
     return writer.summary
 
 
@@ -72,13 +81,14 @@ class FullFileSystem(MemoryFileSystem):  # type: ignore[misc]
 
 
 @given(st.lists(st.integers(0, len(TEXTS)), max_size=6).map(sorted))
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 def test_a_table_gives_the_same_bytes_however_it_was_cut_into_writes(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int]
 ) -> None:
     folder = tmp_path_factory.getbasetemp()
-    summary = _write_table(str(folder / "cut.parquet"), cuts)
-    assert summary.sha256 == _write_table(str(folder / "whole.parquet"), []).sha256
+    summary = _write_table(str(folder / "cut.parquet"), cuts, table=LONG_TABLE, rows_per_group=64)
+    whole = _write_table(str(folder / "whole.parquet"), [], table=LONG_TABLE, rows_per_group=64)
+    assert summary.sha256 == whole.sha256
     assert (folder / "cut.parquet").read_bytes() == (folder / "whole.parquet").read_bytes()
 
 
@@ -223,7 +233,7 @@ def test_an_error_of_the_caller_leaves_no_file(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.integers(0, 299), max_size=60), st.lists(st.integers(0, 60), max_size=4).map(sorted))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 def test_h5py_reads_the_tokens_and_their_bytes_do_not_depend_on_how_they_were_cut(
     tmp_path_factory: pytest.TempPathFactory, tokens: list[int], cuts: list[int]
 ) -> None:
@@ -252,7 +262,7 @@ def test_a_shard_holds_no_time_of_its_making(tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 9), st.data())
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 def test_ranged_reads_and_mapped_reads_give_the_same_tokens(
     tmp_path_factory: pytest.TempPathFactory, num_sequences: int, data: st.DataObject
 ) -> None:
