@@ -9,6 +9,7 @@ of its range twice to find what fastwarc and warcio pass over in silence: some 2
 depend on the size of the pages.
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -77,8 +78,9 @@ def _damage_claim(path: Path, *, num_pages: int) -> Claim:
     for name in ("ours", "fastwarc", "warcio"):
         urls = set()
         try:
-            for page in READERS[name](damaged):
-                urls.add(page[0])
+            with contextlib.redirect_stderr(io.StringIO()):  # warcio prints hundreds of lines
+                for page in READERS[name](damaged):
+                    urls.add(page[0])
         except Exception as error:  # whatever the library raises is its answer
             counts[f"{name} ({type(error).__name__})"] = len(urls)
         else:

@@ -50,7 +50,7 @@ def open_atomically(filesystem: pafs.FileSystem, path: str) -> Iterator[Any]:
     is_local = isinstance(filesystem, pafs.LocalFileSystem)
     partial = f"{path}{PARTIAL}{uuid.uuid4().hex[:8]}" if is_local else path
     try:
-        with filesystem.open_output_stream(partial) as file:
+        with filesystem.open_output_stream(partial, compression=None) as file:  # else by the suffix
             yield file
     except BaseException:
         with contextlib.suppress(OSError):

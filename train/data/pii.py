@@ -112,7 +112,7 @@ def find_sensitive_all(texts: Sequence[str], *, kinds: frozenset[str] = ALL_KIND
     keys = [list(_private_keys(text)) if "PRIVATE_KEY" in kinds and _KEY_MARK in text else [] for text in texts]
     found = [list(spans) for spans in keys]
     for number, start, line in _flagged_lines(texts):
-        for span in _spans_of(line, offset=start):
+        for span in find_in_line(line, offset=start):
             if span.kind in kinds and not any(key.start < span.end and span.start < key.end for key in keys[number]):
                 found[number].append(span)
     return [sorted(spans, key=lambda span: span.start) for spans in found]
@@ -185,7 +185,8 @@ def _flagged(texts: Sequence[str], pieces: Sequence[_Piece]) -> list[_Piece]:
     return [pieces[index] for index in pc.indices_nonzero(pc.match_substring_regex(chunks, _GATE)).to_pylist()]
 
 
-def _spans_of(chunk: str, *, offset: int) -> Iterator[Span]:
+def find_in_line(chunk: str, *, offset: int = 0) -> Iterator[Span]:
+    """Spans of a line, all kinds but PRIVATE_KEY, by Python's `re` alone; `offset` is added to them."""
     position = 0
     while (match := _CANDIDATE.search(chunk, position)) is not None:
         kind = str(match.lastgroup)
