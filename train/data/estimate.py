@@ -24,9 +24,8 @@ from train.data.clean import CleanConfig, DataCleaner
 from train.data.dedup import DedupConfig, Deduplicator
 from train.data.document import RawDocument
 from train.data.language import LanguageConfig, detect_languages
-from train.data.prepare import clean_table
+from train.data.prepare import clean_documents
 from train.data.quality import QualityConfig, drop_c4_lines, score_table
-from train.data.schema import raw_table
 from train.data.tokenizer import Encoder, TokenizerTrainConfig, save_tokenizer, train_tokenizer
 
 SAMPLE_BYTES = 6 << 20
@@ -86,8 +85,8 @@ def measure_rates(*, on_stage: Callable[[str], None] = lambda _: None) -> Rates:
     cleaner = DataCleaner(CleanConfig())
     raw_pages = _raw(pages, "text/html")
     on_stage("extraction and cleaning")
-    extract = _rate(lambda: clean_table(raw_pages, cleaner), size_bytes=_size(pages))
-    table = clean_table(_raw(texts, "text/plain"), cleaner)
+    extract = _rate(lambda: clean_documents(raw_pages, cleaner), size_bytes=_size(pages))
+    table = clean_documents(_raw(texts, "text/plain"), cleaner)
     size_bytes = _size(table["text"].to_pylist())
     on_stage("language and quality")
     language = _rate(lambda: detect_languages(table, LanguageConfig()), size_bytes=size_bytes)
@@ -231,10 +230,9 @@ def _sample_pages() -> list[str]:
     return pages
 
 
-def _raw(texts: Sequence[str], media_type: str) -> pa.Table:
-    return raw_table(
-        [RawDocument(hashlib.md5(text.encode()).hexdigest(), "sample", "", text, media_type, 0.0, {}) for text in texts]
-    )
+def _raw(texts: Sequence[str], media_type: str) -> list[RawDocument]:
+    names = [hashlib.md5(text.encode()).hexdigest() for text in texts]
+    return [RawDocument(name, "sample", "", text, media_type, 0.0, {}) for name, text in zip(names, texts, strict=True)]
 
 
 def _size(texts: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from train.data.document import RawDocument
 from train.data.language import detect_languages
 from train.data.pii import ALL_KINDS, mask_sensitive_all
 from train.data.quality import drop_c4_lines, score_table
-from train.data.schema import DOCUMENT_SCHEMA, raw_table, set_column
+from train.data.schema import DOCUMENT_SCHEMA, set_column
 from train.data.source_config import SourceKind
 
 UNJUDGED_KINDS: tuple[SourceKind, ...] = ("code", "annotations")
@@ -36,7 +36,7 @@ def prepare_batch(
     contamination: Contamination | None,
 ) -> pa.Table:
     """A table of DOCUMENT_SCHEMA, rows in the order of the documents."""
-    table = clean_table(raw_table(documents), cleaner)
+    table = clean_documents(documents, cleaner)
     if kind in UNJUDGED_KINDS:
         table = set_column(table, "quality", pa.array(np.ones(len(table), np.float32)))
     else:
@@ -48,9 +48,8 @@ def prepare_batch(
     return table
 
 
-def clean_table(raw: pa.Table, cleaner: DataCleaner) -> pa.Table:
-    """A raw table as a document table; what is no text becomes an empty text with a reason."""
-    documents = [RawDocument(**(row | {"metadata": dict(row["metadata"])})) for row in raw.to_pylist()]
+def clean_documents(documents: Sequence[RawDocument], cleaner: DataCleaner) -> pa.Table:
+    """A document table, row by row; what is no text becomes an empty text with a reason."""
     found = cleaner.clean_all(documents)
     rows = [_row(document, clean) for document, clean in zip(documents, found, strict=True)]
     places = [(row, key) for row in rows for key in row["metadata"] if key not in _MADE_METADATA]

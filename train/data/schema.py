@@ -1,8 +1,8 @@
 """The tables that flow through the pipeline: one row per document.
 
-Readers yield RawDocument; `raw_table` batches them; DataCleaner turns a raw table into a document table; every later
-kernel is a plain function from a document table to one of the same length. A kernel drops nothing: it appends to a row's
-`reasons`, and the pipeline divides the rows at the end, so that an audit shows every reason and not the first one.
+Readers yield RawDocument, which DataCleaner turns into rows of a document table; every later kernel is a plain function from
+a document table to one of the same length. A kernel drops nothing: it appends to a row's `reasons`, and the pipeline divides
+the rows at the end, so that an audit shows every reason and not the first one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,21 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-
-from train.data.document import RawDocument
-
-RAW_SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("source_id", pa.string(), nullable=False),
-        pa.field("title", pa.string(), nullable=False),
-        pa.field("content", pa.large_binary(), nullable=False),
-        pa.field("media_type", pa.string()),
-        pa.field("happened_at", pa.float64(), nullable=False),
-        pa.field("metadata", pa.map_(pa.string(), pa.string()), nullable=False),
-    ]
-)
-"""RawDocument as columns. `content` of a document that came as text is its UTF-8."""
 
 REASON = pa.struct([pa.field("rule", pa.string(), nullable=False), pa.field("value", pa.float64())])
 """Why a document was dropped: `rule` such as "gopher_quality.mean_word_length", and the value that broke it."""
@@ -51,20 +36,6 @@ the cleaner did (placeholders by kind, repairs); `language` an ISO 639 code or "
 
 Reason = Mapping[str, Any]
 """{"rule": str, "value": float | None}"""
-
-
-def raw_table(documents: Sequence[RawDocument]) -> pa.Table:
-    """Raw documents as a table of RAW_SCHEMA, in their order."""
-    columns: dict[str, list[Any]] = {
-        "id": [document.id for document in documents],
-        "source_id": [document.source_id for document in documents],
-        "title": [document.title for document in documents],
-        "content": [_as_bytes(document.content) for document in documents],
-        "media_type": [document.media_type for document in documents],
-        "happened_at": [document.happened_at for document in documents],
-        "metadata": [list(document.metadata.items()) for document in documents],
-    }
-    return pa.table(columns, schema=RAW_SCHEMA)
 
 
 def with_reasons(table: pa.Table, reasons: Iterable[Sequence[Reason]]) -> pa.Table:
@@ -96,7 +67,3 @@ def text_bytes(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.uint8], npt.NDAr
 def is_kept(table: pa.Table) -> pa.ChunkedArray:
     """Boolean per row: no rule dropped it."""
     return pc.equal(pc.list_value_length(table["reasons"]), 0)
-
-
-def _as_bytes(content: bytes | str) -> bytes:
-    return content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")

@@ -18,7 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.data.schema import DOCUMENT_SCHEMA, RAW_SCHEMA
+from train.data.schema import DOCUMENT_SCHEMA
 from train.data.storage import HDF5Storage, ParquetConfig, ParquetStorage
 from train.data.stored_file import DiskFull, UnreadableFile
 from train.data.token_shard import TokenFormat
@@ -142,10 +142,10 @@ def test_document_tables_survive_with_their_schema(tmp_path: Path) -> None:
 
 def test_a_file_without_rows_is_a_file_with_a_schema(tmp_path: Path) -> None:
     path = str(tmp_path / "a.parquet")
-    with ParquetStorage().writer(path, schema=RAW_SCHEMA) as writer:
+    with ParquetStorage().writer(path, schema=DOCUMENT_SCHEMA) as writer:
         pass
     assert writer.summary.num_items == 0
-    assert list(ParquetStorage().read(path, schema=RAW_SCHEMA)) == []
+    assert list(ParquetStorage().read(path, schema=DOCUMENT_SCHEMA)) == []
 
 
 @pytest.mark.parametrize(
