@@ -228,7 +228,7 @@ def test_sentences_are_those_of_spacys_sentencizer(documents: list[str]) -> None
     for text in documents[::40]:
         for line in filter(str.strip, text.splitlines()):
             data = pa.py_buffer(line.encode())
-            segment(_bytes(data), 0, data.size, tables, scratch, False, float("inf"))
+            segment(_bytes(data), 0, data.size, tables, scratch, float("inf"))
             assert scratch.totals[NUM_SENTENCES] == len(list(pipeline(line).sents)), line
 
 

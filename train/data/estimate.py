@@ -25,7 +25,7 @@ from train.data.dedup import DedupConfig, Deduplicator
 from train.data.document import RawDocument
 from train.data.language import LanguageConfig, detect_languages
 from train.data.prepare import clean_documents
-from train.data.quality import QualityConfig, drop_c4_lines, score_table
+from train.data.quality import QualityConfig, score_table
 from train.data.tokenizer import Encoder, TokenizerTrainConfig, save_tokenizer, train_tokenizer
 
 SAMPLE_BYTES = 6 << 20
@@ -90,7 +90,7 @@ def measure_rates(*, on_stage: Callable[[str], None] = lambda _: None) -> Rates:
     size_bytes = _size(table["text"].to_pylist())
     on_stage("language and quality")
     language = _rate(lambda: detect_languages(table, LanguageConfig()), size_bytes=size_bytes)
-    quality = _rate(lambda: score_table(drop_c4_lines(table, QualityConfig()), QualityConfig()), size_bytes=size_bytes)
+    quality = _rate(lambda: score_table(table, QualityConfig()), size_bytes=size_bytes)
     on_stage("signatures")
     deduplicator = Deduplicator(DedupConfig())
     sign = _rate(lambda: deduplicator.sign(table), size_bytes=size_bytes)

@@ -1,7 +1,7 @@
 """One batch of raw documents through all that can be decided about a document alone.
 
 In: RawDocuments of one source. Out: a document table of the same length, whose rows carry every reason against them. Order:
-clean, language, C4's lines, quality, evaluation sets. Personal data is gone after the first step, so nothing later ever
+clean, language, quality (C4's rules edit the text), evaluation sets. Personal data is gone after the first step, so nothing later ever
 holds it. The rules of quality are made for running text: code and annotations, which their readers judge, get quality 1.
 """
 
@@ -17,7 +17,7 @@ from train.data.decontaminate import Contamination, mark_contaminated
 from train.data.document import RawDocument
 from train.data.language import detect_languages
 from train.data.pii import ALL_KINDS, mask_sensitive_all
-from train.data.quality import drop_c4_lines, score_table
+from train.data.quality import score_table
 from train.data.schema import DOCUMENT_SCHEMA, set_column
 from train.data.source_config import SourceKind
 
@@ -41,7 +41,6 @@ def prepare_batch(
         table = set_column(table, "quality", pa.array(np.ones(len(table), np.float32)))
     else:
         table = detect_languages(table, config.language)
-        table = drop_c4_lines(table, config.quality)
         table = score_table(table, config.quality)
     if contamination is not None:
         table = mark_contaminated(table, contamination, config.decontamination)

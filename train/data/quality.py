@@ -172,7 +172,7 @@ def _most_words(data: Bytes, offsets: Ints) -> int:
     scratch, tables = new_scratch(0), word_tables()
     for start, stop in itertools.pairwise(offsets):
         is_large = stop - start > LARGE_BYTES
-        most = max(most, segment(data, start, stop, tables, scratch, False, np.inf) if is_large else int(stop - start))
+        most = max(most, segment(data, start, stop, tables, scratch, np.inf) if is_large else int(stop - start))
     return most
 
 

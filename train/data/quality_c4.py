@@ -247,7 +247,7 @@ def _count_sentences(  # noqa: PLR0917 - compiled code is called by position
             if num >= enough:
                 break
             end = next_break(edited, line, stop)
-            segment(edited, line, end, tables, scratch, False, np.inf)
+            segment(edited, line, end, tables, scratch, np.inf)
             num += scratch.totals[NUM_SENTENCES]
             line = end + 1
         statistics[document, SENTENCES] = min(num, enough)

@@ -88,12 +88,15 @@ def measure_documents(  # noqa: PLR0917 - compiled code is called by position
     measures: Measures,
     statistics: npt.NDArray[np.float64],
 ) -> None:
-    """Fill the rows of `statistics`, one per document. `slots` has room for 4 entries per word or line, at least 16."""
+    """Fill the rows of `statistics`, one per document.
+
+    The scratch has room for words if repetition is measured; `slots` for 4 entries per word or line, at least 16.
+    """
     for document in range(len(offsets) - 1):
         start, stop = offsets[document], offsets[document + 1]
         row = statistics[document]
         has_words = measures.has_quality or measures.has_repetition
-        num_words = segment(data, start, stop, tables, scratch, measures.has_repetition, np.inf) if has_words else 0
+        num_words = segment(data, start, stop, tables, scratch, np.inf) if has_words else 0
         if measures.has_quality:
             _measure_quality(data, start, stop, tables.classes, scratch.totals, row)
         if measures.has_repetition:
@@ -128,7 +131,7 @@ def _least_words(  # noqa: PLR0917 - compiled code is called by position
     """The number of words, or where that is less work a number from `enough` on that is not above it."""
     if num_pieces >= enough:
         return num_pieces
-    num_words = segment(data, start, stop, tables, scratch, False, enough - num_pieces)
+    num_words = segment(data, start, stop, tables, scratch, enough - num_pieces)
     num_extra = scratch.totals[NUM_EXTRA]
     return num_pieces + num_extra if num_extra >= enough - num_pieces else num_words
 

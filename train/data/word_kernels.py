@@ -326,7 +326,8 @@ def _join_specials(piece: Piece, lookup: Lookup, num: int) -> None:
             if high:
                 if not is_seen[low] and not is_seen[high - 1]:
                     ends[low] = high
-                is_seen[low:high] = True  # as spaCy does, also by a word that is not joined
+                for index in range(low, high):  # as spaCy does, also by a word that is not joined
+                    is_seen[index] = True
     for low in range(num):
         if ends[low]:
             for index in range(low, ends[low]):

@@ -118,13 +118,13 @@ def split_words(text: str, tables: WordTables) -> list[str]:
     """The words of a text, as strings."""
     data = np.frombuffer(text.encode(), np.uint8)
     scratch = new_scratch(len(data))
-    num_words = segment(data, 0, len(data), tables, scratch, True, np.inf)
+    num_words = segment(data, 0, len(data), tables, scratch, np.inf)
     joined = "".join(text.split())
     return [joined[start:stop] for start, stop in itertools.pairwise(scratch.words[: num_words + 1, CHARACTERS])]
 
 
 def new_scratch(num_words: int) -> Scratch:
-    """Room for so many words. Memory is touched only where words are written."""
+    """Room for so many words, or for counting without keeping them. Memory is touched only where words are written."""
     return Scratch(
         np.empty((256, NUM_PIECE_COLUMNS), np.int64),
         np.empty((num_words + 1, NUM_WORD_COLUMNS), np.int64),
@@ -134,9 +134,9 @@ def new_scratch(num_words: int) -> Scratch:
 
 @jit
 def segment(  # noqa: PLR0912, PLR0915, PLR0917 - one loop for speed, and compiled code is called by position
-    data: Bytes, start: int, stop: int, tables: WordTables, scratch: Scratch, keep_words: bool, most_extra: float
+    data: Bytes, start: int, stop: int, tables: WordTables, scratch: Scratch, most_extra: float
 ) -> int:
-    """Count the words of data[start:stop] into the scratch's `totals`, and write them to its `words` if asked.
+    """Count the words of data[start:stop] into the scratch's `totals`, and write them to its `words` if that has room for any.
 
     Returns their number. Stops early where there are `most_extra` more words than pieces between white space so far.
     """
@@ -144,7 +144,8 @@ def segment(  # noqa: PLR0912, PLR0915, PLR0917 - one loop for speed, and compil
     piece, words, totals = scratch
     for column in range(len(totals)):
         totals[column] = 0
-    num_pieces = num_chars = num_bytes = running = gap = 0
+    keep_words = len(words) > 1
+    num_pieces = num_chars = num_bytes = running = gap = int(np.int64(0))  # a literal would make numba compile twice
     index = start
     while index < stop and totals[NUM_WORDS] - num_pieces < most_extra:
         code, width = decode(data, index, stop)
