@@ -28,7 +28,7 @@ check: setup  ## formatting, types, layers, unit tests: under 3 minutes
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(PYTHON) -m pytest tests/unit
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile tests/unit
 
 test: check  ## everything: check, parity with other implementations, Ray, the whole system over HTTP
 	$(PYTHON) -m pytest tests/parity

@@ -1,8 +1,8 @@
 """Documents in, clean text and packed tokens out. docs/data.md says how the parts work together.
 
 documents     document, corpus, source_config, listing, repositories, units, readers, lines, records, parquet_rows,
-              annotations, books, epub, pdf, page_text; common_crawl, warc; source_code, code_*, licence*, spdx, package_metadata, archive*,
-              *_stream, repository
+              annotations, books, epub, pdf, page_text; common_crawl, warc; source_code, code_*, licence*, spdx,
+              package_metadata, archive*, *_stream, repository
 text          clean, html, pii, language, language_model
 judgement     quality*, words, word_*, decontaminate, ngrams
 duplicates    minhash, dedup, dedup_edges, dedup_index, line_dedup

@@ -1,8 +1,9 @@
 """One batch of raw documents through all that can be decided about a document alone.
 
 In: RawDocuments of one source. Out: a document table of the same length, whose rows carry every reason against them. Order:
-clean, language, quality (C4's rules edit the text), evaluation sets. Personal data is gone after the first step, so nothing later ever
-holds it. The rules of quality are made for running text: code and annotations, which their readers judge, get quality 1.
+clean, language, quality (C4's rules edit the text), evaluation sets. Personal data is gone after the first step, so nothing
+later ever holds it. The rules of quality are made for running text: code and annotations, which their readers judge, get
+quality 1.
 """
 
 from collections.abc import Sequence

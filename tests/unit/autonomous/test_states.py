@@ -19,7 +19,7 @@ from autonomous.versions.states import (
     decide_transition,
 )
 
-LEGAL = [(state, to) for state in State for to in TRANSITIONS[state]]
+LEGAL = [(state, to) for state in State for to in sorted(TRANSITIONS[state])]
 ILLEGAL = [(state, to) for state in State for to in State if to not in TRANSITIONS[state]]
 ROAD = [
     State.DRAFT,
