@@ -66,7 +66,7 @@ def run(  # noqa: PLR0917 - the command's options
     """
     from train.data.config import load_pipeline_config
 
-    settings = load_pipeline_config(config, overrides={"output": out} if out else None)
+    settings = load_pipeline_config(config, output=out)
     report = run_pipeline(
         settings, driver=driver.value, workers=workers, restart=restart, console=output(stderr=as_json)
     )

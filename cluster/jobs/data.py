@@ -29,9 +29,7 @@ def main() -> None:
     parser.add_argument("--restart", action="store_true", help="delete what the output folder holds of a run")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     arguments = parser.parse_args()
-    config = load_pipeline_config(
-        arguments.config, overrides={"output": arguments.output} if arguments.output else None
-    )
+    config = load_pipeline_config(arguments.config, output=arguments.output)
     ray.init()
     pipeline = DataPipeline(config, driver=arguments.driver, num_workers=arguments.workers)
     report = pipeline.run(restart=arguments.restart, on_progress=_log_progress)

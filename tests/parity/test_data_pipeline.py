@@ -17,7 +17,7 @@ from tests.pipeline_inputs import EMAIL, EXAM, files_of, write_inputs
 from train.data.config import DataConfigError, PipelineConfig, load_pipeline_config
 from train.data.pipeline import DataPipeline
 from train.data.report import PipelineReport
-from train.data.run_folder import RunMismatch
+from train.data.run_folder import RunFolder, RunMismatch
 from train.data.storage import HDF5Storage
 
 COMMAND = [sys.executable, "-m", "cluster.cli", "data", "run", "--json", "--config"]
@@ -229,6 +229,76 @@ def test_a_later_run_with_the_same_index_knows_the_documents(inputs: Path, tmp_p
     assert second.documents_out == 0
     known = second.rules["duplicate.exact_in_index"] + second.rules.get("duplicate.near_in_index", 0)
     assert known >= first.documents_out
+
+
+def test_a_second_output_with_the_same_index_is_refused_instead_of_empty(inputs: Path, tmp_path: Path) -> None:
+    index = {"path": str(tmp_path / "index")}
+    DataPipeline(config_of(inputs, tmp_path / "first", index=index)).run()
+    with pytest.raises(RunMismatch, match="holds this run's documents already"):
+        DataPipeline(config_of(inputs, tmp_path / "second", index=index)).run()
+
+
+def test_a_run_that_is_done_again_does_not_meet_its_own_documents(inputs: Path, tmp_path: Path) -> None:
+    config = config_of(inputs, tmp_path / "out", index={"path": str(tmp_path / "index")})
+    report = DataPipeline(config).run()
+    (tmp_path / "out" / "manifest.json").unlink()
+    assert DataPipeline(config).run() == report
+
+
+def test_a_changed_evaluation_set_is_another_run(inputs: Path, tmp_path: Path) -> None:
+    shutil.copytree(inputs, tmp_path / "in")
+    config = config_of(tmp_path / "in", tmp_path / "out")
+    DataPipeline(config).run()
+    (tmp_path / "in" / "exam.jsonl").write_text(json.dumps({"text": EXAM + " or after"}) + "\n")
+    with pytest.raises(RunMismatch, match=r"differs in .*inputs\.evaluation_sets"):
+        DataPipeline(config).run()
+
+
+def test_a_missing_evaluation_set_or_tokenizer_is_named_before_anything_is_written(
+    inputs: Path, tmp_path: Path
+) -> None:
+    missing = {"evaluation_sets": [{"name": "gone", "path": str(tmp_path / "gone.jsonl")}]}
+    tokenizer = {"tokenizer": {"folder": str(tmp_path)}}
+    for change, field in ((missing, "evaluation_sets.gone"), (tokenizer, "tokenizer.folder")):
+        with pytest.raises(DataConfigError, match=field):
+            DataPipeline(config_of(inputs, tmp_path / "out", **change)).run()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_late_worker_of_another_run_does_not_count(tmp_path: Path) -> None:
+    late, new = RunFolder(str(tmp_path)), RunFolder(str(tmp_path))
+    late.begin({"version": 1, "run_id": "a"})
+    new.begin({"version": 1, "run_id": "b"}, restart=True)
+    late.commit("prepare", 0, facts={"documents": 1})
+    assert new.record("prepare", 0) is None
+
+
+def test_a_kill_while_a_run_begins_anew_leaves_a_folder_that_can_be_used(tmp_path: Path) -> None:
+    (tmp_path / "plan.json.partial-12345678").write_text("{")
+    folder = RunFolder(str(tmp_path))
+    assert not folder.begin({"version": 1, "run_id": "a"})
+    (tmp_path / "work").mkdir()
+    assert not folder.begin({"version": 1, "run_id": "b"}, restart=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_addresses_that_citations_part_are_masked_and_so_are_reasons_of_losses(inputs: Path, tmp_path: Path) -> None:
+    manual = next((inputs / "manual").iterdir()).read_text()
+    text = f"{manual}\nAsk alice@exa[12]mple.com for all of the rest of it.\n"
+    (tmp_path / "in").mkdir()
+    rows = [{"text": text, "time": 0, "who": "dave@mail.example.org"}, {"text": "x", "time": "carol@mail.example.org"}]
+    (tmp_path / "in" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {
+        "name": "s", "kind": "jsonl", "location": str(tmp_path / "in"), "time_field": "time", "metadata_fields": ["who"],
+    }  # fmt: skip
+    filters = ("gopher_quality", "fineweb", "gopher_repetition")
+    quality = {name: {"enabled": False} for name in filters}
+    DataPipeline(config_of(inputs, tmp_path / "out", sources=[source], quality=quality)).run()
+    written = rows_of(tmp_path / "out", "text") + rows_of(tmp_path / "out", "audit")
+    assert len(written) == 1
+    everything = str(written) + (tmp_path / "out" / "losses.jsonl").read_text()
+    assert "example.com" not in everything
+    assert "mail.example.org" not in everything
 
 
 def test_lines_that_stand_in_many_documents_stay_in_the_first(inputs: Path, tmp_path: Path) -> None:

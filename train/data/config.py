@@ -6,6 +6,7 @@ from the folder of the configuration file.
 
 import hashlib
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -125,8 +126,12 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def load_pipeline_config(path: Path, *, overrides: Mapping[str, Any] | None = None) -> PipelineConfig:
-    """Read a TOML file; `overrides` replaces top-level fields. Raises DataConfigError naming the file, the field, the fix."""
+def load_pipeline_config(
+    path: Path, *, output: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> PipelineConfig:
+    """Read a TOML file. `output`, if given, is taken instead of the file's, and from the current folder if it is relative;
+    `overrides` replaces top-level fields. Raises DataConfigError naming the file, the field, the fix.
+    """
     path = Path(path)
     try:
         data = tomllib.loads(path.read_text("utf-8"))
@@ -138,6 +143,8 @@ def load_pipeline_config(path: Path, *, overrides: Mapping[str, Any] | None = No
         raise DataConfigError(f"configuration {path} is no valid TOML: {error}") from error
     folder = path.resolve().parent
     data |= dict(overrides or {})
+    if output:
+        data["output"] = output if "://" in output else os.path.abspath(Path(output).expanduser())
     try:
         return PipelineConfig.model_validate(_with_absolute_paths(data, folder))
     except ValidationError as error:

@@ -28,16 +28,18 @@ from train.data.dedup_edges import (
     find_exact,
     gather,
     merge_edges,
+    sign_documents,
     unit_starts,
 )
 from train.data.jit import jit
-from train.data.minhash import MinHashConfig, hash_bands, hash_texts, jaccard, shingles_of, sign
+from train.data.minhash import MinHashConfig, jaccard, shingles_of
 from train.data.schema import set_column, with_reasons
 
 EXACT_RULE, NEAR_RULE = "duplicate.exact", "duplicate.near"
 DUPLICATE_OF = "duplicate_of"
 """Key of a document's metadata: the id of the document that was kept in its place."""
 PAIRS_AT_ONCE = 1024
+ROWS_AT_ONCE = 1 << 14
 
 KeepPolicy = Literal["first", "longest", "best_quality"]
 ReadTexts = Callable[[Numbers], pa.ChunkedArray]
@@ -102,12 +104,8 @@ class Deduplicator:
 
     def sign(self, table: pa.Table) -> SignedDocuments:
         """What later steps need of a document table."""
-        texts, config = table["text"], self.config.minhash
-        signatures = sign(texts, config)
-        length = np.asarray(pa.compute.utf8_length(texts).to_numpy(), np.int64)
         quality = np.asarray(table["quality"].to_numpy(), np.float32)
-        bands = np.ascontiguousarray(hash_bands(signatures, config).T)
-        return SignedDocuments(signatures, list(bands), hash_texts(texts), length, quality)
+        return sign_documents(table["text"], self.config.minhash, quality=quality)
 
     def find_exact(self, units: Sequence[SignedDocuments]) -> Edges:
         """Pairs of equal texts."""
@@ -175,10 +173,14 @@ class Deduplicator:
         originals, places = np.unique(kept, return_inverse=True)
         mine, theirs = (gather(units, numbers, starts, lambda unit: unit.exact) for numbers in (document, originals))
         is_exact = (mine == theirs[places]).all(axis=1)
-        signature, other = (
-            gather(units, numbers, starts, lambda unit: unit.signatures) for numbers in (document, originals)
-        )
-        similarity = np.asarray(np.mean(signature == other[places], axis=1), np.float32)
+        similarity = np.empty(len(document), np.float32)
+        for first in range(0, len(document), ROWS_AT_ONCE):
+            rows = slice(first, first + ROWS_AT_ONCE)
+            names, at = np.unique(kept[rows], return_inverse=True)
+            ours, others = (
+                gather(units, numbers, starts, lambda unit: unit.signatures) for numbers in (document[rows], names)
+            )
+            similarity[rows] = np.mean(ours == others[at], axis=1)
         return Duplicates(document, kept, similarity, is_exact)
 
     def estimate(self, duplicates: Duplicates, near: Edges, read_texts: ReadTexts, *, seed: int = 0) -> DedupEstimate:

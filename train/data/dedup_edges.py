@@ -17,9 +17,11 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from train.data.jit import jit
-from train.data.minhash import Signatures
+from train.data.minhash import MinHashConfig, Signatures, hash_bands, hash_texts, sign
 
 MAX_LEADERS = 32
 """Documents of a bucket that a new one is compared with; what goes beyond is counted."""
@@ -59,6 +61,21 @@ class Edges:
 
     def __len__(self) -> int:
         return len(self.first)
+
+
+def sign_documents(
+    texts: pa.ChunkedArray, config: MinHashConfig, *, quality: npt.NDArray[np.float32]
+) -> SignedDocuments:
+    """What deduplication knows of these texts. Without a word a text has nothing to be similar by: its bands are those of
+    its exact hash."""
+    signatures = sign(texts, config)
+    exact = hash_texts(texts)
+    bands = hash_bands(signatures, config)
+    (empty,) = sign(pa.chunked_array([pa.array([""], pa.large_string())]), config)
+    is_empty = (signatures == empty).all(axis=1)
+    bands[is_empty] = exact[is_empty, :1]
+    length = np.asarray(pc.utf8_length(texts).to_numpy(), np.int64)
+    return SignedDocuments(signatures, list(np.ascontiguousarray(bands.T)), exact, length, quality)
 
 
 def unit_starts(units: Sequence[SignedDocuments]) -> Numbers:

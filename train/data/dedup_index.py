@@ -6,11 +6,14 @@ replaced atomically: a reader sees the old state or the new one. A lookup is a b
 segments are merged so that there are never many (a log-structured merge tree, O'Neil et al. 1996).
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,13 +24,15 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from train.data.dedup import DedupConfig
-from train.data.dedup_edges import SignedDocuments
-from train.data.minhash import MinHashConfig, hash_bands, hash_texts, sign
+from train.data.dedup_edges import SignedDocuments, sign_documents
+from train.data.minhash import MinHashConfig
 from train.files import sync_path
 
 INDEX_NAME = "index.json"
 INDEX_VERSION = 1
 MAX_SEGMENTS = 8
+KEEP_OLD_S = 30 * 86_400.0
+"""A merged segment stays so long for runs that began with it, seconds."""
 MAX_CANDIDATES = 256
 """Documents of a bucket that are compared with a new one."""
 _ARRAYS = ("exact", "exact_row", "bands", "band_row", "signatures", "id_bytes", "id_starts")
@@ -81,7 +86,7 @@ class _Segment:
 
 
 class DedupIndex:
-    """Known documents in a folder. One writer at a time; readers open it when they like."""
+    """Known documents in a folder. Writers take turns by a lock; what a reader has opened stays as it was."""
 
     def __init__(
         self,
@@ -97,28 +102,50 @@ class DedupIndex:
         self._runs = list(runs)
 
     @classmethod
-    def open(cls, folder: Path, config: DedupConfig) -> "DedupIndex":
-        """Open, or begin with nothing. Raises IndexDamaged; ValueError if it was made with other signatures."""
+    def open(cls, folder: Path, config: DedupConfig, *, pinned: Sequence[str] | None = None) -> "DedupIndex":
+        """Open, or begin with nothing; with `pinned`, exactly these segments.
+
+        Raises IndexDamaged; ValueError if it was made with other signatures.
+        """
         folder = Path(folder)
-        path = folder / INDEX_NAME
-        if not path.exists():
-            return cls(folder, config)
-        try:
-            state = json.loads(path.read_text("utf-8"))
-            version, names, runs = state["version"], list(state["segments"]), list(state["runs"])
-            known = MinHashConfig(**state["minhash"])
-        except (ValueError, KeyError, TypeError, ValidationError) as error:
-            raise IndexDamaged(f"{path} is no index of documents ({error}): remove the folder to begin anew") from error
-        if version != INDEX_VERSION:
-            raise IndexDamaged(
-                f"{path} has version {version}, this program reads {INDEX_VERSION}: build the index again"
-            )
-        if known != config.minhash:
-            raise ValueError(
-                f"{path} was built with minhash = {known}, the configuration has {config.minhash}: use the same, or "
-                "another folder"
-            )
-        return cls(folder, config, segments=[(name, _load(folder / name)) for name in names], runs=runs)
+        index = cls(folder, config)
+        index._reload(pinned)
+        return index
+
+    def _reload(self, pinned: Sequence[str] | None = None) -> None:
+        path = self._folder / INDEX_NAME
+        names, self._runs = [], []
+        if path.exists():
+            try:
+                state = json.loads(path.read_text("utf-8"))
+                version, names, self._runs = state["version"], list(state["segments"]), list(state["runs"])
+                known = MinHashConfig(**state["minhash"])
+            except (ValueError, KeyError, TypeError, ValidationError) as error:
+                raise IndexDamaged(
+                    f"{path} is no index of documents ({error}): remove the folder to begin anew"
+                ) from error
+            if version != INDEX_VERSION:
+                raise IndexDamaged(
+                    f"{path} has version {version}, this program reads {INDEX_VERSION}: build the index again"
+                )
+            if known != self._config.minhash:
+                raise ValueError(
+                    f"{path} was built with minhash = {known}, the configuration has {self._config.minhash}: use the same, or "
+                    "another folder"
+                )
+        loaded = dict(self._segments)
+        self._segments = [
+            (name, loaded.get(name) or _load(self._folder / name)) for name in (names if pinned is None else pinned)
+        ]
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """The newest state, and nobody else writes."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with open(self._folder / "lock", "w", encoding="ascii") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self._reload()
+            yield
 
     def __len__(self) -> int:
         return sum(len(segment) for _, segment in self._segments)
@@ -149,7 +176,8 @@ class DedupIndex:
 
     def add(self, documents: SignedDocuments, ids: Sequence[str]) -> None:
         """Remember documents; durable when it returns."""
-        self._add_segment(_build(documents, ids))
+        with self._writing():
+            self._add_segment(_build(documents, ids))
 
     def add_texts(self, ids: Sequence[str], texts: Sequence[str]) -> None:
         """As `add`, for texts of the online stream."""
@@ -157,10 +185,11 @@ class DedupIndex:
 
     def add_run(self, run: str, documents: Sequence[SignedDocuments], ids: Sequence[Sequence[str]]) -> bool:
         """Remember what a run kept, once: False if the index has this run already."""
-        if self.has_run(run):
-            return False
-        self._runs.append(run)
-        self._add_segment(_join([_build(part, names) for part, names in zip(documents, ids, strict=True)]))
+        with self._writing():
+            if self.has_run(run):
+                return False
+            self._runs.append(run)
+            self._add_segment(_join([_build(part, names) for part, names in zip(documents, ids, strict=True)]))
         return True
 
     def _match_one(
@@ -181,17 +210,21 @@ class DedupIndex:
         return best
 
     def _add_segment(self, segment: _Segment | None) -> None:
-        obsolete: list[str] = []
         if segment is not None and len(segment):
             self._segments.append(self._write(segment))
         if len(self._segments) > MAX_SEGMENTS:
             joined = _join([part for _, part in self._segments])
             assert joined is not None
-            obsolete = [name for name, _ in self._segments]
             self._segments = [self._write(joined)]
         self._commit()
-        for name in obsolete:
-            shutil.rmtree(self._folder / name, ignore_errors=True)
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        """Segments that are in no state any more, once no run can be using them."""
+        names = set(self.state)
+        for path in self._folder.glob("segment-*"):
+            if path.name not in names and time.time() - path.stat().st_mtime > KEEP_OLD_S:
+                shutil.rmtree(path, ignore_errors=True)
 
     def _write(self, segment: _Segment) -> tuple[str, _Segment]:
         name = f"segment-{uuid.uuid4().hex[:16]}"
@@ -221,10 +254,7 @@ class DedupIndex:
 
 def _sign(texts: Sequence[str], config: MinHashConfig) -> SignedDocuments:
     column = pa.chunked_array([pa.array(texts, pa.large_string())])
-    signatures = sign(column, config)
-    bands = np.ascontiguousarray(hash_bands(signatures, config).T)
-    length = np.array([len(text) for text in texts], np.int64)
-    return SignedDocuments(signatures, list(bands), hash_texts(column), length, np.zeros(len(texts), np.float32))
+    return sign_documents(column, config, quality=np.zeros(len(texts), np.float32))
 
 
 def _build(documents: SignedDocuments, ids: Sequence[str]) -> _Segment:

@@ -22,6 +22,7 @@ from train.data.jobs_dedup import (
 from train.data.jobs_finish import finish_unit, lay_out_shards, num_shards, pack_shard, prepare_tokenizer
 from train.data.jobs_prepare import hash_evaluation_sets, prepare_unit
 from train.data.run import Run
+from train.data.run_folder import RunMismatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Job:
     """One job of the run in a folder."""
 
     location: str
+    run_id: str
     phase: str
     index: int
 
@@ -77,16 +79,15 @@ PHASES: dict[str, Phase] = {
 
 def run_job(job: Job) -> Job:
     """Do a job and commit it. Doing it again gives the same files."""
-    PHASES[job.phase].work(open_run(job.location), job.index)
+    PHASES[job.phase].work(open_run(job.location, job.run_id), job.index)
     return job
 
 
-def open_run(location: str) -> Run:
-    """The run in this folder; once per process and plan, because its tools take a second to make."""
-    return _open(location, Run.stamp(location))
-
-
 @functools.lru_cache(maxsize=2)
-def _open(location: str, stamp: str) -> Run:
-    del stamp  # a new plan in the same folder is another run
-    return Run(location)
+def open_run(location: str, run_id: str) -> Run:
+    """The run in this folder; once per process, because its tools take a second to make. Raises RunMismatch if another one
+    is there now."""
+    run = Run(location)
+    if run.id != run_id:
+        raise RunMismatch(f"{location} holds another run by now: whoever started this one has been replaced")
+    return run

@@ -19,6 +19,7 @@ from train.data.decontaminate import Contamination, read_items
 from train.data.dedup import DUPLICATE_OF, EXACT_RULE, NEAR_RULE
 from train.data.dedup_edges import SignedDocuments
 from train.data.document import RawDocument, Rejected
+from train.data.pii import mask_sensitive_all
 from train.data.prepare import prepare_batch
 from train.data.run import Run
 from train.data.schema import DOCUMENT_SCHEMA, is_kept, set_column, with_reasons
@@ -43,7 +44,8 @@ def prepare_unit(run: Run, index: int) -> None:
     ):
         for documents, losses in batches(read_unit(unit, run.config), num_documents=run.config.batch_documents):
             for loss in losses:
-                row = asdict(loss) | {"source": unit.source}
+                path, reason = (text for text, _ in mask_sensitive_all([loss.path, loss.reason]))
+                row = asdict(loss) | {"source": unit.source, "path": path, "reason": reason}
                 losses_file.write((json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n").encode())
                 facts.update({"losses": 1, "lost_bytes": loss.lost_bytes})
             if not documents:

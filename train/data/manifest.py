@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from train.data.dedup_edges import SignedDocuments
+from train.data.dedup_index import DedupIndex
 from train.data.report import HTML_NAME, JSON_NAME, PipelineReport, build_report, render_html
 from train.data.run import Run
 from train.data.run_folder import WORK, RunFolder, RunMismatch
@@ -109,7 +110,9 @@ def _remember(run: Run) -> None:
         kept = list(run.read_marked(unit.index))
         names = [name for table in kept for name in table["id"].to_pylist()]
         stays = [not reasons for table in kept for reasons in table["reasons"].to_pylist()]
-        rows = [row for row, is_kept in enumerate(stays) if is_kept]
+        audit = run.output.read(run.folder.path(f"audit/part-{unit.index:06d}.parquet"), columns=["id"])
+        dropped = {name for table in audit for name in table["id"].to_pylist()}  # by line deduplication too
+        rows = [row for row, is_kept in enumerate(stays) if is_kept and names[row] not in dropped]
         signed = run.signed[unit.index]
         documents.append(
             SignedDocuments(
@@ -118,7 +121,8 @@ def _remember(run: Run) -> None:
             )
         )  # fmt: skip
         ids.append([names[row] for row in rows])
-    run.index.add_run(run.id, documents, ids)
+    assert run.config.index.path is not None
+    DedupIndex.open(run.config.index.path, run.config.dedup).add_run(run.id, documents, ids)
 
 
 def _row(file: tuple[str, int, str]) -> Mapping[str, Any]:

@@ -137,8 +137,8 @@ def _mix(value: np.uint64) -> np.uint64:
 
 @jit
 def _is_symbol(data: npt.NDArray[np.uint8], position: int, stop: int) -> bool:
-    """Whether the character that begins here, beyond ASCII, separates: U+0080 to U+00BF without letters, U+2000 to U+2FFF,
-    U+3000 to U+303F, full-width punctuation."""
+    """Whether the character that begins here, beyond ASCII, separates: U+0080 to U+00BF without letters, punctuation and
+    symbols of U+2000 to U+2E7F (between them lie Braille, Glagolitic, Coptic, Tifinagh), U+3000 to U+303F, full width."""
     first = int(data[position])
     second = int(data[position + 1]) if position + 1 < stop else 0
     third = int(data[position + 2]) if position + 2 < stop else 0
@@ -148,7 +148,11 @@ def _is_symbol(data: npt.NDArray[np.uint8], position: int, stop: int) -> bool:
         return third < 0x90 or 0x9A <= third <= 0xA0 or third >= 0xBB
     if first == 0xEF and second == 0xBD:
         return third == 0x80 or 0x9B <= third <= 0xA5
-    return first == 0xE2 or (first == 0xE3 and second == 0x80)
+    if first == 0xE2:
+        code = 0x2000 | (second & 0x3F) << 6 | (third & 0x3F)
+        is_sign = code < 0x2070 or 0x20A0 <= code < 0x2100 or 0x2E00 <= code < 0x2E80
+        return is_sign or (0x2190 <= code < 0x2C00 and not 0x2800 <= code < 0x2900)
+    return first == 0xE3 and second == 0x80
 
 
 @jit

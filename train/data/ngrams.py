@@ -78,10 +78,10 @@ def _mix(value: np.uint64) -> np.uint64:
 
 @jit
 def _is_symbol(first: int, second: int, third: int) -> bool:
-    """Of a character from U+2000 on, by its first bytes: up to U+2BFF, CJK and full-width punctuation, variation selectors,
-    U+1F000 to U+1FFFF."""
+    """Of a character from U+2000 on, by its first bytes: up to U+2BFF but Braille, CJK and full-width punctuation, variation
+    selectors, U+1F000 to U+1FFFF."""
     if first == 0xE2:
-        return second < 0xB0
+        return second < 0xB0 and not 0xA0 <= second < 0xA4  # Braille is script
     if first == 0xE3:
         return second == 0x80
     if first == 0xEF and second == 0xBC:

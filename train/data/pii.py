@@ -99,7 +99,7 @@ _VERSION_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _NETWORK_BEFORE = re.compile(r"\b(?:ips?|ipv4|addr\w*|hosts?|server|clients?|from|dns|ping)\b|://", re.IGNORECASE)
-_NO_MAIL_DOMAIN = frozenset({"png", "jpg", "jpeg", "gif", "svg", "webp", "ico", "css", "js", "ts", "py", "md", "html"})
+_NO_MAIL_DOMAIN = frozenset({"png", "jpg", "jpeg", "gif", "svg", "webp", "ico", "css", "js", "ts", "html"})
 
 
 def find_sensitive(text: str, *, kinds: frozenset[str] = ALL_KINDS) -> list[Span]:

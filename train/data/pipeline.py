@@ -9,12 +9,16 @@ many workers it ran.
 The drivers below are all that knows Ray. They call the same jobs (jobs.py), which exchange files and not objects.
 """
 
+import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from train.data.config import PipelineConfig, hash_json
+from train.data.config import DataConfigError, PipelineConfig, hash_json
 from train.data.dedup_index import DedupIndex
+from train.data.filesystem import resolve
 from train.data.jobs import PHASES, Job, open_run, run_job
 from train.data.manifest import read_manifest, write_results
 from train.data.report import PipelineReport
@@ -90,7 +94,7 @@ class RayDataDriver:
         """See Driver."""
         import ray.data
 
-        rows = [{"location": job.location, "phase": job.phase, "index": job.index} for job in jobs]
+        rows = [dataclasses.asdict(job) for job in jobs]
         data = ray.data.from_items(rows, override_num_blocks=len(rows))
         done = data.map(_run_row, num_cpus=1, concurrency=self._num_workers)
         for row in done.iter_rows():
@@ -127,26 +131,27 @@ class DataPipeline:
         """
         start = time.monotonic()
         on_progress("list the sources", 0, 1)
-        units = [unit.to_json() for unit in plan_units(self.config.sources)]
         plan: dict[str, Any] = {
             "version": PLAN_VERSION,
             "config": self.config.written(),
             "config_sha256": self.config.sha256(),
-            "units": units,
+            "inputs": fingerprint_inputs(self.config),
+            "units": [unit.to_json() for unit in plan_units(self.config.sources)],
         }
-        plan["run_id"] = hash_json(plan)
-        plan["index"] = self._index_state(plan["run_id"], restart=restart)
+        run_id = plan["run_id"] = hash_json(plan)
+        plan["index"] = self._index_state(run_id, restart=restart)
         self._folder.begin(plan, restart=restart)
+        open_run.cache_clear()
         done = read_manifest(self._folder)
         if done is not None:
             self._clean_up()
             return done
+        location = self.config.output
         times: dict[str, float] = {"list the sources": time.monotonic() - start}
         for name, phase in PHASES.items():
             start = time.monotonic()
-            run = open_run(self.config.output)
-            total = phase.count(run)
-            jobs = [Job(self.config.output, name, i) for i in range(total) if self._folder.record(name, i) is None]
+            total = phase.count(open_run(location, run_id))
+            jobs = [Job(location, run_id, name, i) for i in range(total) if self._folder.record(name, i) is None]
             num_done = total - len(jobs)
             if jobs:
                 on_progress(phase.label, num_done, total)
@@ -155,25 +160,44 @@ class DataPipeline:
                 on_progress(phase.label, num_done, total)
             times[phase.label] = time.monotonic() - start
         self._folder.write_json(TIMES_NAME, {"driver": self._driver_kind, "seconds": times})
-        report = write_results(open_run(self.config.output))
+        report = write_results(open_run(location, run_id))
         self._clean_up()
         return report
 
     def _index_state(self, run_id: str, *, restart: bool) -> list[str]:
-        """What the index held when the run began: it must be the same when the run goes on."""
+        """What the index held when the run began: what it goes on with, whatever was added since."""
         if self.config.index.path is None:
             return []
+        known = self._folder.read_plan() or {}
+        if known.get("run_id") == run_id and not restart:
+            return list(known["index"])
         index = DedupIndex.open(self.config.index.path, self.config.dedup)
-        if not index.has_run(run_id):
-            return index.state
-        if restart:
+        if index.has_run(run_id):
             raise RunMismatch(
                 f"index.path = {self.config.index.path} holds this run's documents already, a second run would drop them all: "
                 "remove the index, or change the sources"
             )
-        known = self._folder.read_plan() or {}
-        return list(known.get("index", index.state))
+        return index.state
 
     def _clean_up(self) -> None:
         if not self.config.keep_work:
             self._folder.delete(WORK)
+
+
+def fingerprint_inputs(config: PipelineConfig) -> dict[str, str]:
+    """SHA-256 of what a run reads beside its sources. Raises DataConfigError naming the field if it cannot be read."""
+    wanted = {f"evaluation_sets.{one.name}": one.path for one in config.evaluation_sets}
+    if config.tokenizer.folder is not None:
+        wanted["tokenizer.folder"] = str(Path(config.tokenizer.folder) / "tokenizer.json")
+    found = {}
+    for field, location in wanted.items():
+        filesystem, path = resolve(location)
+        digest = hashlib.sha256()
+        try:
+            with filesystem.open_input_stream(path, compression=None) as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+        except OSError as error:
+            raise DataConfigError(f"{field}: {location} cannot be read ({error}): correct the path") from error
+        found[field] = digest.hexdigest()
+    return found

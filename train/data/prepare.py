@@ -6,11 +6,13 @@ later ever holds it. The rules of quality are made for running text: code and an
 quality 1.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from train.data.clean import CleanDocument, DataCleaner, NotText
 from train.data.config import PipelineConfig
@@ -24,7 +26,7 @@ from train.data.source_config import SourceKind
 
 UNJUDGED_KINDS: tuple[SourceKind, ...] = ("code", "annotations")
 NOT_TEXT_RULE = "clean.not_text"
-_MADE_METADATA = frozenset({"offset", "kind", "licence", "licence_source", "language", "source_language", "truncated"})
+_MADE_METADATA = frozenset({"offset", "kind"})
 """Metadata that readers make; every other value repeats what an author wrote."""
 
 
@@ -42,10 +44,24 @@ def prepare_batch(
         table = set_column(table, "quality", pa.array(np.ones(len(table), np.float32)))
     else:
         table = detect_languages(table, config.language)
-        table = score_table(table, config.quality)
+        table = _masked_again(score_table(table, config.quality), before=table)
     if contamination is not None:
         table = mark_contaminated(table, contamination, config.decontamination)
     return table
+
+
+def _masked_again(table: pa.Table, *, before: pa.Table) -> pa.Table:
+    """C4 takes citations such as [1] out, which may have parted what is an address without them."""
+    changed = pc.not_equal(table["text"], before["text"]).to_numpy()
+    rows = np.flatnonzero(changed).tolist()
+    if not rows:
+        return table
+    texts, counts = table["text"].to_pylist(), table["counts"].to_pylist()
+    for row, (text, found) in zip(rows, mask_sensitive_all([texts[row] for row in rows], kinds=ALL_KINDS), strict=True):
+        texts[row] = text
+        counts[row] = list((Counter(dict(counts[row])) + Counter(found)).items())
+    table = set_column(table, "text", pa.array(texts, pa.large_string()))
+    return set_column(table, "counts", pa.array(counts, table.schema.field("counts").type))
 
 
 def clean_documents(documents: Sequence[RawDocument], cleaner: DataCleaner) -> pa.Table:

@@ -40,19 +40,13 @@ class Run:
         plan = self.folder.read_plan()
         if plan is None:
             raise FileNotFoundError(f"{location} has no {PLAN_NAME}: start the run with `autonomous data run`")
-        self.id = str(plan["run_id"])
+        self.id = self.folder.run_id = str(plan["run_id"])
+        self._known_segments = list(plan["index"])
         self.config = PipelineConfig.model_validate(plan["config"] | {"output": location})
         self.units = [Unit.from_json(row) for row in plan["units"]]
         self.deduplicator = Deduplicator(self.config.dedup)
         self.work = ParquetStorage(self.folder.filesystem, config=ParquetConfig(rows_per_group=WORK_ROWS))
         self.output = ParquetStorage(self.folder.filesystem)
-
-    @staticmethod
-    def stamp(location: str) -> str:
-        """Changes when another plan is written to the folder."""
-        folder = RunFolder(location)
-        info = folder.filesystem.get_file_info(folder.path(PLAN_NAME))
-        return f"{info.size} {info.mtime_ns}"
 
     def cleaner_of(self, unit: int) -> DataCleaner:
         """Books are main content from cover to cover: looking for it loses lists and headings."""
@@ -69,7 +63,8 @@ class Run:
     @functools.cached_property
     def index(self) -> DedupIndex | None:
         """Documents of earlier runs."""
-        return DedupIndex.open(self.config.index.path, self.config.dedup) if self.config.index.path else None
+        path = self.config.index.path
+        return DedupIndex.open(path, self.config.dedup, pinned=self._known_segments) if path else None
 
     @functools.cached_property
     def signed(self) -> list[SignedDocuments]:

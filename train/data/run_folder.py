@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from train.data.filesystem import open_atomically, remove_partials, resolve
+from train.data.filesystem import PARTIAL, open_atomically, remove_partials, resolve
 from train.data.stored_file import FileSummary, open_hashed
 
 PLAN_NAME = "plan.json"
@@ -33,6 +33,8 @@ class RunFolder:
     def __init__(self, location: str) -> None:
         self.location = location
         self.filesystem, self.root = resolve(location)
+        self.run_id = ""
+        """Of the plan; records of another run, which a late worker may write, do not count."""
 
     def path(self, name: str) -> str:
         """Where a file of the run lies in its file system."""
@@ -40,6 +42,7 @@ class RunFolder:
 
     def begin(self, plan: Mapping[str, Any], *, restart: bool = False) -> bool:
         """Write the plan, or find it there (True: the run goes on). Raises RunMismatch if another one is there."""
+        self.run_id = str(plan["run_id"])
         known = self.read_plan()
         if known is not None and not restart:
             different = differences(known, plan)
@@ -50,22 +53,25 @@ class RunFolder:
                 )
             remove_partials(self.filesystem, self.root)
             return True
-        self._refuse_strangers(is_run=known is not None)
-        self.filesystem.create_dir(self.root, recursive=True)
-        self.filesystem.delete_dir_contents(self.root)
+        if self.filesystem.get_file_info(self.root).is_file:
+            raise RunMismatch(f"{self.location} is a file: give a folder")
+        found = self.filesystem.get_file_info(pafs.FileSelector(self.root, allow_not_found=True))
+        strangers = [info.base_name for info in found if PARTIAL not in info.base_name]
+        if known is None and strangers:
+            raise RunMismatch(
+                f"{self.location} is not empty and holds no run ({strangers[0]}, ...): give a new or an empty folder"
+            )
+        for info in found:  # the old plan goes last: with it the folder is a run's at any moment
+            if info.type == pafs.FileType.Directory:
+                self.filesystem.delete_dir(info.path)
+            elif info.base_name != PLAN_NAME:
+                self.filesystem.delete_file(info.path)
         self.write_json(PLAN_NAME, plan)
         return False
 
-    def _refuse_strangers(self, *, is_run: bool) -> None:
-        found = self.filesystem.get_file_info(pafs.FileSelector(self.root, allow_not_found=True))
-        if found and not is_run:
-            raise RunMismatch(
-                f"{self.location} is not empty and holds no run ({found[0].base_name}, ...): give a new or an empty folder"
-            )
-
     def read_plan(self) -> dict[str, Any] | None:
         """The plan of the run that is here, None if there is none. Raises RunMismatch for another version's."""
-        plan = self.read_json(PLAN_NAME)
+        plan = self.read_json(PLAN_NAME, fix="remove the folder, or give another output")
         if plan is not None and plan.get("version") != PLAN_VERSION:
             raise RunMismatch(
                 f"{self.location}/{PLAN_NAME} has version {plan.get('version')}, this program reads {PLAN_VERSION}: "
@@ -73,7 +79,7 @@ class RunFolder:
             )
         return plan
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
+    def read_json(self, name: str, *, fix: str = "delete the file, its job runs again") -> dict[str, Any] | None:
         """A JSON object, None if the file is not there. Raises RunMismatch if it is none."""
         try:
             with self.filesystem.open_input_stream(self.path(name)) as file:
@@ -81,11 +87,9 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except (ValueError, pa.ArrowInvalid) as error:
-            raise RunMismatch(
-                f"{self.location}/{name} is damaged ({error}): delete the file, its job runs again"
-            ) from error
+            raise RunMismatch(f"{self.location}/{name} is damaged ({error}): {fix}") from error
         if not isinstance(value, dict):
-            raise RunMismatch(f"{self.location}/{name} holds no JSON object: delete the file, its job runs again")
+            raise RunMismatch(f"{self.location}/{name} holds no JSON object: {fix}")
         return value
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
@@ -96,12 +100,12 @@ class RunFolder:
     def commit(self, phase: str, index: int, *, facts: Mapping[str, Any], files: Iterable[FileSummary] = ()) -> None:
         """Say that a job is done. Its files are whole by now."""
         rows = [[one.path.removeprefix(f"{self.root}/"), one.size_bytes, one.sha256] for one in files]
-        self.write_json(_record_name(phase, index), {"facts": dict(facts), "files": rows})
+        self.write_json(_record_name(phase, index), {"run_id": self.run_id, "facts": dict(facts), "files": rows})
 
     def record(self, phase: str, index: int) -> dict[str, Any] | None:
         """The facts of a finished job, None if it is not done, or if one of its files is gone or has another size."""
         record = self.read_json(_record_name(phase, index))
-        if record is None:
+        if record is None or record["run_id"] != self.run_id:
             return None
         files = record["files"]
         found = self.filesystem.get_file_info([self.path(path) for path, _, _ in files]) if files else []

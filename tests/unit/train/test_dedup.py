@@ -209,3 +209,17 @@ def test_exact_pairs_join_each_copy_to_the_first() -> None:
     unit = Deduplicator(CONFIG).sign(documents(["a", "b", "a", "a", "b"]))
     edges = find_exact([unit], memory_bytes=1 << 20)
     assert list(zip(edges.first.tolist(), edges.second.tolist(), strict=True)) == [(0, 2), (0, 3), (1, 4)]
+
+
+def test_texts_in_scripts_between_the_symbols_are_not_all_alike() -> None:
+    generator = random.Random(2)
+    for first, last in ((0x2D30, 0x2D65), (0x2C30, 0x2C5F), (0x2801, 0x28FF)):  # Tifinagh, Glagolitic, Braille
+        letters = [chr(code) for code in range(first, last)]
+        words = ["".join(generator.choices(letters, k=6)) for _ in range(2000)]
+        texts = [" ".join(generator.choices(words, k=200)) for _ in range(6)]
+        assert outcome(Deduplicator(CONFIG).deduplicate([documents(texts)])) == {}
+
+
+def test_texts_without_words_are_duplicates_of_equal_ones_only() -> None:
+    found = outcome(Deduplicator(CONFIG).deduplicate([documents(["!!!", "+++ ***", "!!!", "…"])]))
+    assert found == {"0002": ("duplicate.exact", "0000")}

@@ -40,7 +40,7 @@ def test_everything_added_is_found_after_reopening_and_merging(tmp_path: Path) -
     index = DedupIndex.open(tmp_path, CONFIG)
     assert len(index) == len(texts)
     assert [match.id for text in texts if (match := index.match_text(text))] == [f"é-{i}" for i in range(len(texts))]
-    assert len(list(tmp_path.glob("segment-*"))) <= MAX_SEGMENTS
+    assert len(index.state) <= MAX_SEGMENTS
 
 
 def test_a_run_is_added_once(tmp_path: Path) -> None:
@@ -72,9 +72,30 @@ def test_damage_is_named_with_its_fix(tmp_path: Path) -> None:
     with pytest.raises(IndexDamaged, match="version 99"):
         DedupIndex.open(tmp_path, CONFIG)
     (tmp_path / INDEX_NAME).write_text(json.dumps(state))
-    shutil.rmtree(next(tmp_path.glob("segment-*")))
+    shutil.rmtree(tmp_path / state["segments"][0])
     with pytest.raises(IndexDamaged, match="cannot be read"):
         DedupIndex.open(tmp_path, CONFIG)
     (tmp_path / INDEX_NAME).write_text("[]")
     with pytest.raises(IndexDamaged, match="is no index"):
         DedupIndex.open(tmp_path, CONFIG)
+
+
+def test_two_writers_that_were_open_at_once_lose_nothing(tmp_path: Path) -> None:
+    one, other = DedupIndex.open(tmp_path, CONFIG), DedupIndex.open(tmp_path, CONFIG)
+    texts = texts_of(8, 2 * MAX_SEGMENTS + 2)
+    for number, text in enumerate(texts):
+        (one, other)[number % 2].add_texts([str(number)], [text])
+    index = DedupIndex.open(tmp_path, CONFIG)
+    assert [match.id for text in texts if (match := index.match_text(text))] == [str(i) for i in range(len(texts))]
+
+
+def test_a_reader_pins_what_it_began_with(tmp_path: Path) -> None:
+    texts = texts_of(9, MAX_SEGMENTS + 3)
+    index = DedupIndex.open(tmp_path, CONFIG)
+    index.add_texts(["0"], texts[:1])
+    pins = index.state
+    for number, text in enumerate(texts[1:], start=1):  # merges the first segment away
+        index.add_texts([str(number)], [text])
+    pinned = DedupIndex.open(tmp_path, CONFIG, pinned=pins)
+    assert pinned.match_text(texts[0]) == Match("0", 1.0, True)
+    assert pinned.match_text(texts[1]) is None
