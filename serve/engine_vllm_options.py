@@ -35,7 +35,7 @@ def prepare_environment(config: EngineConfig) -> bool:
 
 
 def prepare_cpu(*, num_threads: int) -> None:
-    """Make this process ready to compute on the CPU: the mixed-batch fix, eager mode, the number of threads.
+    """Make this process ready to compute on the CPU: two fixes, eager mode, the number of threads.
 
     Must run in the thread that computes: OpenMP counts threads per calling thread.
     """
@@ -44,10 +44,32 @@ def prepare_cpu(*, num_threads: int) -> None:
     from serve.lora_ops import fix_mixed_batches
 
     fix_mixed_batches()
+    fix_native_library()
     # vLLM compiles a helper of one line at the first log-probability asked for: 18 s
     torch.compiler.set_stance("force_eager")
     if torch.get_num_threads() != num_threads:
         torch.set_num_threads(num_threads)
+
+
+def fix_native_library() -> None:
+    """Let llvmlite's handle of its C library say that it has no `__dict__`; idempotent.
+
+    vLLM 0.32 looks for its kernels in the `__dict__` of every attribute of every module. The handle, which is there once numba
+    is imported, answers to any name with a function of that name, and the engine does not start.
+    """
+    from llvmlite.binding import ffi
+
+    library = type(ffi.lib)
+    answer = library.__getattr__
+    if answer.__name__ == "answer_but_for_special_names":
+        return
+
+    def answer_but_for_special_names(self: Any, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return answer(self, name)
+
+    library.__getattr__ = answer_but_for_special_names
 
 
 class CpuWorkerExtension:
