@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="TOML file, relative to the working directory")
     parser.add_argument("--output", help="folder or URI instead of the file's `output`")
     parser.add_argument("--driver", choices=[name.value for name in DriverName if name != "local"], default="ray")
-    parser.add_argument("--workers", type=int, help="Ray tasks at once; default: the cluster's CPUs")
+    parser.add_argument("--workers", type=_positive, help="Ray tasks at once; default: the cluster's CPUs")
     parser.add_argument("--restart", action="store_true", help="delete what the output folder holds of a run")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     arguments = parser.parse_args()
@@ -34,6 +34,12 @@ def main() -> None:
     pipeline = DataPipeline(config, driver=arguments.driver, num_workers=arguments.workers)
     report = pipeline.run(restart=arguments.restart, on_progress=_log_progress)
     logger.info("%d tokens of %d documents in %s", report.tokens_out, report.documents_out, config.output)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of Ray tasks; give 1 or more")
+    return int(text)
 
 
 def _log_progress(label: str, done: int, total: int) -> None:

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.fs import FileSelector
 
 from tests.pipeline_inputs import EMAIL, EXAM, files_of, write_inputs
 from train.data.config import DataConfigError, PipelineConfig, load_pipeline_config
+from train.data.filesystem import resolve
 from train.data.pipeline import DataPipeline
 from train.data.report import PipelineReport
 from train.data.run_folder import RunFolder, RunMismatch
@@ -299,6 +301,19 @@ def test_addresses_that_citations_part_are_masked_and_so_are_reasons_of_losses(i
     everything = str(written) + (tmp_path / "out" / "losses.jsonl").read_text()
     assert "example.com" not in everything
     assert "mail.example.org" not in everything
+
+
+def test_another_file_system_holds_the_same_files(inputs: Path, finished: tuple[Path, PipelineReport]) -> None:
+    location = f"memory://{inputs.parent.name}/out"
+    for restart in (False, True):
+        DataPipeline(load_pipeline_config(inputs / "run.toml", output=location)).run(restart=restart)
+    filesystem, root = resolve(location)
+    found = [info.path for info in filesystem.get_file_info(FileSelector(root, recursive=True)) if info.is_file]
+    files = {
+        path.removeprefix(f"{root}/"): filesystem.open_input_stream(path, compression=None).read() for path in found
+    }
+    files.pop("run.json")
+    assert files == files_of(finished[0])
 
 
 def test_lines_that_stand_in_many_documents_stay_in_the_first(inputs: Path, tmp_path: Path) -> None:

@@ -187,12 +187,20 @@ def sorted_runs(parts: Iterable[npt.NDArray[np.void]], *, num_rows: int, memory_
         for rows in parts:
             partition = rows["low"] % np.uint64(num_partitions)
             for part in np.unique(partition):
-                with open(Path(folder) / f"{part}.bin", "ab") as file:
-                    rows[partition == part].tofile(file)
+                _append(Path(folder) / f"{part}.bin", rows[partition == part])
         for path in sorted(Path(folder).iterdir(), key=lambda path: int(path.stem)):
             rows = np.fromfile(path, ROW)
             path.unlink()
             yield _runs_of(rows)
+
+
+def _append(path: Path, rows: npt.NDArray[np.void]) -> None:
+    try:
+        with open(path, "ab") as file:
+            file.write(rows.tobytes())
+    except OSError as error:
+        fix = "free space for temporary files, or point TMPDIR elsewhere"
+        raise OSError(error.errno, f"hashes could not be written to {path} ({error.strerror}): {fix}") from error
 
 
 def _runs_of(rows: npt.NDArray[np.void]) -> Runs:

@@ -44,11 +44,11 @@ def resolve(location: str | Path) -> tuple[pafs.FileSystem, str]:
 def open_atomically(filesystem: pafs.FileSystem, path: str) -> Iterator[Any]:
     """A binary output file that gets its name when the block ends well, and leaves nothing when it does not.
 
-    Local files are forced to disk first. Object stores have no rename: there an upload is atomic by itself.
+    Local files are forced to disk first. Elsewhere the file is moved: an object store, whose streams give even a broken-off
+    upload its name, copies it.
     """
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-    is_local = isinstance(filesystem, pafs.LocalFileSystem)
-    partial = f"{path}{PARTIAL}{uuid.uuid4().hex[:8]}" if is_local else path
+    partial = f"{path}{PARTIAL}{uuid.uuid4().hex[:8]}"
     try:
         with filesystem.open_output_stream(partial, compression=None) as file:  # else by the suffix
             yield file
@@ -56,10 +56,12 @@ def open_atomically(filesystem: pafs.FileSystem, path: str) -> Iterator[Any]:
         with contextlib.suppress(OSError):
             filesystem.delete_file(partial)
         raise
-    if is_local:
+    if isinstance(filesystem, pafs.LocalFileSystem):
         sync_path(Path(partial))
         os.replace(partial, path)
         sync_path(Path(path).parent)
+    else:
+        filesystem.move(partial, path)
 
 
 def remove_partials(filesystem: pafs.FileSystem, folder: str) -> int:
