@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from train.data.code_comment import leading_comment
-from train.data.schema import with_reasons
 
 KIND = "code"
 """metadata["kind"] of source files."""
@@ -134,17 +132,6 @@ def content_reasons(text: str, *, config: CodeFilterConfig) -> list[Reason]:
     if len(data) >= config.min_judged_bytes:
         reasons += _share_reasons(data, config=config)
     return reasons
-
-
-def filter_code(table: pa.Table, config: CodeFilterConfig) -> pa.Table:
-    """A document table with the reasons against its code, for documents that did not come from CodeDataProcessor."""
-    reasons = [
-        path_reasons(dict(metadata).get("path", ""), config=config) + content_reasons(text, config=config)
-        if dict(metadata).get("kind") == KIND
-        else []
-        for metadata, text in zip(table["metadata"].to_pylist(), table["text"].to_pylist(), strict=True)
-    ]
-    return with_reasons(table, reasons)
 
 
 def describe_reasons(reasons: list[Reason]) -> str:

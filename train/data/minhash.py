@@ -128,7 +128,7 @@ _TEXT_1, _TEXT_2 = np.uint64(0xA0761D6478BD642F), np.uint64(0xE7037ED1A0B428DB)
 
 
 @jit
-def _mix(value: np.uint64) -> np.uint64:
+def mix(value: np.uint64) -> np.uint64:
     """splitmix64's finaliser, a bijection."""
     value = (value ^ (value >> np.uint64(30))) * _MIX_1
     value = (value ^ (value >> np.uint64(27))) * _MIX_2
@@ -202,21 +202,21 @@ def _shingles_into(data: npt.NDArray[np.uint8], start: int, stop: int, size: int
         oldest *= _POLYNOMIAL
     value = np.uint64(0)
     for index in range(num_words):
-        out[index] = _mix(out[index])
+        out[index] = mix(out[index])
     ring = out[: min(size, num_words)].copy()
     for index in range(len(ring)):
         value = value * _POLYNOMIAL + ring[index]
     if num_words <= size:
-        out[0] = _mix(value + _STEP)
+        out[0] = mix(value + _STEP)
         return 1
     slot = 0
     for index in range(size, num_words):
         word = out[index]
-        out[index - size] = _mix(value + _STEP)
+        out[index - size] = mix(value + _STEP)
         value = value * _POLYNOMIAL + word - ring[slot] * oldest
         ring[slot] = word
         slot = 0 if slot + 1 == size else slot + 1
-    out[num_words - size] = _mix(value + _STEP)
+    out[num_words - size] = mix(value + _STEP)
     return num_words - size + 1
 
 
@@ -263,7 +263,7 @@ def _hash_bands(signatures: npt.NDArray[np.uint32], rows: int, hashes: npt.NDArr
         for band in range(hashes.shape[1]):
             value = np.uint64(band + 1)
             for place in range(band * rows, (band + 1) * rows):
-                value = _mix(value + _STEP ^ np.uint64(signatures[document, place]))
+                value = mix(value + _STEP ^ np.uint64(signatures[document, place]))
             hashes[document, band] = value
 
 
@@ -285,5 +285,5 @@ def _hash_texts(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], has
             first = (first ^ np.uint64(byte)) * _FNV_PRIME
             second = second * _POLYNOMIAL + np.uint64(byte) + np.uint64(1)
             num_chars += 1
-        hashes[document, 0] = _mix(first)
-        hashes[document, 1] = _mix(second)
+        hashes[document, 0] = mix(first)
+        hashes[document, 1] = mix(second)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from train.data.jit import jit
+from train.data.minhash import mix
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -51,7 +52,6 @@ def index_wanted(
 _MASK_BITS = 3
 """At most one bit of 8 is set, and one of 11 in the mean."""
 _FNV_START, _FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
-_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _FACTOR, _STEP = np.uint64(0xD1342543DE82EF95), np.uint64(0x9E3779B97F4A7C15)
 _TABLE_SIZE = 0x2000
 
@@ -67,13 +67,6 @@ def _letters() -> npt.NDArray[np.uint16]:
 
 
 _LETTERS = _letters()
-
-
-@jit
-def _mix(value: np.uint64) -> np.uint64:
-    value = (value ^ (value >> np.uint64(30))) * _MIX_1
-    value = (value ^ (value >> np.uint64(27))) * _MIX_2
-    return value ^ (value >> np.uint64(31))
 
 
 @jit
@@ -117,15 +110,15 @@ def _next_word(data: npt.NDArray[np.uint8], position: int, stop: int) -> tuple[i
                 for index in range(position, position + width):
                     code = (code << np.uint64(8)) | np.uint64(data[index])
         if is_inside and (is_cjk or code == 0):
-            return position, _mix(value)
+            return position, mix(value)
         position += width
         if code:
             is_inside = True
             value = (value ^ code) * _FNV_PRIME
         if is_cjk:
-            return position, _mix(value)
+            return position, mix(value)
     if is_inside:
-        return stop, _mix(value)
+        return stop, mix(value)
     return -1, value
 
 
@@ -150,7 +143,7 @@ def hash_ngrams(words: Hashes, size: int) -> Hashes:
         value = np.uint64(0)
         for index in range(first, first + size):
             value = value * _FACTOR + words[index]
-        hashes[first] = _mix(value + _STEP)
+        hashes[first] = mix(value + _STEP)
     return hashes
 
 
@@ -214,13 +207,13 @@ def count_wanted(
             ring[slot] = word
             num_words += 1
             if num_words >= size:
-                pending[num_pending] = _mix(value + _STEP)
+                pending[num_pending] = mix(value + _STEP)
                 num_pending += 1
                 if num_pending == len(pending):
                     _count_pending(pending, num_pending, plain, counts[row])
                     num_pending = 0
             if has_ends and num_words >= end_size:
-                found = _mix(end_value + _STEP)
+                found = mix(end_value + _STEP)
                 place = found >> ends.mask_shift
                 if (ends.mask[place >> np.uint64(3)] >> (place & np.uint64(7))) & np.uint64(1):
                     bucket = found >> ends.shift
@@ -239,4 +232,4 @@ def _hash_back(ring: Hashes, slot: int, num_words: int) -> np.uint64:
     value = np.uint64(0)
     for back in range(num_words - 1, -1, -1):
         value = value * _FACTOR + ring[(slot - back) % len(ring)]
-    return _mix(value + _STEP)
+    return mix(value + _STEP)

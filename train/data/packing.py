@@ -158,15 +158,6 @@ def split_documents(stream: Tokens, *, end_of_document_id: int) -> list[Tokens]:
     return [piece for piece in (one[one != end_of_document_id] for one in pieces) if len(piece)]
 
 
-def number_documents(sequences: Tokens, *, end_of_document_id: int) -> npt.NDArray[np.int32]:
-    """Document masks: for each token of Int[batch, seq] the number of its document in the sequence, counted from 0.
-
-    An end token belongs to the document that it ends. Tokens may see each other where the numbers are equal.
-    """
-    is_end = np.asarray(sequences == end_of_document_id, np.int32)
-    return np.cumsum(is_end, axis=-1, dtype=np.int32) - is_end
-
-
 class Placement(NamedTuple):
     """Tokens [start, stop) of a document, its end token counted as one of them, stand at `place` of the stream."""
 

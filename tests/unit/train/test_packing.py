@@ -16,7 +16,6 @@ from train.data.packing import (
     best_fit_stream,
     describe_plan,
     join_documents,
-    number_documents,
     place_best_fit,
     plan_shards,
     split_documents,
@@ -138,12 +137,6 @@ def test_best_fit_cuts_few_real_documents_for_little_fill() -> None:
     num_cut_before = sum(a // length != (b - 1) // length for a, b in itertools.pairwise(starts))
     assert 0 < num_long < num_cut_before
     assert num_fill / len(stream) < 0.02
-
-
-def test_document_numbers_change_behind_each_end_token() -> None:
-    sequences = np.array([[7, 7, END, 8, END, END], [9, 9, 9, 9, 9, END]], np.uint16)
-    found = number_documents(sequences, end_of_document_id=END)
-    assert found.tolist() == [[0, 0, 0, 1, 1, 2], [0, 0, 0, 0, 0, 0]]
 
 
 def test_a_document_with_the_end_token_is_refused() -> None:

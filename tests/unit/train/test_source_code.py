@@ -9,17 +9,15 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.data.code_filters import CodeFilterConfig, content_reasons, filter_code, path_reasons
+from train.data.code_filters import CodeFilterConfig, content_reasons, path_reasons
 from train.data.document import RawDocument, Rejected
 from train.data.filesystem import resolve
 from train.data.pii import SECRET_KINDS, mask_sensitive
-from train.data.schema import DOCUMENT_SCHEMA
 from train.data.source_code import CodeConfig, CodeDataProcessor
 
 STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"])
@@ -271,19 +269,6 @@ def test_of_the_standard_library_only_generated_files_are_dropped() -> None:
 def test_any_text_is_judged(text: str) -> None:
     for reason in content_reasons(text, config=CodeFilterConfig(min_judged_bytes=1)):
         assert reason["rule"].partition(".")[0] in {"generated", "minified", "data_like", "too_large"}
-
-
-def test_reasons_are_appended_to_the_rows_of_code_and_to_no_others() -> None:
-    paths = [{"path": "a.min.js", "kind": "code"}, {"path": "b.js", "kind": "code"}, {"path": "a.min.js"}]
-    row = {"id": "i", "source_id": "s", "title": "t", "text": "let x = 1;\n", "happened_at": 0.0, "counts": [], "language": "",
-           "language_score": 0.0, "quality": 0.0, "reasons": []}  # fmt: skip
-    rows = [{**row, "metadata": list(metadata.items())} for metadata in paths]
-    table = filter_code(pa.Table.from_pylist(rows, schema=DOCUMENT_SCHEMA), FILTERS)
-    assert [[reason["rule"] for reason in found] for found in table["reasons"].to_pylist()] == [
-        ["generated.name"],
-        [],
-        [],
-    ]
 
 
 SECRETS = [
