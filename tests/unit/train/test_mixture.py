@@ -85,7 +85,6 @@ def test_after_any_number_of_blocks_each_source_was_taken_its_share_within_one(
     for source, first in enumerate(before):
         draws = draws_of(references[sources_of(references) == source])
         assert draws.tolist() == list(range(first, first + len(draws)))
-        assert len(draws)
     assert mixture.draws_before(block + 1).tolist() == [
         first + np.count_nonzero(sources_of(references) == source) for source, first in enumerate(before)
     ]
