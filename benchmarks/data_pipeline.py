@@ -86,9 +86,13 @@ def _memory_claim(context: BenchContext, tokenizer: Path) -> Claim:
     for copies in (1, GROWTH):
         warc = context.folder / f"memory-{copies}.warc.gz"
         _write_warc(warc, pages, copies=copies)
-        arguments = {"warc": str(warc), "tokenizer": str(tokenizer), "folder": str(context.folder)}
         found = run_variants(
-            Path(__file__), ["ours"], arguments=arguments, rounds=1, environment=THREADS, num_threads=1
+            Path(__file__),
+            ["ours"],
+            arguments=_arguments(context, warc, tokenizer, warm=pages[:WARM_PAGES]),
+            rounds=1,
+            environment=THREADS,
+            num_threads=1,
         )
         peaks.append(found["ours"].reports[0]["peak_bytes"])
     ratio = peaks[1] / peaks[0]
