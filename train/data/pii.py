@@ -9,9 +9,11 @@ Sources: Luhn, ISO/IEC 7812; IBAN, ISO 13616 (mod 97, lengths by country); publi
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,7 +23,8 @@ SECRET_KINDS = frozenset({"AWS_KEY", "PRIVATE_KEY", "TOKEN"})
 """What opens something to who reads it."""
 ALL_KINDS = PII_KINDS | SECRET_KINDS
 
-CHUNK_CHARS = 2048
+CHUNK_BYTES, FEW_CHARS = 2048, 256
+NEW_LINE = 10
 MAX_KEY_CHARS = 20_000
 
 
@@ -147,42 +150,42 @@ def is_luhn_valid(digits: str) -> bool:
     return total % 10 == 0
 
 
-class _Piece(NamedTuple):
-    """text[start:stop] of the text of this number."""
-
-    number: int
-    start: int
-    stop: int
-
-
 def _flagged_lines(texts: Sequence[str]) -> Iterator[tuple[int, int, str]]:
     """(number of the text, offset, line) of the lines that may hold something."""
-    whole = [_Piece(number, 0, len(text)) for number, text in enumerate(texts)]
-    if sum(map(len, texts)) <= CHUNK_CHARS // 8:
-        lines = _cut(texts, whole, least_chars=0)  # cheaper than to set up RE2
-    else:
-        lines = _flagged(
-            texts, _cut(texts, _flagged(texts, _cut(texts, whole, least_chars=CHUNK_CHARS)), least_chars=0)
-        )
-    for number, start, stop in lines:
-        yield number, start, texts[number][start:stop]
+    if sum(map(len, texts)) <= FEW_CHARS:  # cheaper than to set up RE2
+        for number, text in enumerate(texts):
+            start = 0
+            for line in text.split("\n"):
+                yield number, start, line
+                start += len(line) + 1
+        return
+    encoded = [text.encode("utf-8", "replace") for text in texts]
+    data = np.frombuffer(b"".join(part for one in encoded for part in (one, b"\n")), np.uint8)
+    bounds = np.append(0, np.flatnonzero(data == NEW_LINE) + 1)
+    is_chunk = np.diff(bounds // CHUNK_BYTES, prepend=-1) > 0  # lines together, of several texts too: each call costs
+    is_chunk[-1] = True
+    chunks = np.flatnonzero(is_chunk)
+    in_flagged = np.repeat(_is_flagged(_cut(data, bounds[chunks])), np.diff(chunks))
+    lines = np.flatnonzero(in_flagged)[_is_flagged(_cut(data, bounds).filter(pa.array(in_flagged)))]
+    firsts = np.cumsum([0, *(len(one) + 1 for one in encoded)])
+    numbers = np.searchsorted(firsts, bounds[lines], side="right") - 1
+    last, position, num_chars = -1, 0, 0
+    for number, start, stop in zip(numbers.tolist(), bounds[lines].tolist(), bounds[lines + 1].tolist(), strict=True):
+        if number != last:
+            last, position, num_chars = number, int(firsts[number]), 0
+        num_chars += len(data[position:start].tobytes().decode())
+        position = start
+        yield number, num_chars, data[start:stop].tobytes().decode()
 
 
-def _cut(texts: Sequence[str], pieces: Iterable[_Piece], *, least_chars: int) -> list[_Piece]:
-    """The pieces cut behind line ends, each of at least so many characters, but for the last of a piece."""
-    found = []
-    for number, start, stop in pieces:
-        text, first = texts[number], start
-        while 0 <= (end := text.find("\n", first + least_chars, stop)) < stop - 1:
-            found.append(_Piece(number, first, end + 1))
-            first = end + 1
-        found.append(_Piece(number, first, stop))
-    return found
+def _cut(data: npt.NDArray[np.uint8], bounds: npt.NDArray[np.int64]) -> pa.LargeBinaryArray:
+    """The bytes between each bound and the next one, not copied."""
+    buffers = [None, pa.py_buffer(np.ascontiguousarray(bounds, np.int64)), pa.py_buffer(data)]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(bounds) - 1, buffers)
 
 
-def _flagged(texts: Sequence[str], pieces: Sequence[_Piece]) -> list[_Piece]:
-    chunks = pa.array((texts[number][a:b].encode("utf-8", "replace") for number, a, b in pieces), pa.large_binary())
-    return [pieces[index] for index in pc.indices_nonzero(pc.match_substring_regex(chunks, _GATE)).to_pylist()]
+def _is_flagged(pieces: pa.LargeBinaryArray) -> npt.NDArray[np.bool_]:
+    return np.asarray(pc.match_substring_regex(pieces, _GATE).to_numpy(zero_copy_only=False), np.bool_)
 
 
 def find_in_line(chunk: str, *, offset: int = 0) -> Iterator[Span]:
