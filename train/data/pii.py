@@ -38,10 +38,10 @@ class Span(NamedTuple):
 
 _GATE = "|".join(
     (
-        r"@[A-Za-z0-9-]{1,63}\.",
+        r"@[A-Za-z0-9\x80-\xff-]{1,126}\.",
         r"\d\.\d{1,3}\.\d{1,3}\.\d",
         r"[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]",
-        r"\+[1-9][\d .()-]{7}|\(\d{3}\) ?\d{3}|\d{3}[-.]\d{3}[-.]\d{4}",
+        r"\+[1-9][\d .()-]{7}|00[1-9]\d{0,2}[ (/-]|\(\d{3}\) ?\d{3}|\d{3}[-.]\d{3}[-.]\d{4}",
         r"\d{3}-\d{2}-\d{4}",
         r"\d{13}|\d{4}[ -]\d{4}[ -]\d{4}|\d{4}[ -]\d{6}[ -]\d{4}",
         r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11}",
@@ -67,8 +67,8 @@ _PATTERNS = {
     r"|PMAK-[0-9a-f]{24}-[0-9a-f]{34}|AGE-SECRET-KEY-1[0-9A-Z]{58}|key-[0-9a-f]{32})(?![\w-]))",
     "AWS_KEY": r"(?<![A-Za-z0-9])(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}(?![A-Za-z0-9])"
     r"|(?i:secret_?access_?key)[\"']?[ \t]{0,8}[=:][ \t]{0,8}[\"']?(?P<value>[A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])",
-    "EMAIL": r"(?<![\w%+-])[\w%+\u00c0-\u024f-][\w.%+\u00c0-\u024f-]{0,63}"
-    r"@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])",
+    "EMAIL": r"(?<![\w%+-])[\w%+\u00c0-\u024f-][\w.%+\u00c0-\u024f-]{0,127}"
+    r"@(?:[A-Za-z0-9\u00a1-\uffdc-]{1,63}\.){1,8}(?:[A-Za-z]{2,24}|[\u0370-\u1fff]{2,24})(?![A-Za-z0-9-])",
     "IBAN": r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}",
     "CARD": r"(?<![\w.-])(?:\d{13,19}|\d{4}(?P<s4>[ -])\d{4}(?P=s4)\d{4}(?P=s4)\d{1,7}"
     r"|\d{4}(?P<s6>[ -])\d{6}(?P=s6)\d{4,5})(?![\w-]|\.\d)",
@@ -76,8 +76,9 @@ _PATTERNS = {
     "IPV4": r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\.?\w)",
     "IPV6": r"(?<![\w:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?![\w:])",
     "PHONE": r"(?<![\w+.])\+[1-9](?:[ .()-]{0,2}\d){7,14}(?![\w-]|\.\d)"
-    r"|(?<![\w(.-])\(\d{3}\) ?\d{3}[-. ]\d{4}(?![\w-]|\.\d)"
-    r"|(?<![\w.-])\d{3}(?P<s3>[-.])\d{3}(?P=s3)\d{4}(?![\w-]|\.\d)",
+    r"|(?<![\w+.,:/-])00[1-9]\d{0,2}[ (/-](?:[ ()/-]{0,2}\d){7,12}(?![\w,:/-]|\.\d)"
+    r"|(?<![\w(.-])(?:1[-. ]?)?\(\d{3}\) ?\d{3}[-. ]\d{4}(?![\w-]|\.\d)"
+    r"|(?<![\w.-])(?:1[-. ])?\d{3}(?P<s3>[-.])\d{3}(?P=s3)\d{4}(?![\w-]|\.\d)",
 }
 _CANDIDATE = re.compile("|".join(f"(?P<{kind}>{pattern})" for kind, pattern in _PATTERNS.items()), re.ASCII)
 _KEY_MARK = "-----BEGIN "
@@ -288,10 +289,14 @@ def _public_length(address: str) -> int:
 
 
 def _phone_length(match: re.Match[str], chunk: str) -> int:
-    """Added lines of a diff also begin with a plus: dates, addresses, decimals and lists of numbers are no phones."""
+    """Added lines of a diff also begin with a plus: dates, addresses, decimals and lists of numbers are no phones; nor are
+    columns of numbers that are filled with zeros."""
+    groups = re.findall(r"\d+", match[0])
+    if match[0].startswith("00"):
+        is_area = len(groups) >= 3 or len(groups[1]) >= 8
+        return len(match[0]) if is_area and not any(group.startswith("00") for group in groups[1:]) else 0
     if not match[0].startswith("+"):
         return len(match[0])
-    groups = re.findall(r"\d+", match[0])
     num_digits = sum(map(len, groups))
     is_plain = len(groups) == 1 and num_digits >= 10
     is_grouped = 2 <= len(groups) <= 7 and max(map(len, groups)) >= 2 and num_digits >= 8
