@@ -151,13 +151,6 @@ def join_documents(column: TokenColumn, *, end_of_document_id: int) -> Tokens:
     return np.insert(column.tokens, column.offsets[1:], end_of_document_id)
 
 
-def split_documents(stream: Tokens, *, end_of_document_id: int) -> list[Tokens]:
-    """The documents of a stream, without end tokens and fill: what `join_documents` was given, but for empty ones."""
-    ends = np.flatnonzero(stream == end_of_document_id)
-    pieces = np.split(stream, ends + 1)
-    return [piece for piece in (one[one != end_of_document_id] for one in pieces) if len(piece)]
-
-
 class Placement(NamedTuple):
     """Tokens [start, stop) of a document, its end token counted as one of them, stand at `place` of the stream."""
 

@@ -115,21 +115,6 @@ def score_table(table: pa.Table, config: QualityConfig) -> pa.Table:
     return with_reasons(table, reasons) if any(reasons) else table
 
 
-def drop_c4_lines(table: pa.Table, config: QualityConfig) -> pa.Table:
-    """The table after C4 alone: without the lines that it drops, and with its reasons to drop documents.
-
-    `counts` has the number of dropped lines as c4_lines_dropped. A document that is itself dropped keeps its text.
-    `score_table` does the same between Gopher's and FineWeb's rules: call one of the two.
-    """
-    if not table.num_rows or not config.c4.enabled:
-        return table
-    statistics = np.zeros((table.num_rows, NUM_COLUMNS))
-    table = _edit_table(table, config.c4, statistics)
-    reasons: list[list[Reason]] = [[] for _ in range(table.num_rows)]
-    _add_reasons(reasons, statistics, c4_rules(config.c4))
-    return with_reasons(table, reasons) if any(reasons) else table
-
-
 def load_classifier(name: str) -> Classifier:
     """The callable that "package.module:callable" names. Raises ValueError if there is none."""
     module_name, _, attribute = name.partition(":")

@@ -18,7 +18,6 @@ from train.data.packing import (
     join_documents,
     place_best_fit,
     plan_shards,
-    split_documents,
 )
 from train.data.tokenizer import TokenColumn
 
@@ -36,6 +35,12 @@ def _streams(units: list[list[list[int]]]) -> list[Any]:
     return [join_documents(_column(unit), end_of_document_id=END) for unit in units]
 
 
+def _split_documents(stream: Any) -> list[Any]:
+    """What `join_documents` was given, without empty documents, end tokens and fill."""
+    pieces = np.split(stream, np.flatnonzero(stream == END) + 1)
+    return [piece for piece in (one[one != END] for one in pieces) if len(piece)]
+
+
 def _shard(plan: ShardPlan, streams: list[Any]) -> Any:
     return np.concatenate(
         [*assemble(plan, streams.__getitem__, chunk_tokens=7), np.full(plan.num_fill, END, np.uint16)]
@@ -50,7 +55,7 @@ def test_unpacking_gives_the_documents_back(units: list[list[list[int]]], length
     stream = np.concatenate(
         [*(shard[:-1] for shard in shards), *(shard[-1:] for shard in shards[-1:]), np.zeros(0, np.uint16)]
     )
-    found = split_documents(stream, end_of_document_id=END)
+    found = _split_documents(stream)
     assert [one.tolist() for one in found] == [document for unit in units for document in unit]
 
 
@@ -110,11 +115,7 @@ def test_a_best_fit_stream_holds_the_documents_of_the_column(texts: list[list[in
     assert len(stream) % length == 0
     assert num_fill == len(stream) - sum(len(text) + 1 for text in texts)
     whole = [text for text in texts if len(text) < length]
-    found = [
-        tuple(one.tolist())
-        for row in stream.reshape(-1, length)
-        for one in split_documents(row, end_of_document_id=END)
-    ]
+    found = [tuple(one.tolist()) for row in stream.reshape(-1, length) for one in _split_documents(row)]
     assert not {tuple(text) for text in whole} - set(found)
     assert sorted(token for one in found for token in one) == sorted(token for text in texts for token in text)
 

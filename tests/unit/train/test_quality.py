@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from train.data import quality
-from train.data.quality import QualityConfig, drop_c4_lines, score_table
+from train.data.quality import QualityConfig, score_table
 from train.data.quality_rules import GopherQualityConfig, GopherRepetitionConfig, Rule, rule_margins
 from train.data.schema import DOCUMENT_SCHEMA
 from train.data.words import split_words, word_tables
@@ -142,7 +142,7 @@ def test_c4_drops_lines_and_counts_them() -> None:
         "We use cookies, and our Privacy Policy says so.", f"A word of {'x' * 1001} characters.",
         "A fact.[1] Another[citation needed] one [edit] follows. And a third! Really? Yes, it is so.",
     ]  # fmt: skip
-    table = drop_c4_lines(table_of("\n".join(lines), counts=[[("EMAIL", 2)]]), only("c4"))
+    table = score_table(table_of("\n".join(lines), counts=[[("EMAIL", 2)]]), only("c4"))
     assert table["text"].to_pylist() == [
         "The first line is kept as it is.\nA fact. Another one  follows. And a third! Really? Yes, it is so."
     ]
@@ -152,7 +152,7 @@ def test_c4_drops_lines_and_counts_them() -> None:
 
 def test_a_document_that_c4_drops_keeps_its_text() -> None:
     text = PROSE + "\nno\nfunction f() { return 1; }"
-    table = drop_c4_lines(table_of(text), only("c4"))
+    table = score_table(table_of(text), only("c4"))
     assert table["text"].to_pylist() == [text]
     assert table["counts"].to_pylist() == [[]]
     assert set(reasons_of(table)[0]) == {"c4.curly_bracket"}
@@ -160,8 +160,8 @@ def test_a_document_that_c4_drops_keeps_its_text() -> None:
 
 def test_terminal_punctuation_is_a_rule_only_if_asked_for() -> None:
     text = PROSE + "\na line that has no end\nAnother one that trails off..."
-    assert drop_c4_lines(table_of(text), only("c4"))["text"].to_pylist() == [text]
-    assert drop_c4_lines(table_of(text), only(c4={"terminal_punctuation": True}))["text"].to_pylist() == [PROSE]
+    assert score_table(table_of(text), only("c4"))["text"].to_pylist() == [text]
+    assert score_table(table_of(text), only(c4={"terminal_punctuation": True}))["text"].to_pylist() == [PROSE]
 
 
 def test_fineweb_judges_what_c4_left() -> None:
@@ -181,7 +181,6 @@ def test_a_language_that_is_not_known_breaks_no_language_rule() -> None:
 def test_an_empty_table_stays_as_it_is() -> None:
     table = table_of()
     assert score_table(table, QualityConfig()).equals(table)
-    assert drop_c4_lines(table, QualityConfig()).equals(table)
 
 
 def test_a_slice_and_a_chunked_table_give_the_same_as_a_plain_one() -> None:
