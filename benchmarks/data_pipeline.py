@@ -24,7 +24,7 @@ DENSE_BYTES, WARM_PAGES = 60 << 20, 12
 TARGETS = {"real": 50.0, "dense": 15.0}
 """Least megabytes of HTML per CPU second."""
 THREADS = {"RAYON_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-COPIES = {"real": 4, "dense": 1}
+COPIES = {"real": 8, "dense": 1}
 """Variants of each page, with other words: few pages are labelled, and a run has costs that do not grow."""
 GROWTH = 10
 CONFIG = """
@@ -33,7 +33,7 @@ output = "out"
 name = "crawl"
 kind = "web"
 location = "{warc}"
-unit_bytes = 4000000
+unit_bytes = 16000000
 [tokenizer]
 folder = "{tokenizer}"
 """

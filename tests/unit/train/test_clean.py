@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.data.clean import CleanConfig, CleanDocument, DataCleaner, NotText
+from train.data.clean import _MOJIBAKE, CleanConfig, CleanDocument, DataCleaner, NotText, _has_mojibake
 from train.data.document import RawDocument
 from train.data.pii import find_sensitive, is_luhn_valid, mask_sensitive
 
@@ -87,6 +87,11 @@ def test_mojibake_is_repaired_on_flagged_lines_and_honest_accents_are_kept() -> 
     document = _clean("Ã©tÃ© Ã  ZÃ¼rich\nâge, naïve, Ñandú\nIt â€™s here")
     assert document.text == "été à Zürich\nâge, naïve, Ñandú\nIt ’s here"
     assert document.counts == {"mojibake_lines": 2}
+
+
+def test_every_character_that_flags_mojibake_is_found_in_utf8() -> None:
+    flagged = {code for code in range(0x80, 0x3000) if _MOJIBAKE.search(chr(code))} | {0xFFFD}
+    assert {code for code in [*range(0x80, 0x3000), 0xFFFD] if _has_mojibake(f"a{chr(code)}b".encode())} == flagged
 
 
 def test_source_line_and_time_are_kept() -> None:
