@@ -62,7 +62,8 @@ class DedupConfig(BaseModel):
     """Which document of a group stays: the first in the order of the run, the longest text, or the best quality score. Ties go
     to the first."""
     memory_bytes: int = Field(1 << 30, ge=1 << 20)
-    """Memory for the hashes of one job; more of them go through temporary files."""
+    """Memory for the hashes and signatures of one job; more hashes go through temporary files, more signatures are loaded one
+    part after the other. The pairs that are found come on top."""
     audit_pairs: int = Field(200, ge=0)
     """Removed documents whose texts are compared exactly, to estimate precision and recall."""
 
@@ -120,6 +121,7 @@ class Deduplicator:
             threshold=self.config.threshold,
             skip=np.unique(exact.second),
             memory_bytes=self.config.memory_bytes,
+            signature_bytes=4 * self.config.minhash.num_permutations,
         )
 
     def verify(self, candidates: Edges, read_texts: ReadTexts) -> Edges:

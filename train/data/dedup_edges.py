@@ -99,14 +99,22 @@ def find_exact(units: Sequence[SignedDocuments], *, memory_bytes: int) -> Edges:
 
 
 def find_candidates(
-    units: Sequence[SignedDocuments], band: int, *, least: float, threshold: float, skip: Numbers, memory_bytes: int
+    units: Sequence[SignedDocuments],
+    band: int,
+    *,
+    least: float,
+    threshold: float,
+    skip: Numbers,
+    memory_bytes: int,
+    signature_bytes: int,
 ) -> Edges:
     """Pairs that share this band's hash and whose estimated similarity is at least `least`.
 
     `skip`: documents, in order, that take no part, because they are exact copies of another. A document whose similarity with
-    every leader is below `threshold` becomes a leader.
+    every leader is below `threshold` becomes a leader. Signatures of `signature_bytes` each, half of `memory_bytes` at once.
     """
     starts = unit_starts(units)
+    limits = np.array([least, threshold], np.float32)
 
     def parts() -> Iterator[npt.NDArray[np.void]]:
         for unit, first in zip(units, starts.tolist(), strict=False):
@@ -116,13 +124,14 @@ def find_candidates(
 
     found = []
     for runs in sorted_runs(parts(), num_rows=int(starts[-1]), memory_bytes=memory_bytes):
-        if not len(runs.number):
-            continue
-        documents, places = np.unique(runs.number, return_inverse=True)
-        signatures = gather(units, documents, starts, lambda unit: unit.signatures)
-        limits = np.array([least, threshold], np.float32)
-        pairs, similarity, num_capped = _match_leaders(signatures, places.astype(np.int64), runs.starts, limits)
-        found.append(Edges(documents[pairs[:, 0]], documents[pairs[:, 1]], similarity, num_capped))
+        leaders = np.zeros(0, np.int64)
+        for part in cut_runs(runs, num_documents=max(1, memory_bytes // (2 * signature_bytes))):
+            documents = np.unique(np.concatenate([leaders, part.number]))
+            signatures = gather(units, documents, starts, lambda unit: unit.signatures)
+            known, places = np.searchsorted(documents, leaders), np.searchsorted(documents, part.number)
+            pairs, similarity, known, num_capped = _match_leaders(signatures, places, part.starts, known, limits)
+            found.append(Edges(documents[pairs[:, 0]], documents[pairs[:, 1]], similarity, num_capped))
+            leaders = documents[known] if part.goes_on else leaders[:0]
     return merge_edges(found)
 
 
@@ -134,12 +143,13 @@ def gather(
 ) -> npt.NDArray[T]:
     """The rows of one column for these documents, at least one, which must be in ascending order."""
     bounds = np.searchsorted(documents, starts)
-    parts = [
-        column(unit)[documents[bounds[i] : bounds[i + 1]] - starts[i]]
-        for i, unit in enumerate(units)
-        if bounds[i] < bounds[i + 1]
-    ]
-    return np.concatenate(parts)
+    chosen = np.flatnonzero(np.diff(bounds)).tolist()
+    first = column(units[chosen[0]])
+    found = np.empty((len(documents), *first.shape[1:]), first.dtype)
+    for unit in chosen:
+        place = slice(*bounds[unit : unit + 2])
+        found[place] = column(units[unit])[documents[place] - starts[unit]]
+    return found
 
 
 def merge_edges(found: Sequence[Edges]) -> Edges:
@@ -157,10 +167,21 @@ def merge_edges(found: Sequence[Edges]) -> Edges:
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Numbers that share a hash with another, run after run; run i is number[starts[i] : starts[i + 1]], ascending."""
+    """Numbers that share a hash with another, run after run; run i is number[starts[i] : starts[i + 1]], ascending.
+    `goes_on`: the last run has more numbers, which come next."""
 
     number: Numbers
     starts: Numbers
+    goes_on: bool = False
+
+
+def cut_runs(runs: Runs, *, num_documents: int) -> Iterator[Runs]:
+    """The same runs in parts of at most so many numbers; a cut may go through a run."""
+    for first in range(0, len(runs.number), num_documents):
+        last = min(first + num_documents, len(runs.number))
+        low, high = np.searchsorted(runs.starts, [first + 1, last])
+        starts = np.concatenate([[first], runs.starts[low:high], [last]]) - first
+        yield Runs(runs.number[first:last], starts, bool(runs.starts[high] != last))
 
 
 def make_rows(low: npt.NDArray[np.uint64], high: npt.NDArray[np.uint64] | None, *, first: int) -> npt.NDArray[np.void]:
@@ -189,9 +210,9 @@ def sorted_runs(parts: Iterable[npt.NDArray[np.void]], *, num_rows: int, memory_
             for part in np.unique(partition):
                 _append(Path(folder) / f"{part}.bin", rows[partition == part])
         for path in sorted(Path(folder).iterdir(), key=lambda path: int(path.stem)):
-            rows = np.fromfile(path, ROW)
+            runs = _runs_of(np.fromfile(path, ROW))
             path.unlink()
-            yield _runs_of(rows)
+            yield runs
 
 
 def _append(path: Path, rows: npt.NDArray[np.void]) -> None:
@@ -216,9 +237,12 @@ def _runs_of(rows: npt.NDArray[np.void]) -> Runs:
 
 @jit
 def _match_leaders(
-    signatures: Signatures, places: Numbers, starts: Numbers, limits: npt.NDArray[np.float32]
-) -> tuple[Numbers, npt.NDArray[np.float32], int]:
-    """(pairs of rows of `signatures`, their estimated similarity, comparisons left out). limits: least, threshold."""
+    signatures: Signatures, places: Numbers, starts: Numbers, known: Numbers, limits: npt.NDArray[np.float32]
+) -> tuple[Numbers, npt.NDArray[np.float32], Numbers, int]:
+    """(pairs of rows of `signatures`, their estimated similarity, the last run's leaders, comparisons left out).
+
+    known: rows that are leaders of the first run already. limits: least, threshold.
+    """
     least, threshold = limits
     size = max(16, len(places))
     pairs = np.empty((size, 2), np.int64)
@@ -226,8 +250,11 @@ def _match_leaders(
     leaders = np.empty(MAX_LEADERS, np.int64)
     num_pairs, num_capped = 0, 0
     width = signatures.shape[1]
+    num_leaders = len(known)
+    leaders[:num_leaders] = known
     for run in range(len(starts) - 1):
-        num_leaders = 0
+        if run > 0:
+            num_leaders = 0
         for position in range(starts[run], starts[run + 1]):
             document = places[position]
             best = np.float32(0)
@@ -250,4 +277,4 @@ def _match_leaders(
                     num_leaders += 1
                 else:
                     num_capped += 1
-    return pairs[:num_pairs], similarity[:num_pairs], num_capped
+    return pairs[:num_pairs], similarity[:num_pairs], leaders[:num_leaders], num_capped

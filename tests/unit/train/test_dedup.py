@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -13,7 +14,16 @@ from hypothesis import strategies as st
 
 from tests.document_tables import documents
 from train.data.dedup import DUPLICATE_OF, DedupConfig, Deduplicator, KeepPolicy, wilson_interval
-from train.data.dedup_edges import Edges, find_candidates, find_exact, merge_edges
+from train.data.dedup_edges import (
+    MAX_LEADERS,
+    Edges,
+    Numbers,
+    SignedDocuments,
+    find_candidates,
+    find_exact,
+    gather,
+    merge_edges,
+)
 from train.data.minhash import MinHashConfig, estimate_jaccard, hash_texts, jaccard, shingles_of, sign
 
 CONFIG = DedupConfig()
@@ -133,8 +143,8 @@ def test_candidates_below_the_threshold_are_refused_by_the_texts() -> None:
     assert not any(0 in pair for pair in true_pairs(texts, threshold=0.8))
     deduplicator = Deduplicator(CONFIG)
     units = [deduplicator.sign(documents(texts))]
-    believed = [find_candidates(units, band, least=0.0, threshold=0.8, skip=np.zeros(0, np.int64), memory_bytes=1 << 30)
-                for band in range(16)]  # fmt: skip
+    believed = [find_candidates(units, band, least=0.0, threshold=0.8, skip=np.zeros(0, np.int64), memory_bytes=1 << 30,
+                                signature_bytes=512) for band in range(16)]  # fmt: skip
     assert len(merge_edges(believed)) > 5  # the bands alone would join them
     assert outcome(deduplicator.deduplicate([documents(texts)])) == {}
 
@@ -147,6 +157,34 @@ def test_a_bucket_of_boilerplate_is_compared_with_its_leaders_only() -> None:
     )
     assert len(edges) == 399
     assert set(edges.first.tolist()) == {0}
+
+
+def test_a_bucket_beyond_the_memory_is_matched_in_parts_with_the_same_edges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every document shares the bucket; most are leaders, some copies of them, more than MAX_LEADERS in all."""
+    generator = random.Random(4)
+    texts = corpus(4, num_originals=60) + [f"one page of many {'!' * number}" for number in range(50)]
+    generator.shuffle(texts)
+    unit = Deduplicator(CONFIG).sign(documents(texts))
+    bands = [np.zeros(len(unit), np.uint64), np.arange(len(unit), dtype=np.uint64) // 7]
+    units = [SignedDocuments(unit.signatures, bands, unit.exact, unit.length, unit.quality)]
+    num_loaded = []
+
+    def counted(units: Sequence[SignedDocuments], wanted: Numbers, *rest: Any) -> Any:
+        num_loaded.append(len(wanted))
+        return gather(units, wanted, *rest)
+
+    monkeypatch.setattr("train.data.dedup_edges.gather", counted)
+    for band in (0, 1):
+        found = []
+        for memory_bytes in (1 << 30, 100 * 512, 20 * 512):
+            num_loaded.clear()
+            edges = find_candidates(units, band, least=0.5, threshold=0.8, skip=np.zeros(0, np.int64),
+                                    memory_bytes=memory_bytes, signature_bytes=512)  # fmt: skip
+            assert max(num_loaded) <= memory_bytes // 1024 + MAX_LEADERS
+            found.append((edges.first.tolist(), edges.second.tolist(), edges.similarity.tolist(), edges.num_capped))
+        assert len(found[0][0]) > 20
+        assert found[1:] == found[:1] * 2
+        assert (found[0][3] > 0) == (band == 0)
 
 
 def test_estimates_of_precision_and_recall_match_the_truth() -> None:
