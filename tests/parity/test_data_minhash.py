@@ -107,7 +107,7 @@ def test_verified_pairs_are_the_true_ones_that_share_a_band(texts: list[str]) ->
     exact = deduplicator.find_exact(units)
     candidates = merge_edges([deduplicator.find_candidates(units, band, exact=exact) for band in range(16)])
     take: Callable[..., pa.ChunkedArray] = column(texts).take
-    near = deduplicator.verify(candidates, take)
+    near = deduplicator.verify(units, candidates, take)
     truth = all_pairs(texts, least=0.8)
     pairs = set(zip(near.first.tolist(), near.second.tolist(), strict=True))
     assert pairs <= truth.keys()

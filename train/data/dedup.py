@@ -11,7 +11,7 @@ Sources: Broder 1997; Lee et al., Deduplicating Training Data Makes Language Mod
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,6 +39,9 @@ EXACT_RULE, NEAR_RULE = "duplicate.exact", "duplicate.near"
 DUPLICATE_OF = "duplicate_of"
 """Key of a document's metadata: the id of the document that was kept in its place."""
 PAIRS_AT_ONCE = 1024
+BYTES_PER_CHAR = 16
+"""Memory that comparing takes: the text and its copy in UTF-8, up to 4 bytes each, and 8 for a shingle, which can be as many
+as the characters (Chinese)."""
 ROWS_AT_ONCE = 1 << 14
 
 KeepPolicy = Literal["first", "longest", "best_quality"]
@@ -124,23 +127,31 @@ class Deduplicator:
             signature_bytes=4 * self.config.minhash.num_permutations,
         )
 
-    def verify(self, candidates: Edges, read_texts: ReadTexts) -> Edges:
+    def verify(self, units: Sequence[SignedDocuments], candidates: Edges, read_texts: ReadTexts) -> Edges:
         """The candidates that are near duplicates; where texts were compared, with their exact similarity."""
         threshold, margin = self.config.threshold, self.config.verify_margin
         similarity = candidates.similarity.copy()
         unsure = np.flatnonzero((similarity < threshold + margin) & (margin > 0))
-        for start in range(0, len(unsure), PAIRS_AT_ONCE):
-            rows = unsure[start : start + PAIRS_AT_ONCE]
-            similarity[rows] = self.compare_texts(candidates.first[rows], candidates.second[rows], read_texts)
+        similarity[unsure] = self.compare_texts(units, candidates.first[unsure], candidates.second[unsure], read_texts)
         is_near = similarity >= np.float32(threshold)
         return Edges(candidates.first[is_near], candidates.second[is_near], similarity[is_near], candidates.num_capped)
 
-    def compare_texts(self, first: Numbers, second: Numbers, read_texts: ReadTexts) -> npt.NDArray[np.float32]:
-        """Exact Jaccard similarity of each pair."""
+    def compare_texts(
+        self, units: Sequence[SignedDocuments], first: Numbers, second: Numbers, read_texts: ReadTexts
+    ) -> npt.NDArray[np.float32]:
+        """Exact Jaccard similarity of each pair. As many texts are read at once as `memory_bytes` holds, or two."""
+        similarity = np.empty(len(first), np.float32)
+        if not len(first):
+            return similarity
         documents, places = np.unique(np.stack([first, second]), return_inverse=True)
-        sets = shingles_of(read_texts(documents), self.config.minhash)
-        pairs = places.reshape(2, -1).T.tolist()
-        return np.array([jaccard(sets[a], sets[b]) for a, b in pairs], np.float32)
+        lengths = gather(units, documents, unit_starts(units), lambda unit: unit.length)
+        num_chars = lengths[places].reshape(2, -1).sum(axis=0)
+        for rows in _slices(num_chars, most=self.config.memory_bytes // BYTES_PER_CHAR):
+            documents, places = np.unique(np.stack([first[rows], second[rows]]), return_inverse=True)
+            sets = shingles_of(read_texts(documents), self.config.minhash)
+            pairs = places.reshape(2, -1).T.tolist()
+            similarity[rows] = [jaccard(sets[a], sets[b]) for a, b in pairs]
+        return similarity
 
     def decide(self, units: Sequence[SignedDocuments], exact: Edges, near: Edges) -> Duplicates:
         """One document of each group of connected pairs stays; the others are its duplicates."""
@@ -185,7 +196,15 @@ class Deduplicator:
             similarity[rows] = np.mean(ours == others[at], axis=1)
         return Duplicates(document, kept, similarity, is_exact)
 
-    def estimate(self, duplicates: Duplicates, near: Edges, read_texts: ReadTexts, *, seed: int = 0) -> DedupEstimate:
+    def estimate(
+        self,
+        units: Sequence[SignedDocuments],
+        duplicates: Duplicates,
+        near: Edges,
+        read_texts: ReadTexts,
+        *,
+        seed: int = 0,
+    ) -> DedupEstimate:
         """Precision and recall of the near-duplicate removal, from `audit_pairs` pairs for each."""
         generator = np.random.default_rng(seed)
         threshold = self.config.threshold
@@ -194,10 +213,10 @@ class Deduplicator:
         pairs = np.sort(generator.permutation(len(near))[: self.config.audit_pairs])
         if not len(rows) or not len(pairs):
             return DedupEstimate(0, None, None, None, None)
-        found = self.compare_texts(duplicates.document[rows], duplicates.kept[rows], read_texts)
+        found = self.compare_texts(units, duplicates.document[rows], duplicates.kept[rows], read_texts)
         precision = float(np.mean(found >= np.float32(threshold)))
         low, high = wilson_interval(precision, len(rows))
-        similarity = self.compare_texts(near.first[pairs], near.second[pairs], read_texts)
+        similarity = self.compare_texts(units, near.first[pairs], near.second[pairs], read_texts)
         similar = similarity[similarity >= np.float32(threshold)]
         weights = [1 / self.config.minhash.candidate_probability(float(value)) for value in similar]
         recall = len(weights) / sum(weights) if weights else None
@@ -210,7 +229,8 @@ class Deduplicator:
         ids = np.concatenate([table["id"].to_numpy() for table in tables]) if tables else np.zeros(0, object)
         exact = self.find_exact(units)
         bands = range(self.config.minhash.num_bands)
-        near = self.verify(merge_edges([self.find_candidates(units, band, exact=exact) for band in bands]), texts.take)
+        candidates = merge_edges([self.find_candidates(units, band, exact=exact) for band in bands])
+        near = self.verify(units, candidates, texts.take)
         duplicates = self.decide(units, exact, near)
         starts = unit_starts(units)
         marked = []
@@ -254,6 +274,18 @@ def wilson_interval(share: float, count: int, *, z: float = 1.96) -> tuple[float
     centre = share + z * z / (2 * count)
     spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     return max(0.0, (centre - spread) / (1 + z * z / count)), min(1.0, (centre + spread) / (1 + z * z / count))
+
+
+def _slices(num_chars: Numbers, *, most: int) -> Iterator[slice]:
+    """Consecutive pairs of at most `most` characters and PAIRS_AT_ONCE in number, or a single one."""
+    ends = np.cumsum(num_chars)
+    first = 0
+    while first < len(ends):
+        before = ends[first - 1] if first else 0
+        last = int(np.searchsorted(ends, before + most, side="right"))
+        last = min(max(last, first + 1), first + PAIRS_AT_ONCE)
+        yield slice(first, last)
+        first = last
 
 
 @jit

@@ -47,7 +47,7 @@ def verify_slice(run: Run, index: int) -> None:
     candidates = run.read_edges("candidates", 0)
     part = slice(index * VERIFY_PAIRS, (index + 1) * VERIFY_PAIRS)
     edges = Edges(candidates.first[part], candidates.second[part], candidates.similarity[part])
-    _commit_edges(run, "verify", index, run.deduplicator.verify(edges, run.read_texts))
+    _commit_edges(run, "verify", index, run.deduplicator.verify(run.signed, edges, run.read_texts))
 
 
 def choose_duplicates(run: Run, index: int) -> None:
@@ -55,7 +55,7 @@ def choose_duplicates(run: Run, index: int) -> None:
     num_slices = num_verify_jobs(len(run.read_edges("candidates", 0)))
     near = merge_edges([run.read_edges("verify", number) for number in range(num_slices)])
     duplicates = run.deduplicator.decide(run.signed, run.read_edges("exact", 0), near)
-    estimate = run.deduplicator.estimate(duplicates, near, run.read_texts)
+    estimate = run.deduplicator.estimate(run.signed, duplicates, near, run.read_texts)
     kept_ids = _ids_of(run, duplicates)
     files = []
     bounds = np.searchsorted(duplicates.document, run.starts)

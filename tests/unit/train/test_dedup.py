@@ -194,9 +194,9 @@ def test_estimates_of_precision_and_recall_match_the_truth() -> None:
     exact = deduplicator.find_exact(units)
     candidates = merge_edges([deduplicator.find_candidates(units, band, exact=exact) for band in range(16)])
     column = texts_column(texts)
-    near = deduplicator.verify(candidates, column.take)
+    near = deduplicator.verify(units, candidates, column.take)
     duplicates = deduplicator.decide(units, exact, near)
-    estimate = deduplicator.estimate(duplicates, near, column.take)
+    estimate = deduplicator.estimate(units, duplicates, near, column.take)
     truth = true_pairs(texts, threshold=CONFIG.threshold)
     removed = list(zip(duplicates.kept.tolist(), duplicates.document.tolist(), strict=True))
     is_right = [tuple(sorted(pair)) in truth for pair in removed]
@@ -204,6 +204,25 @@ def test_estimates_of_precision_and_recall_match_the_truth() -> None:
     assert estimate.recall is not None
     assert estimate.precision_low <= sum(is_right) / len(is_right) <= estimate.precision_high  # type: ignore[operator]
     assert 0.97 <= estimate.recall <= 1.0
+
+
+def test_texts_are_compared_in_parts_that_fit_the_memory_with_the_same_result() -> None:
+    texts = [text * times for text, times in zip(corpus(12, num_originals=60), itertools.cycle([1, 40]), strict=False)]
+    column = texts_column(texts)
+    first, second = (np.array(side) for side in zip(*itertools.combinations(range(0, len(texts), 3), 2), strict=True))
+    found, num_chars = [], []
+
+    def read(wanted: Numbers) -> pa.ChunkedArray:
+        num_chars[-1].append(sum(len(texts[number]) for number in wanted))
+        return column.take(wanted)
+
+    for memory_bytes in (1 << 30, 1 << 20):
+        deduplicator = Deduplicator(DedupConfig(memory_bytes=memory_bytes))
+        num_chars.append([])
+        found.append(deduplicator.compare_texts([deduplicator.sign(documents(texts))], first, second, read).tolist())
+    assert found[0] == found[1]
+    assert max(num_chars[0]) > 1 << 16
+    assert max(num_chars[1]) <= max(1 << 16, 2 * max(map(len, texts)))
 
 
 def test_wilson_agrees_with_a_published_value() -> None:
