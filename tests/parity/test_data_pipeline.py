@@ -19,7 +19,7 @@ from train.data.config import DataConfigError, PipelineConfig, load_pipeline_con
 from train.data.filesystem import resolve
 from train.data.pipeline import DataPipeline
 from train.data.report import PipelineReport
-from train.data.run_folder import RunFolder, RunMismatch
+from train.data.run_folder import PLAN_VERSION, RunFolder, RunMismatch
 from train.data.storage import HDF5Storage
 
 COMMAND = [sys.executable, "-m", "cluster.cli", "data", "run", "--json", "--config"]
@@ -269,8 +269,8 @@ def test_a_missing_evaluation_set_or_tokenizer_is_named_before_anything_is_writt
 
 def test_a_late_worker_of_another_run_does_not_count(tmp_path: Path) -> None:
     late, new = RunFolder(str(tmp_path)), RunFolder(str(tmp_path))
-    late.begin({"version": 1, "run_id": "a"})
-    new.begin({"version": 1, "run_id": "b"}, restart=True)
+    late.begin({"version": PLAN_VERSION, "run_id": "a"})
+    new.begin({"version": PLAN_VERSION, "run_id": "b"}, restart=True)
     late.commit("prepare", 0, facts={"documents": 1})
     assert new.record("prepare", 0) is None
 
@@ -278,9 +278,9 @@ def test_a_late_worker_of_another_run_does_not_count(tmp_path: Path) -> None:
 def test_a_kill_while_a_run_begins_anew_leaves_a_folder_that_can_be_used(tmp_path: Path) -> None:
     (tmp_path / "plan.json.partial-12345678").write_text("{")
     folder = RunFolder(str(tmp_path))
-    assert not folder.begin({"version": 1, "run_id": "a"})
+    assert not folder.begin({"version": PLAN_VERSION, "run_id": "a"})
     (tmp_path / "work").mkdir()
-    assert not folder.begin({"version": 1, "run_id": "b"}, restart=True)
+    assert not folder.begin({"version": PLAN_VERSION, "run_id": "b"}, restart=True)
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 

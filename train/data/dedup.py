@@ -24,6 +24,7 @@ from train.data.dedup_edges import (
     Edges,
     Numbers,
     SignedDocuments,
+    SignedUnit,
     find_candidates,
     find_exact,
     gather,
@@ -111,11 +112,11 @@ class Deduplicator:
         quality = np.asarray(table["quality"].to_numpy(), np.float32)
         return sign_documents(table["text"], self.config.minhash, quality=quality)
 
-    def find_exact(self, units: Sequence[SignedDocuments]) -> Edges:
+    def find_exact(self, units: Sequence[SignedUnit]) -> Edges:
         """Pairs of equal texts."""
         return find_exact(units, memory_bytes=self.config.memory_bytes)
 
-    def find_candidates(self, units: Sequence[SignedDocuments], band: int, *, exact: Edges) -> Edges:
+    def find_candidates(self, units: Sequence[SignedUnit], band: int, *, exact: Edges) -> Edges:
         """Pairs that share a band and may be near duplicates; copies of an earlier text take no part."""
         return find_candidates(
             units,
@@ -127,7 +128,7 @@ class Deduplicator:
             signature_bytes=4 * self.config.minhash.num_permutations,
         )
 
-    def verify(self, units: Sequence[SignedDocuments], candidates: Edges, read_texts: ReadTexts) -> Edges:
+    def verify(self, units: Sequence[SignedUnit], candidates: Edges, read_texts: ReadTexts) -> Edges:
         """The candidates that are near duplicates; where texts were compared, with their exact similarity."""
         threshold, margin = self.config.threshold, self.config.verify_margin
         similarity = candidates.similarity.copy()
@@ -137,14 +138,14 @@ class Deduplicator:
         return Edges(candidates.first[is_near], candidates.second[is_near], similarity[is_near], candidates.num_capped)
 
     def compare_texts(
-        self, units: Sequence[SignedDocuments], first: Numbers, second: Numbers, read_texts: ReadTexts
+        self, units: Sequence[SignedUnit], first: Numbers, second: Numbers, read_texts: ReadTexts
     ) -> npt.NDArray[np.float32]:
         """Exact Jaccard similarity of each pair. As many texts are read at once as `memory_bytes` holds, or two."""
         similarity = np.empty(len(first), np.float32)
         if not len(first):
             return similarity
         documents, places = np.unique(np.stack([first, second]), return_inverse=True)
-        lengths = gather(units, documents, unit_starts(units), lambda unit: unit.length)
+        lengths = gather(units, documents, unit_starts(units), "length")
         num_chars = lengths[places].reshape(2, -1).sum(axis=0)
         for rows in _slices(num_chars, most=self.config.memory_bytes // BYTES_PER_CHAR):
             documents, places = np.unique(np.stack([first[rows], second[rows]]), return_inverse=True)
@@ -153,7 +154,7 @@ class Deduplicator:
             similarity[rows] = [jaccard(sets[a], sets[b]) for a, b in pairs]
         return similarity
 
-    def decide(self, units: Sequence[SignedDocuments], exact: Edges, near: Edges) -> Duplicates:
+    def decide(self, units: Sequence[SignedUnit], exact: Edges, near: Edges) -> Duplicates:
         """One document of each group of connected pairs stays; the others are its duplicates."""
         starts = unit_starts(units)
         first, second = np.concatenate([exact.first, near.first]), np.concatenate([exact.second, near.second])
@@ -162,10 +163,7 @@ class Deduplicator:
             none = np.zeros(0, np.int64)
             return Duplicates(none, none, np.zeros(0, np.float32), np.zeros(0, np.bool_))
         group = _components(places.reshape(2, -1).astype(np.int64), len(members))
-        columns: dict[KeepPolicy, Callable[[SignedDocuments], npt.NDArray[np.generic]]] = {
-            "longest": lambda unit: unit.length,
-            "best_quality": lambda unit: unit.quality,
-        }
+        columns: dict[KeepPolicy, str] = {"longest": "length", "best_quality": "quality"}
         if self.config.keep == "first":
             rank = np.zeros(len(members))
         else:
@@ -180,25 +178,21 @@ class Deduplicator:
         document, kept = members[goes], kept[goes]
         return self._describe(units, document, kept, starts)
 
-    def _describe(
-        self, units: Sequence[SignedDocuments], document: Numbers, kept: Numbers, starts: Numbers
-    ) -> Duplicates:
+    def _describe(self, units: Sequence[SignedUnit], document: Numbers, kept: Numbers, starts: Numbers) -> Duplicates:
         originals, places = np.unique(kept, return_inverse=True)
-        mine, theirs = (gather(units, numbers, starts, lambda unit: unit.exact) for numbers in (document, originals))
+        mine, theirs = (gather(units, numbers, starts, "exact") for numbers in (document, originals))
         is_exact = (mine == theirs[places]).all(axis=1)
         similarity = np.empty(len(document), np.float32)
         for first in range(0, len(document), ROWS_AT_ONCE):
             rows = slice(first, first + ROWS_AT_ONCE)
             names, at = np.unique(kept[rows], return_inverse=True)
-            ours, others = (
-                gather(units, numbers, starts, lambda unit: unit.signatures) for numbers in (document[rows], names)
-            )
+            ours, others = (gather(units, numbers, starts, "signatures") for numbers in (document[rows], names))
             similarity[rows] = np.mean(ours == others[at], axis=1)
         return Duplicates(document, kept, similarity, is_exact)
 
     def estimate(
         self,
-        units: Sequence[SignedDocuments],
+        units: Sequence[SignedUnit],
         duplicates: Duplicates,
         near: Edges,
         read_texts: ReadTexts,

@@ -10,10 +10,10 @@ becomes a leader itself if none of them is its duplicate. So boilerplate buckets
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,17 +28,31 @@ MAX_LEADERS = 32
 ROW = np.dtype([("low", np.uint64), ("high", np.uint64), ("number", np.int64)])
 """A hash of up to 128 bits and the number of what it is of."""
 
-T = TypeVar("T", bound=np.generic)
+BAND = "band_"
+"""Before the number of a band in the name of its column."""
+
 Numbers = npt.NDArray[np.int64]
 """Documents, numbered through all units in order."""
 
 
+class SignedUnit(Protocol):
+    """What deduplication knows of one unit's documents, read when it is asked for.
+
+    Columns: signatures [docs, permutations], exact [docs, 2], band_0 and so on, length (characters) and quality [docs].
+    """
+
+    def __len__(self) -> int: ...
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """All rows of a column."""
+
+    def rows(self, name: str, rows: Numbers) -> npt.NDArray[Any]:
+        """These rows of a column, which must be in ascending order."""
+
+
 @dataclass(frozen=True, slots=True)
 class SignedDocuments:
-    """What deduplication knows of one unit's documents, row by row; memory maps are welcome.
-
-    Shapes: signatures [docs, permutations], exact [docs, 2], each of the bands, length and quality [docs].
-    """
+    """A SignedUnit in memory. Shapes are those of its columns."""
 
     signatures: Signatures
     bands: Sequence[npt.NDArray[np.uint64]]
@@ -48,6 +62,22 @@ class SignedDocuments:
 
     def __len__(self) -> int:
         return len(self.exact)
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """See SignedUnit."""
+        found: npt.NDArray[Any] = (
+            self.bands[int(name.removeprefix(BAND))] if name.startswith(BAND) else getattr(self, name)
+        )
+        return found
+
+    def rows(self, name: str, rows: Numbers) -> npt.NDArray[Any]:
+        """See SignedUnit."""
+        return self.column(name)[rows]
+
+    def select(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> "SignedDocuments":
+        """These documents alone."""
+        bands = [band[rows] for band in self.bands]
+        return SignedDocuments(self.signatures[rows], bands, self.exact[rows], self.length[rows], self.quality[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +108,17 @@ def sign_documents(
     return SignedDocuments(signatures, list(np.ascontiguousarray(bands.T)), exact, length, quality)
 
 
-def unit_starts(units: Sequence[SignedDocuments]) -> Numbers:
+def unit_starts(units: Sequence[SignedUnit]) -> Numbers:
     """The number of each unit's first document, and at the end the number of documents."""
     return np.concatenate([[0], np.cumsum([len(unit) for unit in units], dtype=np.int64)]).astype(np.int64)
 
 
-def find_exact(units: Sequence[SignedDocuments], *, memory_bytes: int) -> Edges:
+def find_exact(units: Sequence[SignedUnit], *, memory_bytes: int) -> Edges:
     """The first document of each text, paired with each later one of the same text."""
 
     starts = unit_starts(units)
-    parts = (
-        make_rows(unit.exact[:, 0], unit.exact[:, 1], first=first) for unit, first in zip(units, starts, strict=False)
-    )
+    hashes = (unit.column("exact") for unit in units)
+    parts = (make_rows(exact[:, 0], exact[:, 1], first=first) for exact, first in zip(hashes, starts, strict=False))
     found = []
     for runs in sorted_runs(parts, num_rows=int(starts[-1]), memory_bytes=memory_bytes):
         first = np.repeat(runs.number[runs.starts[:-1]], np.diff(runs.starts))
@@ -99,7 +128,7 @@ def find_exact(units: Sequence[SignedDocuments], *, memory_bytes: int) -> Edges:
 
 
 def find_candidates(
-    units: Sequence[SignedDocuments],
+    units: Sequence[SignedUnit],
     band: int,
     *,
     least: float,
@@ -118,7 +147,7 @@ def find_candidates(
 
     def parts() -> Iterator[npt.NDArray[np.void]]:
         for unit, first in zip(units, starts.tolist(), strict=False):
-            rows = make_rows(unit.bands[band], None, first=first)
+            rows = make_rows(unit.column(f"{BAND}{band}"), None, first=first)
             low, high = np.searchsorted(skip, [first, first + len(rows)])
             yield np.delete(rows, skip[low:high] - first)
 
@@ -127,7 +156,7 @@ def find_candidates(
         leaders = np.zeros(0, np.int64)
         for part in cut_runs(runs, num_documents=max(1, memory_bytes // (2 * signature_bytes))):
             documents = np.unique(np.concatenate([leaders, part.number]))
-            signatures = gather(units, documents, starts, lambda unit: unit.signatures)
+            signatures = gather(units, documents, starts, "signatures")
             known, places = np.searchsorted(documents, leaders), np.searchsorted(documents, part.number)
             pairs, similarity, known, num_capped = _match_leaders(signatures, places, part.starts, known, limits)
             found.append(Edges(documents[pairs[:, 0]], documents[pairs[:, 1]], similarity, num_capped))
@@ -135,20 +164,20 @@ def find_candidates(
     return merge_edges(found)
 
 
-def gather(
-    units: Sequence[SignedDocuments],
-    documents: Numbers,
-    starts: Numbers,
-    column: Callable[[SignedDocuments], npt.NDArray[T]],
-) -> npt.NDArray[T]:
+def gather(units: Sequence[SignedUnit], documents: Numbers, starts: Numbers, name: str) -> npt.NDArray[Any]:
     """The rows of one column for these documents, at least one, which must be in ascending order."""
     bounds = np.searchsorted(documents, starts)
-    chosen = np.flatnonzero(np.diff(bounds)).tolist()
-    first = column(units[chosen[0]])
+    parts = (
+        units[unit].rows(name, documents[bounds[unit] : bounds[unit + 1]] - starts[unit])
+        for unit in np.flatnonzero(np.diff(bounds)).tolist()
+    )
+    first = next(parts)
     found = np.empty((len(documents), *first.shape[1:]), first.dtype)
-    for unit in chosen:
-        place = slice(*bounds[unit : unit + 2])
-        found[place] = column(units[unit])[documents[place] - starts[unit]]
+    found[: len(first)] = first
+    place = len(first)
+    for part in parts:
+        found[place : place + len(part)] = part
+        place += len(part)
     return found
 
 

@@ -64,9 +64,7 @@ PHASES: dict[str, Phase] = {
     "exact": Phase(pair_equal_texts, _once, "pair equal texts"),
     "band": Phase(pair_band, lambda run: run.config.dedup.minhash.num_bands, "pair similar texts"),
     "candidates": Phase(merge_bands, _once, "merge the pairs"),
-    "verify": Phase(
-        verify_slice, lambda run: num_verify_jobs(len(run.read_edges("candidates", 0))), "verify the pairs"
-    ),
+    "verify": Phase(verify_slice, num_verify_jobs, "verify the pairs"),
     "duplicates": Phase(choose_duplicates, _once, "choose who stays"),
     "pieces": Phase(hash_unit_pieces, lambda run: len(run.units) * _if_pieces(run), "hash repeated lines"),
     "repeats": Phase(choose_repeats, lambda run: int(_if_pieces(run)), "find repeated lines"),

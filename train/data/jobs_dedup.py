@@ -4,6 +4,7 @@ In: signatures and prepared documents of all units. Out, for each unit, duplicat
 document that is kept in their place, the similarity, whether the texts are equal; and repeats/*.arrow: pieces that go.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,14 +16,17 @@ from train.data.dedup_edges import Edges, merge_edges
 from train.data.line_dedup import find_repeated, hash_pieces
 from train.data.run import Run
 from train.data.schema import is_kept
+from train.data.stored_file import FileSummary
 
 VERIFY_PAIRS = 20_000
 """Candidate pairs of one verification job."""
 
 
 def pair_equal_texts(run: Run, index: int) -> None:
-    """Pairs of equal texts, through all units."""
-    _commit_edges(run, "exact", index, run.deduplicator.find_exact(run.signed))
+    """Pairs of equal texts, through all units; and how the documents of all units are numbered."""
+    counts = [0, *(int(run.facts("prepare", unit.index)["signed"]) for unit in run.units)]
+    starts = run.folder.write_arrays(run.name("starts", 0, "arrow"), {"start": np.cumsum(counts, dtype=np.int64)})
+    _commit_edges(run, "exact", index, run.deduplicator.find_exact(run.signed), files=[starts])
 
 
 def pair_band(run: Run, index: int) -> None:
@@ -34,26 +38,25 @@ def pair_band(run: Run, index: int) -> None:
 def merge_bands(run: Run, index: int) -> None:
     """The pairs of all bands, each once."""
     bands = range(run.config.dedup.minhash.num_bands)
-    _commit_edges(run, "candidates", index, merge_edges([run.read_edges("band", band) for band in bands]))
+    edges = merge_edges([run.read_edges("band", band) for band in bands])
+    _commit_edges(run, "candidates", index, edges, rows_per_batch=VERIFY_PAIRS)
 
 
-def num_verify_jobs(num_candidates: int) -> int:
+def num_verify_jobs(run: Run) -> int:
     """Jobs of the phase `verify`; one at least, so that later phases find a file."""
-    return max(1, -(-num_candidates // VERIFY_PAIRS))
+    return max(1, -(-int(run.facts("candidates", 0)["pairs"]) // VERIFY_PAIRS))
 
 
 def verify_slice(run: Run, index: int) -> None:
     """The near duplicates among one slice of the candidates."""
-    candidates = run.read_edges("candidates", 0)
-    part = slice(index * VERIFY_PAIRS, (index + 1) * VERIFY_PAIRS)
-    edges = Edges(candidates.first[part], candidates.second[part], candidates.similarity[part])
+    arrays = run.folder.read_batch(run.name("candidates", 0, "arrow"), index)
+    edges = Edges(arrays["first"], arrays["second"], arrays["similarity"])
     _commit_edges(run, "verify", index, run.deduplicator.verify(run.signed, edges, run.read_texts))
 
 
 def choose_duplicates(run: Run, index: int) -> None:
     """Groups of duplicates, who stays, and how good the removal is."""
-    num_slices = num_verify_jobs(len(run.read_edges("candidates", 0)))
-    near = merge_edges([run.read_edges("verify", number) for number in range(num_slices)])
+    near = merge_edges([run.read_edges("verify", number) for number in range(num_verify_jobs(run))])
     duplicates = run.deduplicator.decide(run.signed, run.read_edges("exact", 0), near)
     estimate = run.deduplicator.estimate(run.signed, duplicates, near, run.read_texts)
     kept_ids = _ids_of(run, duplicates)
@@ -100,10 +103,18 @@ def choose_repeats(run: Run, index: int) -> None:
     run.folder.commit("repeats", index, facts={"pieces": sum(counts), "repeated": len(repeated)}, files=files)
 
 
-def _commit_edges(run: Run, phase: str, index: int, edges: Edges) -> None:
+def _commit_edges(
+    run: Run,
+    phase: str,
+    index: int,
+    edges: Edges,
+    *,
+    rows_per_batch: int | None = None,
+    files: Sequence[FileSummary] = (),
+) -> None:
     columns: dict[str, Any] = {"first": edges.first, "second": edges.second, "similarity": edges.similarity}
-    file = run.folder.write_arrays(run.name(phase, index, "arrow"), columns)
-    run.folder.commit(phase, index, facts={"pairs": len(edges), "capped": edges.num_capped}, files=[file])
+    file = run.folder.write_arrays(run.name(phase, index, "arrow"), columns, rows_per_batch=rows_per_batch)
+    run.folder.commit(phase, index, facts={"pairs": len(edges), "capped": edges.num_capped}, files=[file, *files])
 
 
 def _ids_of(run: Run, duplicates: Duplicates) -> Any:

@@ -23,6 +23,7 @@ from train.data.pii import mask_sensitive_all
 from train.data.prepare import prepare_batch
 from train.data.run import Run
 from train.data.schema import DOCUMENT_SCHEMA, is_kept, set_column, with_reasons
+from train.data.signed_file import write_signed
 from train.data.stored_file import open_hashed
 from train.data.units import read_unit
 
@@ -59,8 +60,10 @@ def prepare_unit(run: Run, index: int) -> None:
             kept_file.write(kept)
             signed.append(batch)
         losses_summary = losses_file.summary(run.path("losses", index, "jsonl"), num_items=facts["losses"])
-    arrays = run.folder.write_arrays(run.name("signed", index, "arrow"), _columns(run, signed))
-    files = [kept_file.summary, audit_file.summary, losses_summary, arrays]
+    signed = signed or [run.deduplicator.sign(DOCUMENT_SCHEMA.empty_table())]
+    signed_file = write_signed(run.folder, run.name("signed", index, "arrow"), signed)
+    facts["signed"] = signed_file.num_items
+    files = [kept_file.summary, audit_file.summary, losses_summary, signed_file]
     run.folder.commit("prepare", index, facts=dict(facts), files=files)
 
 
@@ -128,20 +131,4 @@ def _without_known(run: Run, kept: pa.Table, audit_file: Any, facts: Counter[str
     known = with_reasons(known, reasons)
     count_reasons(known, facts)
     audit_file.write(known)
-    stays = ~is_known
-    rest = SignedDocuments(
-        signed.signatures[stays], [band[stays] for band in signed.bands], signed.exact[stays], signed.length[stays],
-        signed.quality[stays],
-    )  # fmt: skip
-    return kept.filter(pa.array(stays)), rest
-
-
-def _columns(run: Run, signed: list[SignedDocuments]) -> dict[str, Any]:
-    parts = signed or [run.deduplicator.sign(DOCUMENT_SCHEMA.empty_table())]
-    columns = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("signatures", "exact", "length", "quality")
-    }
-    for band in range(run.config.dedup.minhash.num_bands):
-        columns[f"band_{band}"] = np.concatenate([part.bands[band] for part in parts])
-    return columns
+    return kept.filter(pa.array(~is_known)), signed.select(~is_known)

@@ -8,7 +8,8 @@ StreamingDataLoader reads.
 from collections.abc import Mapping
 from typing import Any
 
-from train.data.dedup_edges import SignedDocuments
+import numpy as np
+
 from train.data.dedup_index import DedupIndex
 from train.data.report import HTML_NAME, JSON_NAME, PipelineReport, build_report, render_html
 from train.data.run import Run
@@ -113,13 +114,7 @@ def _remember(run: Run) -> None:
         audit = run.output.read(run.folder.path(f"audit/part-{unit.index:06d}.parquet"), columns=["id"])
         dropped = {name for table in audit for name in table["id"].to_pylist()}  # by line deduplication too
         rows = [row for row, is_kept in enumerate(stays) if is_kept and names[row] not in dropped]
-        signed = run.signed[unit.index]
-        documents.append(
-            SignedDocuments(
-                signed.signatures[rows], [band[rows] for band in signed.bands], signed.exact[rows], signed.length[rows],
-                signed.quality[rows],
-            )
-        )  # fmt: skip
+        documents.append(run.signed[unit.index].load().select(np.array(rows, np.int64)))
         ids.append([names[row] for row in rows])
     assert run.config.index.path is not None
     DedupIndex.open(run.config.index.path, run.config.dedup).add_run(run.id, documents, ids)

@@ -17,11 +17,12 @@ from train.data.clean import DataCleaner
 from train.data.config import PipelineConfig
 from train.data.decontaminate import Contamination
 from train.data.dedup import Deduplicator, mark_duplicates
-from train.data.dedup_edges import Edges, Numbers, SignedDocuments, unit_starts
+from train.data.dedup_edges import Edges, Numbers
 from train.data.dedup_index import DedupIndex
 from train.data.packing import ShardPlan, plan_shards
 from train.data.pii import ALL_KINDS
 from train.data.run_folder import PLAN_NAME, WORK, RunFolder, RunMismatch
+from train.data.signed_file import SignedFile
 from train.data.source_config import SourceConfig
 from train.data.storage import ParquetConfig, ParquetStorage
 from train.data.tokenizer import Encoder
@@ -67,12 +68,18 @@ class Run:
         return DedupIndex.open(path, self.config.dedup, pinned=self._known_segments) if path else None
 
     @functools.cached_property
-    def signed(self) -> list[SignedDocuments]:
-        return [self._load_signed(unit.index) for unit in self.units]
+    def signed(self) -> list[SignedFile]:
+        """What deduplication knows of each unit's documents; nothing of it is loaded."""
+        counts = np.diff(self.starts).tolist()
+        return [
+            SignedFile(self.folder, self.name("signed", unit.index, "arrow"), num_documents=count)
+            for unit, count in zip(self.units, counts, strict=True)
+        ]
 
     @functools.cached_property
     def starts(self) -> Numbers:
-        return unit_starts(self.signed)
+        """The number of each unit's first document, and at the end the number of documents. The job of `exact` writes them."""
+        return self.folder.read_arrays(self.name("starts", 0, "arrow"))["start"]
 
     @functools.cached_property
     def encoder(self) -> Encoder:
@@ -166,8 +173,3 @@ class Run:
         if self.folder.filesystem.get_file_info(path).is_file:
             with self.folder.filesystem.open_input_file(path) as file:
                 Path(folder, name).write_bytes(file.read())
-
-    def _load_signed(self, unit: int) -> SignedDocuments:
-        arrays = self.folder.read_arrays(self.name("signed", unit, "arrow"))
-        bands = [arrays[f"band_{band}"] for band in range(self.config.dedup.minhash.num_bands)]
-        return SignedDocuments(arrays["signatures"], bands, arrays["exact"], arrays["length"], arrays["quality"])

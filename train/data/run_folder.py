@@ -6,8 +6,9 @@ is done again and gives the same bytes. `plan.json`, written first, says what th
 is refused. The layout is the same on every file system.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from train.data.filesystem import PARTIAL, open_atomically, remove_partials, res
 from train.data.stored_file import FileSummary, open_hashed
 
 PLAN_NAME = "plan.json"
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 WORK = "work"
 
 
@@ -122,21 +123,53 @@ class RunFolder:
         if self.filesystem.get_file_info(self.path(name)).type == pafs.FileType.Directory:
             self.filesystem.delete_dir(self.path(name))
 
-    def write_arrays(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> FileSummary:
-        """Arrays of one length as a file that can be memory-mapped; those of two dimensions become lists of a fixed size."""
+    def write_arrays(
+        self, name: str, arrays: Mapping[str, npt.NDArray[Any]], *, rows_per_batch: int | None = None
+    ) -> FileSummary:
+        """Arrays of one length as a file that can be memory-mapped; those of two dimensions become lists of a fixed size.
+
+        In one batch, or in batches of so many rows, which can be read alone.
+        """
         table = pa.table({key: _to_arrow(value) for key, value in arrays.items()})
         with open_hashed(self.filesystem, self.path(name)) as output:
             with pa.ipc.new_file(pa.PythonFile(output, mode="w"), table.schema) as writer:
-                writer.write_table(table)
+                writer.write_table(table, rows_per_batch)
             return output.summary(self.path(name), num_items=len(table))
 
     def read_arrays(self, name: str, *names: str) -> dict[str, npt.NDArray[Any]]:
-        """Arrays of a file, all or some; on a local file system without a copy."""
+        """Arrays of a file, all or some; on a local file system without a copy if they are in one batch."""
+        with self._open_arrays(name, names) as reader:
+            table = reader.read_all()
+            return {key: _to_numpy(table[key]) for key in names or table.column_names}
+
+    def read_batch(self, name: str, index: int) -> dict[str, npt.NDArray[Any]]:
+        """The rows of one batch of a file; none behind the last."""
+        with self._open_arrays(name) as reader:
+            batches = [reader.get_batch(index)] if index < reader.num_record_batches else []
+            table = pa.Table.from_batches(batches, reader.schema)
+            return {key: _to_numpy(table[key]) for key in table.column_names}
+
+    def read_rows(self, name: str, key: str, rows: npt.NDArray[np.int64], *, rows_per_batch: int) -> npt.NDArray[Any]:
+        """Rows of one array, in ascending order and at least one; only the batches in which they lie are read."""
+        with self._open_arrays(name, (key,)) as reader:
+            chosen, starts = np.unique(rows // rows_per_batch, return_index=True)
+            parts = [
+                _to_numpy(pa.chunked_array([reader.get_batch(batch).column(key)]))[part - batch * rows_per_batch]
+                for batch, part in zip(chosen.tolist(), np.split(rows, starts[1:]), strict=True)
+            ]
+            return np.concatenate(parts)
+
+    @contextlib.contextmanager
+    def _open_arrays(self, name: str, names: Sequence[str] = ()) -> Iterator[Any]:
+        """A reader of record batches, of some fields if they are named. What was read lives on without it."""
         path = self.path(name)
         is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
-        source = pa.memory_map(path) if is_local else self.filesystem.open_input_file(path)
-        table = pa.ipc.open_file(source).read_all()
-        return {key: _to_numpy(table[key]) for key in names or table.column_names}
+        with pa.memory_map(path) if is_local else self.filesystem.open_input_file(path) as source:
+            reader = pa.ipc.open_file(source)
+            if names:
+                fields = [reader.schema.get_field_index(key) for key in names]
+                reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=fields))
+            yield reader
 
 
 def differences(one: Any, other: Any, *, prefix: str = "") -> list[str]:
