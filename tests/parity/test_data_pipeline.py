@@ -328,7 +328,28 @@ def test_lines_that_stand_in_many_documents_stay_in_the_first(inputs: Path, tmp_
     rows = rows_of(tmp_path / "out", "text")
     assert sum(notice in str(row["text"]) for row in rows) == 1
     assert report.cleaning.get("repeated_lines_dropped", 0) == 0  # counted where it happens, in the documents
-    assert sum(dict(row["counts"]).get("repeated_lines_dropped", 0) > 0 for row in rows) >= len(rows) - 1  # type: ignore[call-overload]
+    dropped = [dict(row["counts"]).get("repeated_lines_dropped", 0) for row in rows]  # type: ignore[call-overload]
+    assert sum(count > 0 for count in dropped) >= len(rows) - 1
+    (step,) = [row for row in report.funnel if row.pieces]
+    assert step.pieces == sum(dropped)
+    assert step.chars >= (len(rows) - 1) * len(notice)
+    assert step.tokens > 0
+
+
+def test_tokens_that_packing_leaves_out_and_responses_that_were_passed_over_are_reported(
+    inputs: Path, tmp_path: Path
+) -> None:
+    packing = {"sequence_length": 128, "sequences_per_shard": 200, "tail": "drop"}
+    web = {"media_types": ["text/plain"]}
+    report = DataPipeline(config_of(inputs, tmp_path, packing=packing, web=web)).run()
+    *_, out, tail = report.funnel
+    assert (out.step, out.tokens) == ("out", report.tokens_out)
+    assert report.dropped_tokens == tail.tokens == report.tokens_out - report.sequences * 128 - 1
+    assert report.responses["media_type"] >= 10
+    assert "pages" not in report.responses
+    page = (tmp_path / "report.html").read_text()
+    assert "media_type" in page
+    assert tail.step in page
 
 
 def test_best_fit_keeps_documents_whole(inputs: Path, tmp_path: Path) -> None:

@@ -50,12 +50,12 @@ class CommonCrawlConfig(BaseModel):
 
 
 class CommonCrawlProcessor:
-    """Reads ranges of web archives. `counts`, since it was made: `pages` given out, `truncated` ones among them, and
-    responses passed over by why (`status`, `media_type`, `empty`, `not_http`, `cut` by the crawler)."""
+    """Reads ranges of web archives. `counts`, its own or one that it adds to: `pages` given out, `truncated` ones among them,
+    and responses passed over by why (`status`, `media_type`, `empty`, `not_http`, `cut` by the crawler)."""
 
-    def __init__(self, config: CommonCrawlConfig) -> None:
+    def __init__(self, config: CommonCrawlConfig, *, counts: Counter[str] | None = None) -> None:
         self._config = config
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter() if counts is None else counts
 
     def read(
         self, filesystem: pafs.FileSystem, path: str, *, source_id: str, start: int = 0, stop: int | None = None

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from train.data.jobs_prepare import count_reasons
-from train.data.line_dedup import drop_pieces, hash_pieces
+from train.data.line_dedup import LINES_DROPPED, drop_pieces, hash_pieces
 from train.data.packing import (
     ShardPlan,
     assemble,
@@ -154,14 +154,24 @@ def _kept(run: Run, index: int, audit_file: Any, facts: Counter[str]) -> Iterato
         if has_pieces:
             num_pieces = len(hash_pieces(kept, config))
             low, high = np.searchsorted(repeated, [first, first + num_pieces])
-            kept = drop_pieces(kept, repeated[low:high] - first, config)
+            before = kept
+            kept = drop_pieces(before, repeated[low:high] - first, config)
             first += num_pieces
-            dropped.append(kept.filter(pc.invert(is_kept(kept))))
-            kept = kept.filter(is_kept(kept))
+            stays = is_kept(kept)
+            dropped.append(kept.filter(pc.invert(stays)))
+            kept = kept.filter(stays)
+            _count_pieces(before.filter(stays), kept, facts)
         for part in dropped:
             audit_file.write(part)
             count_reasons(part, facts)
         yield kept
+
+
+def _count_pieces(before: pa.Table, after: pa.Table, facts: Counter[str]) -> None:
+    """Pieces and characters that documents lost which stay."""
+    num_chars = [pc.sum(pc.utf8_length(table["text"])).as_py() or 0 for table in (before, after)]
+    facts["piece_chars_dropped"] += num_chars[0] - num_chars[1]
+    facts["pieces_dropped"] += sum(dict(counts).get(LINES_DROPPED, 0) for counts in after["counts"].to_pylist())
 
 
 def _joined(run: Run, index: int, tables: Iterator[pa.Table], facts: Counter[str]) -> Iterator[pa.Table]:

@@ -37,13 +37,15 @@ def prepare_unit(run: Run, index: int) -> None:
     unit = run.units[index]
     kind, cleaner = run.source_of(index).kind, run.cleaner_of(index)
     facts: Counter[str] = Counter()
+    responses: Counter[str] = Counter()
     signed: list[SignedDocuments] = []
     with (
         run.work.writer(run.path("prepare", index, "parquet"), schema=DOCUMENT_SCHEMA) as kept_file,
         run.work.writer(run.path("audit", index, "parquet"), schema=DOCUMENT_SCHEMA) as audit_file,
         open_hashed(run.folder.filesystem, run.path("losses", index, "jsonl")) as losses_file,
     ):
-        for documents, losses in batches(read_unit(unit, run.config), num_documents=run.config.batch_documents):
+        items = read_unit(unit, run.config, counts=responses)
+        for documents, losses in batches(items, num_documents=run.config.batch_documents):
             for loss in losses:
                 path, reason = (text for text, _ in mask_sensitive_all([loss.path, loss.reason]))
                 row = asdict(loss) | {"source": unit.source, "path": path, "reason": reason}
@@ -62,6 +64,7 @@ def prepare_unit(run: Run, index: int) -> None:
         losses_summary = losses_file.summary(run.path("losses", index, "jsonl"), num_items=facts["losses"])
     signed = signed or [run.deduplicator.sign(DOCUMENT_SCHEMA.empty_table())]
     signed_file = write_signed(run.folder, run.name("signed", index, "arrow"), signed)
+    facts.update({f"responses:{name}": count for name, count in responses.items()})
     facts["signed"] = signed_file.num_items
     files = [kept_file.summary, audit_file.summary, losses_summary, signed_file]
     run.folder.commit("prepare", index, facts=dict(facts), files=files)

@@ -11,13 +11,16 @@ from typing import Any
 import jinja2
 from pydantic import BaseModel, ConfigDict, Field
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 JSON_NAME, HTML_NAME = "report.json", "report.html"
 QUALITY_BINS = 10
+OUT = "out"
+"""Step of the funnel that holds what the run gives."""
 
 
 class FunnelRow(BaseModel):
-    """Documents that left at one step, or that were there; `tokens` is estimated where they were never tokenised."""
+    """Documents that left at one step, or that were there; `tokens` is estimated where they were never tokenised. `pieces`:
+    lines or paragraphs that left, of documents that stayed."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -26,6 +29,7 @@ class FunnelRow(BaseModel):
     chars: int
     tokens: int
     is_estimate: bool = True
+    pieces: int = 0
 
 
 class SourceRow(BaseModel):
@@ -52,7 +56,11 @@ class PipelineReport(BaseModel):
     version: int = REPORT_VERSION
     config_sha256: str
     funnel: list[FunnelRow]
-    """Read, then one row per rule (a document counts where the first of its rules is), then out."""
+    """Read, then one row per rule (a document counts where the first of its rules is) and one for repeated pieces, then out;
+    then what of it is in no sequence."""
+    responses: dict[str, int]
+    """Of web archives: `pages` that were read, `truncated` ones among them, and responses passed over by why
+    (CommonCrawlProcessor)."""
     rules: dict[str, int]
     """Documents that broke each rule; one document may stand under several."""
     cleaning: dict[str, int]
@@ -69,6 +77,8 @@ class PipelineReport(BaseModel):
     """Tokens of all documents, each with its end-of-document token."""
     sequences: int
     padding_tokens: int
+    dropped_tokens: int
+    """Of the run's end, which packing.tail = "drop" leaves out."""
     shards: int
     losses: int
     lost_bytes: int
@@ -97,7 +107,8 @@ def build_report(
     ]
     return PipelineReport(
         config_sha256=config_sha256,
-        funnel=_funnel(total),
+        funnel=_funnel(total, dropped_tokens=packing["dropped_tokens"]),
+        responses=_by_prefix(total, "responses:"),
         rules=_by_prefix(total, "rule:"),
         cleaning=_by_prefix(total, "count:"),
         duplicates=dict(duplicates),
@@ -108,6 +119,7 @@ def build_report(
         tokens_out=total["tokens_out"],
         sequences=packing["sequences"],
         padding_tokens=packing["padding_tokens"],
+        dropped_tokens=packing["dropped_tokens"],
         shards=packing["shards"],
         losses=total["losses"],
         lost_bytes=total["lost_bytes"],
@@ -117,7 +129,7 @@ def build_report(
 _SOURCE_FIELDS = ("units", "input_bytes", "documents_read", "documents_out", "tokens_out", "losses", "lost_bytes")
 
 
-def _funnel(total: Mapping[str, int]) -> list[FunnelRow]:
+def _funnel(total: Mapping[str, int], *, dropped_tokens: int) -> list[FunnelRow]:
     tokens_per_char = total["tokens_out"] / total["chars_out"] if total["chars_out"] else 0.0
 
     def row(step: str, documents: int, chars: int) -> FunnelRow:
@@ -125,10 +137,18 @@ def _funnel(total: Mapping[str, int]) -> list[FunnelRow]:
 
     first = row("read", total["documents_read"], total["chars_read"])
     dropped = [row(rule, count, total[f"first_chars:{rule}"]) for rule, count in _by_prefix(total, "first:").items()]
-    joined = total["documents_joined"]
-    last = row("out", total["documents_out"], total["chars_out"])
+    if joined := total["documents_joined"]:
+        dropped.append(row("joined to others of their repository", joined, 0))
+    if pieces := total["pieces_dropped"]:
+        dropped.append(row("repeated pieces of documents that stay", 0, total["piece_chars_dropped"]))
+        dropped[-1].pieces = pieces
+    last = row(OUT, total["documents_out"], total["chars_out"])
     last.tokens, last.is_estimate = total["tokens_out"], False
-    return [first, *dropped, *([row("joined to others of their repository", joined, 0)] if joined else []), last]
+    if not dropped_tokens:
+        return [first, *dropped, last]
+    tail = FunnelRow(step="of these in no sequence (packing.tail)", documents=0, chars=0, tokens=dropped_tokens)
+    tail.is_estimate = False
+    return [first, *dropped, last, tail]
 
 
 def _by_prefix(total: Mapping[str, int], prefix: str) -> dict[str, int]:

@@ -9,6 +9,7 @@ Content that cannot be read becomes a Rejected; a disk or network that fails rai
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -126,14 +127,14 @@ def plan_units(sources: Iterable[SourceConfig]) -> list[Unit]:
     return units
 
 
-def read_unit(unit: Unit, config: ReadConfig) -> Items:
-    """The documents of a unit, and what was no document, in a fixed order."""
+def read_unit(unit: Unit, config: ReadConfig, *, counts: Counter[str] | None = None) -> Items:
+    """The documents of a unit, and what was no document, in a fixed order. `counts` gets what CommonCrawlProcessor counts."""
     source = next((source for source in config.sources if source.name == unit.source), None)
     if source is None:
         raise ValueError(f"unit {unit.index} belongs to source {unit.source!r}, which the configuration does not have")
     location = open_location(source)
     yield from unit.rejected
-    for item in KINDS[source.kind](unit, source, location, config):
+    for item in KINDS[source.kind](unit, source, location, config, Counter() if counts is None else counts):
         yield _complete(item, source=source) if isinstance(item, RawDocument) else item
 
 
@@ -225,21 +226,24 @@ class _Place:
     stop: int | None
     source: SourceConfig
     config: ReadConfig
+    counts: Counter[str]
 
 
-Reader = Callable[[Unit, SourceConfig, Location, ReadConfig], Items]
+Reader = Callable[[Unit, SourceConfig, Location, ReadConfig, Counter[str]], Items]
 
 
 def _each(read: Callable[[_Place], Items]) -> Reader:
     """A reader of units out of a reader of one file. A file that is gone or locked is refused, the others are read."""
 
-    def read_files(unit: Unit, source: SourceConfig, location: Location, config: ReadConfig) -> Items:
+    def read_files(
+        unit: Unit, source: SourceConfig, location: Location, config: ReadConfig, counts: Counter[str]
+    ) -> Items:
         for path in unit.paths:
             if location.is_local and leads_out(location.root, path):  # it may have become a link since the plan
                 yield Rejected(path, *LEADS_OUT)
                 continue
             try:
-                yield from read(_Place(location.filesystem, path, unit.start, unit.stop, source, config))
+                yield from read(_Place(location.filesystem, path, unit.start, unit.stop, source, config, counts))
             except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
                 yield Rejected(path, describe_os_error(error), "restore the file or its read permission")
 
@@ -248,7 +252,7 @@ def _each(read: Callable[[_Place], Items]) -> Reader:
 
 KINDS: dict[SourceKind, Reader] = {
     "web": _each(
-        lambda at: CommonCrawlProcessor(at.config.web).read(
+        lambda at: CommonCrawlProcessor(at.config.web, counts=at.counts).read(
             at.filesystem, at.path, source_id=at.source.name, start=at.start, stop=at.stop
         )
     ),
@@ -257,5 +261,5 @@ KINDS: dict[SourceKind, Reader] = {
     "jsonl": _each(lambda at: read_jsonl(at.filesystem, at.path, source=at.source, start=at.start, stop=at.stop)),
     "parquet": _each(lambda at: read_parquet(at.filesystem, at.path, source=at.source, start=at.start, stop=at.stop)),
     "book": _each(lambda at: read_book(at.filesystem, at.path, source=at.source)),
-    "annotations": lambda unit, source, location, _: read_annotations(location.filesystem, unit.paths, source=source),
+    "annotations": lambda unit, source, location, *_: read_annotations(location.filesystem, unit.paths, source=source),
 }
