@@ -336,6 +336,34 @@ def test_lines_that_stand_in_many_documents_stay_in_the_first(inputs: Path, tmp_
     assert step.tokens > 0
 
 
+def test_a_duplicate_of_a_document_that_lost_all_its_lines_is_followed_through_the_audit(
+    inputs: Path, tmp_path: Path
+) -> None:
+    manual = [path.read_text() for path in sorted((inputs / "manual").iterdir())]
+    lines = [
+        f"The {number}th line of them all is long enough to be compared with {number + 7}." for number in range(40)
+    ]
+    whole = "\n".join(lines)
+    texts = [f"{manual[0]}\n" + "\n".join(lines[:20]), f"{manual[1]}\n" + "\n".join(lines[20:]), whole, f"{whole}  "]
+    (tmp_path / "in").mkdir()
+    for number, text in enumerate([*texts, *manual[2:]]):
+        (tmp_path / "in" / f"{number:03d}.txt").write_text(text)
+    sources = [{"name": "s", "kind": "text", "location": str(tmp_path / "in"), "language": "en"}]
+    filters = ("gopher_quality", "fineweb", "gopher_repetition", "c4")
+    changes = {
+        "line_dedup": {"pieces": "line"},
+        "quality": {name: {"enabled": False} for name in filters},
+    }
+    DataPipeline(config_of(inputs, tmp_path / "out", sources=sources, **changes)).run()
+    audit = {row["id"]: row for row in rows_of(tmp_path / "out", "audit")}
+    kept = {row["id"] for row in rows_of(tmp_path / "out", "text")}
+    (copy,) = [row for row in audit.values() if row["reasons"][0]["rule"] == "duplicate.exact"]  # type: ignore[index]
+    original = audit[dict(copy["metadata"])["duplicate_of"]]  # type: ignore[call-overload]
+    assert original["id"] not in kept
+    assert [reason["rule"] for reason in original["reasons"]] == ["line_dedup.nothing_left"]  # type: ignore[attr-defined]
+    assert original["text"] == whole
+
+
 def test_tokens_that_packing_leaves_out_and_responses_that_were_passed_over_are_reported(
     inputs: Path, tmp_path: Path
 ) -> None:

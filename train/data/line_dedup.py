@@ -63,7 +63,7 @@ def find_repeated(hashes: Iterable[npt.NDArray[np.uint64]], *, num_pieces: int, 
 def drop_pieces(table: pa.Table, dropped: Numbers, config: LineDedupConfig) -> pa.Table:
     """The table without these pieces, numbered within it as `hash_pieces` does.
 
-    A document that has nothing left gets a reason.
+    A document that has nothing left gets a reason, and keeps its text for the audit: others may be duplicates of it.
     """
     pieces, is_candidate = _pieces(table, config)
     candidates = np.flatnonzero(is_candidate.to_numpy(zero_copy_only=False))
@@ -81,9 +81,10 @@ def drop_pieces(table: pa.Table, dropped: Numbers, config: LineDedupConfig) -> p
             for piece, gone in zip(texts[row].split(separator), goes[starts[row] : starts[row + 1]], strict=True)
             if not gone
         ]
-        texts[row] = separator.join(kept).strip()
         counts[row] = [*counts[row], (LINES_DROPPED, int(num_dropped[row]))]
-        if not texts[row]:
+        if text := separator.join(kept).strip():
+            texts[row] = text
+        else:
             reasons[row] = [{"rule": EMPTY_RULE, "value": float(num_dropped[row])}]
     table = set_column(table, "text", pa.array(texts, pa.large_string()))
     table = set_column(table, "counts", pa.array(counts, table.schema.field("counts").type))
