@@ -68,7 +68,8 @@ class IndexConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Path | None = None
-    """Folder of the index (local). None: the run knows only itself."""
+    """Folder of the index (local). None: the run knows only itself. The index holds signatures and no texts: a near duplicate
+    of a known document is told by the estimate alone, whose standard error at similarity .8 is .035."""
 
 
 class PipelineConfig(BaseModel):

@@ -1,9 +1,9 @@
 """DedupIndex: what earlier runs and the online stream have seen, on disk, so that a new document is compared with all of it.
 
 In: signed documents with their ids. Out: for a new document the id of a known one that says the same. The index is a folder
-of immutable segments, each a set of sorted arrays that are memory-mapped, and `index.json`, which names the segments and is
-replaced atomically: a reader sees the old state or the new one. A lookup is a binary search per band and segment; small
-segments are merged so that there are never many (a log-structured merge tree, O'Neil et al. 1996).
+of immutable segments (dedup_segment.py), and `index.json`, which names the segments and is replaced atomically: a reader sees
+the old state or the new one. A lookup is a binary search per band and segment; small segments are merged so that there are
+never many (a log-structured merge tree, O'Neil et al. 1996).
 """
 
 import contextlib
@@ -13,8 +13,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from pydantic import ValidationError
 
 from train.data.dedup import DedupConfig
 from train.data.dedup_edges import SignedDocuments, sign_documents
+from train.data.dedup_segment import IndexDamaged, Segment, build_segment, load_segment, write_segment
 from train.data.minhash import MinHashConfig
 from train.files import sync_path
 
@@ -33,13 +33,11 @@ INDEX_VERSION = 1
 MAX_SEGMENTS = 8
 KEEP_OLD_S = 30 * 86_400.0
 """A merged segment stays so long for runs that began with it, seconds."""
-MAX_CANDIDATES = 256
-"""Documents of a bucket that are compared with a new one."""
-_ARRAYS = ("exact", "exact_row", "bands", "band_row", "signatures", "id_bytes", "id_starts")
+ADDED_DOCUMENTS = 1 << 18
+"""Documents of a run that are sorted in memory at once, about 2 KB each."""
 
-
-class IndexDamaged(ValueError):
-    """The folder is no index, another version's or another shape's, or one of its files is missing."""
+Part = tuple[SignedDocuments, Sequence[str]]
+"""Documents and their ids."""
 
 
 class Match(NamedTuple):
@@ -50,41 +48,6 @@ class Match(NamedTuple):
     is_exact: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Segment:
-    """Sorted arrays of one batch of documents.
-
-    Shapes: exact [docs, 2] in order, exact_row [docs]; bands [bands, docs], each in order, band_row [bands, docs];
-    signatures [docs, permutations]; the id of row i is id_bytes[id_starts[i] : id_starts[i + 1]].
-    """
-
-    exact: npt.NDArray[np.uint64]
-    exact_row: npt.NDArray[np.int64]
-    bands: npt.NDArray[np.uint64]
-    band_row: npt.NDArray[np.int64]
-    signatures: npt.NDArray[np.uint32]
-    id_bytes: npt.NDArray[np.uint8]
-    id_starts: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.signatures)
-
-    def id_of(self, row: int) -> str:
-        return self.id_bytes[self.id_starts[row] : self.id_starts[row + 1]].tobytes().decode()
-
-    def find(self, exact: npt.NDArray[np.uint64], bands: npt.NDArray[np.uint64]) -> tuple[int | None, list[int]]:
-        """(row of an equal text, rows that share a band), each of a few at most."""
-        low, high = _equal_range(self.exact[:, 0], exact[0])
-        for place in range(low, high):
-            if self.exact[place, 1] == exact[1]:
-                return int(self.exact_row[place]), []
-        rows: set[int] = set()
-        for band, value in enumerate(bands):
-            low, high = _equal_range(self.bands[band], value)
-            rows.update(self.band_row[band, low : min(high, low + MAX_CANDIDATES)].tolist())
-        return None, sorted(rows)
-
-
 class DedupIndex:
     """Known documents in a folder. Writers take turns by a lock; what a reader has opened stays as it was."""
 
@@ -93,7 +56,7 @@ class DedupIndex:
         folder: Path,
         config: DedupConfig,
         *,
-        segments: Sequence[tuple[str, _Segment]] = (),
+        segments: Sequence[tuple[str, Segment]] = (),
         runs: Sequence[str] = (),
     ) -> None:
         self._folder = folder
@@ -135,7 +98,8 @@ class DedupIndex:
                 )
         loaded = dict(self._segments)
         self._segments = [
-            (name, loaded.get(name) or _load(self._folder / name)) for name in (names if pinned is None else pinned)
+            (name, loaded.get(name) or load_segment(self._folder / name))
+            for name in (names if pinned is None else pinned)
         ]
 
     @contextlib.contextmanager
@@ -150,20 +114,24 @@ class DedupIndex:
     def __len__(self) -> int:
         return sum(len(segment) for _, segment in self._segments)
 
-    def match(self, documents: SignedDocuments) -> list[Match | None]:
-        """For each document the known one that it duplicates: an equal text, else the most similar one above the threshold.
+    def match(self, documents: SignedDocuments) -> tuple[list[Match | None], int]:
+        """(for each document the known one that it duplicates, comparisons left out in large buckets).
 
-        Of several equally good ones the first that was added.
+        An equal text, else the one whose estimated similarity is the highest and at least the threshold: the texts of known
+        documents are not here to be compared. Of several equally good ones the first that was added.
         """
         bands = np.stack(documents.bands, axis=1)
-        return [
-            self._match_one(documents.exact[row], bands[row], documents.signatures[row])
-            for row in range(len(documents))
-        ]
+        found: list[Match | None] = []
+        num_capped = 0
+        for row in range(len(documents)):
+            match, capped = self._match_one(documents.exact[row], bands[row], documents.signatures[row])
+            found.append(match)
+            num_capped += capped
+        return found, num_capped
 
     def match_text(self, text: str) -> Match | None:
         """As `match`, for a text of the online stream."""
-        return self.match(_sign([text], self._config.minhash))[0]
+        return self.match(_sign([text], self._config.minhash))[0][0]
 
     @property
     def state(self) -> list[str]:
@@ -177,29 +145,31 @@ class DedupIndex:
     def add(self, documents: SignedDocuments, ids: Sequence[str]) -> None:
         """Remember documents; durable when it returns."""
         with self._writing():
-            self._add_segment(_build(documents, ids))
+            self._add([(documents, ids)])
 
     def add_texts(self, ids: Sequence[str], texts: Sequence[str]) -> None:
         """As `add`, for texts of the online stream."""
         self.add(_sign(texts, self._config.minhash), ids)
 
-    def add_run(self, run: str, documents: Sequence[SignedDocuments], ids: Sequence[Sequence[str]]) -> bool:
+    def add_run(self, run: str, parts: Iterable[Part]) -> bool:
         """Remember what a run kept, once: False if the index has this run already."""
         with self._writing():
             if self.has_run(run):
                 return False
             self._runs.append(run)
-            self._add_segment(_join([_build(part, names) for part, names in zip(documents, ids, strict=True)]))
+            self._add(parts)
         return True
 
     def _match_one(
         self, exact: npt.NDArray[np.uint64], bands: npt.NDArray[np.uint64], signature: npt.NDArray[np.uint32]
-    ) -> Match | None:
+    ) -> tuple[Match | None, int]:
         best: Match | None = None
+        num_capped = 0
         for _, segment in self._segments:
-            row, candidates = segment.find(exact, bands)
+            row, candidates, capped = segment.find(exact, bands)
             if row is not None:
-                return Match(segment.id_of(row), 1.0, True)
+                return Match(segment.id_of(row), 1.0, True), 0
+            num_capped += capped
             if not candidates:
                 continue
             similarity = np.mean(segment.signatures[candidates] == signature, axis=1)
@@ -207,15 +177,18 @@ class DedupIndex:
             value = float(similarity[place])
             if value >= self._config.threshold and (best is None or value > best.similarity):
                 best = Match(segment.id_of(candidates[place]), value, False)
-        return best
+        return best, num_capped
 
-    def _add_segment(self, segment: _Segment | None) -> None:
-        if segment is not None and len(segment):
-            self._segments.append(self._write(segment))
+    def _add(self, parts: Iterable[Part]) -> None:
+        new = [self._write([build_segment(*part)]) for part in _batched(parts)]
+        if len(new) > 1:
+            whole = self._write([segment for _, segment in new])
+            for name, _ in new:  # in no state: nobody reads them
+                shutil.rmtree(self._folder / name)
+            new = [whole]
+        self._segments += new
         if len(self._segments) > MAX_SEGMENTS:
-            joined = _join([part for _, part in self._segments])
-            assert joined is not None
-            self._segments = [self._write(joined)]
+            self._segments = [self._write([segment for _, segment in self._segments])]
         self._commit()
         self._remove_old()
 
@@ -226,17 +199,10 @@ class DedupIndex:
             if path.name not in names and time.time() - path.stat().st_mtime > KEEP_OLD_S:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _write(self, segment: _Segment) -> tuple[str, _Segment]:
+    def _write(self, segments: Sequence[Segment]) -> tuple[str, Segment]:
         name = f"segment-{uuid.uuid4().hex[:16]}"
-        folder = self._folder / name
-        partial = self._folder / f".{name}.partial"
-        partial.mkdir(parents=True)
-        for array in _ARRAYS:
-            np.save(partial / f"{array}.npy", getattr(segment, array))
-            sync_path(partial / f"{array}.npy")
-        os.replace(partial, folder)
-        sync_path(self._folder)
-        return name, _load(folder)
+        write_segment(self._folder / name, segments)
+        return name, load_segment(self._folder / name)
 
     def _commit(self) -> None:
         state: dict[str, Any] = {
@@ -257,54 +223,25 @@ def _sign(texts: Sequence[str], config: MinHashConfig) -> SignedDocuments:
     return sign_documents(column, config, quality=np.zeros(len(texts), np.float32))
 
 
-def _build(documents: SignedDocuments, ids: Sequence[str]) -> _Segment:
-    if len(ids) != len(documents):
-        raise ValueError(f"ids: {len(ids)} for {len(documents)} documents; give one for each")
-    names = [name.encode() for name in ids]
-    starts = np.concatenate([[0], np.cumsum([len(name) for name in names], dtype=np.int64)]).astype(np.int64)
-    exact_row = np.lexsort((documents.exact[:, 1], documents.exact[:, 0]))
-    bands = np.stack(documents.bands)
-    band_row = np.argsort(bands, axis=1, kind="stable")
-    return _Segment(
-        exact=documents.exact[exact_row],
-        exact_row=exact_row,
-        bands=np.take_along_axis(bands, band_row, axis=1),
-        band_row=band_row,
-        signatures=documents.signatures,
-        id_bytes=np.frombuffer(b"".join(names), np.uint8),
-        id_starts=starts,
-    )
+def _batched(parts: Iterable[Part]) -> Iterator[Part]:
+    """Documents in parts of about ADDED_DOCUMENTS; no empty one."""
+    waiting: list[Part] = []
+    num_documents = 0
+    for part in parts:
+        waiting.append(part)
+        num_documents += len(part[0])
+        if num_documents >= ADDED_DOCUMENTS:
+            yield _concatenate(waiting)
+            waiting, num_documents = [], 0
+    if num_documents:
+        yield _concatenate(waiting)
 
 
-def _join(segments: Sequence[_Segment]) -> _Segment | None:
-    """One segment of several, rows in their order; None of none."""
-    if not segments:
-        return None
-    exact, bands = [], []
-    for segment in segments:  # back to the order of rows
-        exact.append(segment.exact[np.argsort(segment.exact_row)])
-        bands.append(np.take_along_axis(segment.bands, np.argsort(segment.band_row, axis=1), axis=1))
-    ids = [segment.id_of(row) for segment in segments for row in range(len(segment))]
-    signatures = np.concatenate([segment.signatures for segment in segments])
-    none = np.zeros(len(ids), np.int64)
-    documents = SignedDocuments(
-        signatures, list(np.concatenate(bands, axis=1)), np.concatenate(exact), none, none.astype(np.float32)
-    )
-    return _build(documents, ids)
-
-
-def _load(folder: Path) -> _Segment:
-    try:
-        return _Segment(**{name: _map(folder / f"{name}.npy") for name in _ARRAYS})
-    except (OSError, ValueError) as error:
-        raise IndexDamaged(f"segment {folder} cannot be read ({error}): restore it, or remove the index") from error
-
-
-def _map(path: Path) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array
-
-
-def _equal_range(values: npt.NDArray[np.uint64], value: np.uint64) -> tuple[int, int]:
-    low = int(np.searchsorted(values, value, side="left"))
-    return low, int(np.searchsorted(values, value, side="right"))
+def _concatenate(parts: Sequence[Part]) -> Part:
+    documents = [one for one, _ in parts]
+    columns = {
+        name: np.concatenate([one.column(name) for one in documents])
+        for name in ("signatures", "exact", "length", "quality")
+    }
+    bands = [np.concatenate(band) for band in zip(*(one.bands for one in documents), strict=True)]
+    return SignedDocuments(bands=bands, **columns), [name for _, ids in parts for name in ids]

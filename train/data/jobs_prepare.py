@@ -119,7 +119,8 @@ def _count_table(table: pa.Table, facts: Counter[str], stage: str) -> None:
 def _without_known(run: Run, kept: pa.Table, audit_file: Any, facts: Counter[str]) -> tuple[pa.Table, SignedDocuments]:
     """The documents that the index has not, and what deduplication knows of them."""
     signed = run.deduplicator.sign(kept)
-    matches = run.index.match(signed) if run.index is not None and len(kept) else []
+    matches, num_capped = run.index.match(signed) if run.index is not None and len(kept) else ([], 0)
+    facts["capped_in_index"] += num_capped
     is_known = np.array([match is not None for match in matches] or np.zeros(len(kept)), np.bool_)
     if not is_known.any():
         return kept, signed

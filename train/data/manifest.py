@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from train.data.dedup_edges import SignedDocuments
 from train.data.dedup_index import DedupIndex
 from train.data.report import HTML_NAME, JSON_NAME, PipelineReport, build_report, render_html
 from train.data.run import Run
@@ -45,6 +46,7 @@ def write_results(run: Run) -> PipelineReport:
     duplicates = run.facts("duplicates", 0) | {
         "candidates": run.facts("candidates", 0)["pairs"],
         "capped": sum(run.facts("band", band)["capped"] for band in range(run.config.dedup.minhash.num_bands)),
+        "capped_in_index": sum(facts.get("capped_in_index", 0) for facts in records["prepare"]),
     }
     report = build_report(
         config_sha256=run.config.sha256(),
@@ -106,18 +108,20 @@ def _remember(run: Run) -> None:
     """Later runs with the same index find this run's documents."""
     if run.index is None:
         return
-    documents, ids = [], []
-    for unit in run.units:
-        kept = list(run.read_marked(unit.index))
-        names = [name for table in kept for name in table["id"].to_pylist()]
-        stays = [not reasons for table in kept for reasons in table["reasons"].to_pylist()]
-        audit = run.output.read(run.folder.path(f"audit/part-{unit.index:06d}.parquet"), columns=["id"])
-        dropped = {name for table in audit for name in table["id"].to_pylist()}  # by line deduplication too
-        rows = [row for row, is_kept in enumerate(stays) if is_kept and names[row] not in dropped]
-        documents.append(run.signed[unit.index].load().select(np.array(rows, np.int64)))
-        ids.append([names[row] for row in rows])
     assert run.config.index.path is not None
-    DedupIndex.open(run.config.index.path, run.config.dedup).add_run(run.id, documents, ids)
+    index = DedupIndex.open(run.config.index.path, run.config.dedup)
+    index.add_run(run.id, (_kept_documents(run, unit.index) for unit in run.units))
+
+
+def _kept_documents(run: Run, unit: int) -> tuple[SignedDocuments, list[str]]:
+    """What deduplication knows of a unit's documents that stayed, and their ids."""
+    marked = list(run.read_marked(unit))
+    names = [name for table in marked for name in table["id"].to_pylist()]
+    stays = [not reasons for table in marked for reasons in table["reasons"].to_pylist()]
+    audit = run.output.read(run.folder.path(f"audit/part-{unit:06d}.parquet"), columns=["id"])
+    dropped = {name for table in audit for name in table["id"].to_pylist()}  # by line deduplication too
+    rows = [row for row, is_kept in enumerate(stays) if is_kept and names[row] not in dropped]
+    return run.signed[unit].load().select(np.array(rows, np.int64)), [names[row] for row in rows]
 
 
 def _row(file: tuple[str, int, str]) -> Mapping[str, Any]:

@@ -66,7 +66,7 @@ class PipelineReport(BaseModel):
     cleaning: dict[str, int]
     """What the cleaner did: placeholders by kind, repairs."""
     duplicates: dict[str, Any]
-    """Exact and near ones, groups, comparisons left out, and `estimate` (dedup.DedupEstimate)."""
+    """Exact and near ones, groups, comparisons left out in the run and with the index, and `estimate` (DedupEstimate)."""
     languages: dict[str, int]
     """Documents out, by language."""
     quality: list[int] = Field(min_length=QUALITY_BINS, max_length=QUALITY_BINS)

@@ -3,13 +3,26 @@
 import json
 import random
 import shutil
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.document_tables import documents
 from train.data.dedup import DedupConfig, Deduplicator
+from train.data.dedup_edges import SignedDocuments
 from train.data.dedup_index import INDEX_NAME, MAX_SEGMENTS, DedupIndex, IndexDamaged, Match
+from train.data.dedup_segment import (
+    MAX_CANDIDATES,
+    Segment,
+    _ranges,
+    build_segment,
+    load_segment,
+    write_segment,
+)
 from train.data.minhash import MinHashConfig
 
 CONFIG = DedupConfig()
@@ -45,9 +58,66 @@ def test_everything_added_is_found_after_reopening_and_merging(tmp_path: Path) -
 
 def test_a_run_is_added_once(tmp_path: Path) -> None:
     unit = Deduplicator(CONFIG).sign(documents(texts_of(4, 3)))
-    assert DedupIndex.open(tmp_path, CONFIG).add_run("abc", [unit], [["a", "b", "c"]])
-    assert not DedupIndex.open(tmp_path, CONFIG).add_run("abc", [unit], [["a", "b", "c"]])
+    assert DedupIndex.open(tmp_path, CONFIG).add_run("abc", [(unit, ["a", "b", "c"])])
+    assert not DedupIndex.open(tmp_path, CONFIG).add_run("abc", [(unit, ["a", "b", "c"])])
     assert len(DedupIndex.open(tmp_path, CONFIG)) == 3
+
+
+def arrays_of(segment: Segment) -> list[object]:
+    return [(array.dtype, array.tolist()) for array in (getattr(segment, name) for name in Segment.__slots__)]
+
+
+@given(st.lists(st.lists(st.integers(0, 12), max_size=12), min_size=1, max_size=5), st.integers(1, 9))
+@settings(max_examples=60, deadline=None)
+def test_a_merge_in_small_parts_is_the_segment_of_all_documents(numbers: list[list[int]], merged_rows: int) -> None:
+    """Few different hashes: buckets of many rows, also of more than are merged at once."""
+    parts = [made_up(part) for part in numbers]
+    ids = [[f"é{place}-{i}" for i in range(len(part))] for place, part in enumerate(numbers)]
+    whole = build_segment(made_up([one for part in numbers for one in part]), [one for part in ids for one in part])
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.data.dedup_segment.MERGED_ROWS", merged_rows)
+        patch.setattr("train.data.dedup_segment._COPIED_ITEMS", 3)
+        segments = [build_segment(*part) for part in zip(parts, ids, strict=True)]
+        write_segment(Path(folder, "merged"), segments)
+        found = load_segment(Path(folder, "merged"))
+        assert arrays_of(found) == arrays_of(whole)
+        ranges = list(_ranges([one.bands[0] for one in segments]))
+        sizes = [sum(part.stop - part.start for part in bounds) for bounds in ranges]
+        assert max(sizes, default=0) <= max(merged_rows, len(numbers))
+
+
+def made_up(numbers: list[int]) -> SignedDocuments:
+    values = np.array(numbers, np.uint64)
+    bands = [values % np.uint64(modulus) for modulus in (1, 4, 13)]
+    signatures = np.stack([values, values + np.uint64(1)], axis=1).astype(np.uint32)
+    none = np.zeros(len(numbers), np.int64)
+    return SignedDocuments(signatures, bands, np.stack([values, values], axis=1), none, none.astype(np.float32))
+
+
+def test_a_run_of_many_units_is_sorted_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = texts_of(10, 30)
+    deduplicator = Deduplicator(CONFIG)
+    parts = [(deduplicator.sign(documents(texts[a : a + 5])), [str(a + i) for i in range(5)]) for a in range(0, 30, 5)]
+    DedupIndex.open(tmp_path / "one", CONFIG).add_run("abc", iter(parts))
+    monkeypatch.setattr("train.data.dedup_index.ADDED_DOCUMENTS", 8)
+    DedupIndex.open(tmp_path / "other", CONFIG).add_run("abc", iter(parts))
+    states = [DedupIndex.open(tmp_path / name, CONFIG).state for name in ("one", "other")]
+    assert [len(state) for state in states] == [1, 1]
+    one, other = (
+        load_segment(tmp_path / name / state[0]) for name, state in zip(("one", "other"), states, strict=True)
+    )
+    assert arrays_of(one) == arrays_of(other)
+    assert len(list((tmp_path / "other").glob("segment-*"))) == 1
+
+
+def test_comparisons_that_a_large_bucket_leaves_out_are_counted(tmp_path: Path) -> None:
+    texts = [f"one page of many {'!' * number}" for number in range(MAX_CANDIDATES + 44)]
+    deduplicator = Deduplicator(CONFIG)
+    index = DedupIndex.open(tmp_path, CONFIG)
+    index.add(deduplicator.sign(documents(texts)), [str(number) for number in range(len(texts))])
+    (match,), num_capped = index.match(deduplicator.sign(documents(["one page of many ?"])))
+    assert match == Match("0", 1.0, False)
+    assert num_capped == 44 * CONFIG.minhash.num_bands
 
 
 def test_a_crash_before_the_commit_leaves_the_old_state(tmp_path: Path) -> None:
