@@ -267,6 +267,14 @@ def test_a_missing_evaluation_set_or_tokenizer_is_named_before_anything_is_writt
     assert not (tmp_path / "out").exists()
 
 
+def test_an_output_within_a_source_is_refused_before_anything_is_written(inputs: Path, tmp_path: Path) -> None:
+    shutil.copytree(inputs / "manual", tmp_path / "manual")
+    sources = [{"name": "manual", "kind": "text", "location": str(tmp_path / "manual")}]
+    with pytest.raises(ValueError, match=r"output = .* lies in source 'manual'"):
+        DataPipeline(config_of(inputs, tmp_path / "manual" / "out", sources=sources)).run()
+    assert not (tmp_path / "manual" / "out").exists()
+
+
 def test_a_late_worker_of_another_run_does_not_count(tmp_path: Path) -> None:
     late, new = RunFolder(str(tmp_path)), RunFolder(str(tmp_path))
     late.begin({"version": PLAN_VERSION, "run_id": "a"})

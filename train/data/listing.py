@@ -5,6 +5,7 @@ Paths are relative to the location's folder, so ids and units do not depend on w
 outside of that folder is listed: a local symbolic link is followed only to a file inside that is not listed by itself.
 """
 
+import itertools
 import os
 import re
 import stat
@@ -63,9 +64,7 @@ class Location:
 def open_location(source: SourceConfig) -> Location:
     """Raises ValueError if there is nothing at the source's location."""
     text, glob = _split_glob(source.location)
-    base, root = resolve(text)
-    if isinstance(base, pafs.PyFileSystem) and "file" in base.handler.fs.protocol:  # links need the local rules
-        base = pafs.LocalFileSystem()
+    base, root = _local_as_such(*resolve(text))
     info = base.get_file_info(root)
     if info.type == pafs.FileType.NotFound:
         raise ValueError(
@@ -75,6 +74,28 @@ def open_location(source: SourceConfig) -> Location:
         folder, _, name = root.rpartition("/")
         return Location(base, folder or "/", name=name)
     return Location(base, root, glob=glob)
+
+
+def refuse_overlap(source: SourceConfig, *, output: str) -> None:
+    """Raises ValueError if the folder that a run writes to lies in a source or holds it: its own files would be inputs when it
+    goes on, and `--restart` would delete the source."""
+    location = open_location(source)
+    written, folder = _follow_links(*_local_as_such(*resolve(output)))
+    base, root = _follow_links(location.base, location.root)
+    if written != base:
+        return
+    place = f"{root.rstrip('/')}/{location.name}" if location.name else root
+    inner = _relative(folder, root=root)
+    if _relative(place, root=folder) is not None:
+        problem = f"holds source {source.name!r} (location = {source.location})"
+    elif location.name is None and inner is not None and _reaches(location.glob, inner):
+        problem = f"lies in source {source.name!r} (location = {source.location})"
+    else:
+        return
+    raise ValueError(
+        f"output = {output} {problem}, so the run could not tell its own files from its inputs: give an output outside of "
+        "every source"
+    )
 
 
 def list_files(source: SourceConfig, *, location: Location) -> Listing:
@@ -129,6 +150,36 @@ def describe_os_error(error: OSError) -> str:
 def printable(name: str) -> str:
     """A file name need not be valid Unicode, but reports and ids must be."""
     return os.fsencode(name).decode("utf-8", "replace")
+
+
+def _local_as_such(base: pafs.FileSystem, root: str) -> tuple[pafs.FileSystem, str]:
+    """Links need the local rules, whichever library opens the files."""
+    is_local = isinstance(base, pafs.PyFileSystem) and "file" in base.handler.fs.protocol
+    return (pafs.LocalFileSystem() if is_local else base), root
+
+
+def _follow_links(base: pafs.FileSystem, root: str) -> tuple[pafs.FileSystem, str]:
+    return base, str(Path(root).resolve()) if isinstance(base, pafs.LocalFileSystem) else root.rstrip("/")
+
+
+def _relative(path: str, *, root: str) -> str | None:
+    """The path below a root, "" for the root itself, None for what is elsewhere."""
+    if path == root:
+        return ""
+    prefix = root.rstrip("/") + "/"
+    return path.removeprefix(prefix) if path.startswith(prefix) else None
+
+
+def _reaches(glob: str | None, folder: str) -> bool:
+    """Whether the pattern of a location may match a file below this relative folder."""
+    *names, last = (glob or "**").split("/")
+    names += ["**"] if "**" in last else []
+    for name, part in itertools.zip_longest(names, folder.split("/") if folder else []):
+        if name is None or (part is not None and "**" not in name and not matches(name, part)):
+            return False
+        if part is None or "**" in name:
+            break
+    return True
 
 
 def _split_glob(location: str) -> tuple[str, str | None]:

@@ -20,6 +20,7 @@ from train.data.config import DataConfigError, PipelineConfig, hash_json
 from train.data.dedup_index import DedupIndex
 from train.data.filesystem import resolve
 from train.data.jobs import PHASES, Job, open_run, run_job
+from train.data.listing import refuse_overlap
 from train.data.manifest import read_manifest, write_results
 from train.data.report import PipelineReport
 from train.data.run_folder import PLAN_VERSION, WORK, RunFolder, RunMismatch
@@ -126,11 +127,13 @@ class DataPipeline:
     def run(self, *, restart: bool = False, on_progress: OnProgress = lambda *_: None) -> PipelineReport:
         """Do what is not done yet, and return what the run did.
 
-        Raises: ValueError for sources that cannot be read; RunMismatch if the folder holds another run; what a job raised,
-        such as DiskFull. Whatever is committed stays.
+        Raises: ValueError for sources that cannot be read, or that overlap with the output; RunMismatch if the folder holds
+        another run; what a job raised, such as DiskFull. Whatever is committed stays.
         """
         start = time.monotonic()
         on_progress("list the sources", 0, 1)
+        for source in self.config.sources:
+            refuse_overlap(source, output=self.config.output)
         plan: dict[str, Any] = {
             "version": PLAN_VERSION,
             "config": self.config.written(),

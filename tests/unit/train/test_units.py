@@ -9,6 +9,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, NamedTuple
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +21,7 @@ from warcio.warcwriter import WARCWriter
 from tests import source_items
 from train.data.common_crawl import CommonCrawlConfig
 from train.data.document import EmptySource, RawDocument, Rejected
-from train.data.listing import is_wanted, matches
+from train.data.listing import is_wanted, matches, refuse_overlap
 from train.data.source_code import CodeConfig
 from train.data.source_config import SourceConfig
 from train.data.units import KINDS, Unit, plan_units, read_unit
@@ -352,3 +353,54 @@ def test_a_damaged_parquet_file_is_planned_whole_and_its_reader_says_why(tmp_pat
 
 def test_every_kind_has_a_reader() -> None:
     assert set(KINDS) == set(SourceConfig.model_fields["kind"].annotation.__args__)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("location", "output"),
+    [
+        ("docs", "docs/out"),
+        ("docs", "docs"),
+        ("docs/text", "docs"),
+        ("docs/a.txt", "docs"),
+        ("docs/**/*.txt", "docs/text/out"),
+        ("docs/*/*.txt", "docs/out"),
+        ("docs/**", "docs/out"),
+        ("docs", "link/out"),
+        ("link", "docs/text/out"),
+        ("file://docs", "link"),
+    ],
+)
+def test_an_output_that_would_be_its_own_input_is_refused(tmp_path: Path, location: str, output: str) -> None:
+    (tmp_path / "docs" / "text").mkdir(parents=True)
+    (tmp_path / "docs" / "a.txt").write_text("words")
+    (tmp_path / "link").symlink_to(tmp_path / "docs")
+    place = f"file://{tmp_path}/docs" if location == "file://docs" else str(tmp_path / location)
+    with pytest.raises(
+        ValueError, match=r"output = .* (holds|lies in) source 'source' \(location = .*give an output outside"
+    ):
+        refuse_overlap(_source(place), output=str(tmp_path / output))
+
+
+@pytest.mark.parametrize(
+    ("location", "output"),
+    [
+        ("docs", "out"),
+        ("docs", "docs-of-run"),
+        ("docs/a.txt", "docs/out"),
+        ("docs/*.txt", "docs/out"),
+        ("docs/t*/*.txt", "docs/out"),
+        ("docs", "memory://docs/out"),
+    ],
+)
+def test_an_output_beside_its_source_is_taken(tmp_path: Path, location: str, output: str) -> None:
+    (tmp_path / "docs" / "text").mkdir(parents=True)
+    (tmp_path / "docs" / "a.txt").write_text("words")
+    refuse_overlap(_source(tmp_path / location), output=output if "://" in output else str(tmp_path / output))
+
+
+def test_overlap_is_refused_on_object_stores_too() -> None:
+    with fsspec.open("memory://bucket/web/a.txt", "w") as file:
+        file.write("words")
+    with pytest.raises(ValueError, match="lies in source"):
+        refuse_overlap(_source("memory://bucket/web"), output="memory://bucket/web/out/")
+    refuse_overlap(_source("memory://bucket/web"), output="memory://bucket/web2")
