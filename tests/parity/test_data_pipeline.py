@@ -267,6 +267,21 @@ def test_a_missing_evaluation_set_or_tokenizer_is_named_before_anything_is_writt
     assert not (tmp_path / "out").exists()
 
 
+def test_a_tokenizer_that_cannot_be_used_is_refused_before_anything_is_read(
+    inputs: Path, finished: tuple[Path, PipelineReport], tmp_path: Path
+) -> None:
+    good = json.loads((finished[0] / "tokenizer" / "tokenizer.json").read_text())
+    too_large = {"id": 1 << 32, "content": "<far>", "special": True}
+    for added, message in (
+        ([*good["added_tokens"], too_large], r"ids up to 4,294,967,296, above"),
+        ([], "has no token"),
+    ):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(good | {"added_tokens": added}))
+        with pytest.raises(DataConfigError, match=rf"tokenizer\.folder = .* cannot be used: .*{message}"):
+            DataPipeline(config_of(inputs, tmp_path / "out", tokenizer={"folder": str(tmp_path)})).run()
+        assert not (tmp_path / "out").exists()
+
+
 def test_an_output_within_a_source_is_refused_before_anything_is_written(inputs: Path, tmp_path: Path) -> None:
     shutil.copytree(inputs / "manual", tmp_path / "manual")
     sources = [{"name": "manual", "kind": "text", "location": str(tmp_path / "manual")}]

@@ -33,7 +33,7 @@ from train.data.schema import DOCUMENT_SCHEMA, is_kept
 from train.data.storage import HDF5Storage
 from train.data.stored_file import FileSummary, open_hashed
 from train.data.token_shard import TokenFormat
-from train.data.tokenizer import TokenColumn, save_tokenizer, train_tokenizer
+from train.data.tokenizer import Encoder, TokenColumn, save_tokenizer, train_tokenizer
 
 REPOSITORY_BYTES = 128 << 20
 """Code of one unit that is ordered and joined at once; a larger repository is joined in parts."""
@@ -128,16 +128,20 @@ def num_shards(run: Run) -> int:
 def pack_shard(run: Run, index: int) -> None:
     """One file of sequences."""
     plan: ShardPlan = run.shard_plans[index]
-    encoder = run.encoder
-    token_format = TokenFormat(
-        sequence_length=run.config.packing.sequence_length, vocab_size=encoder.vocab_size,
-        end_of_document_id=encoder.end_of_document_id, tokenizer_sha256=encoder.file.sha256,
-    )  # fmt: skip
+    token_format = token_format_of(run.encoder, sequence_length=run.config.packing.sequence_length)
     path = run.folder.path(f"tokens/shard-{index:06d}.h5")
     with HDF5Storage(run.folder.filesystem).writer(path, token_format=token_format) as writer:
         for tokens in assemble(plan, lambda unit: run.folder.read_arrays(run.name("stream", unit, "arrow"))["tokens"]):
             writer.write(tokens)
     run.folder.commit("pack", index, facts={"sequences": plan.num_sequences}, files=[writer.summary])
+
+
+def token_format_of(encoder: Encoder, *, sequence_length: int) -> TokenFormat:
+    """The format of a run's shards. Raises ValueError if they cannot hold the encoder's ids."""
+    return TokenFormat(
+        sequence_length=sequence_length, vocab_size=encoder.vocab_size,
+        end_of_document_id=encoder.end_of_document_id, tokenizer_sha256=encoder.file.sha256,
+    )  # fmt: skip
 
 
 def _kept(run: Run, index: int, audit_file: Any, facts: Counter[str]) -> Iterator[pa.Table]:

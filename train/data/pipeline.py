@@ -20,10 +20,12 @@ from train.data.config import DataConfigError, PipelineConfig, hash_json
 from train.data.dedup_index import DedupIndex
 from train.data.filesystem import resolve
 from train.data.jobs import PHASES, Job, open_run, run_job
+from train.data.jobs_finish import token_format_of
 from train.data.listing import refuse_overlap
 from train.data.manifest import read_manifest, write_results
 from train.data.report import PipelineReport
 from train.data.run_folder import PLAN_VERSION, WORK, RunFolder, RunMismatch
+from train.data.tokenizer import Encoder
 from train.data.units import plan_units
 
 DriverKind = Literal["local", "ray", "ray_data"]
@@ -127,8 +129,8 @@ class DataPipeline:
     def run(self, *, restart: bool = False, on_progress: OnProgress = lambda *_: None) -> PipelineReport:
         """Do what is not done yet, and return what the run did.
 
-        Raises: ValueError for sources that cannot be read, or that overlap with the output; RunMismatch if the folder holds
-        another run; what a job raised, such as DiskFull. Whatever is committed stays.
+        Raises: ValueError for sources and a tokenizer that cannot be used, or an output within a source; RunMismatch if the
+        folder holds another run; what a job raised, such as DiskFull. Whatever is committed stays.
         """
         start = time.monotonic()
         on_progress("list the sources", 0, 1)
@@ -141,6 +143,7 @@ class DataPipeline:
             "inputs": fingerprint_inputs(self.config),
             "units": [unit.to_json() for unit in plan_units(self.config.sources)],
         }
+        check_tokenizer(self.config)
         run_id = plan["run_id"] = hash_json(plan)
         plan["index"] = self._index_state(run_id, restart=restart)
         self._folder.begin(plan, restart=restart)
@@ -185,6 +188,19 @@ class DataPipeline:
     def _clean_up(self) -> None:
         if not self.config.keep_work:
             self._folder.delete(WORK)
+
+
+def check_tokenizer(config: PipelineConfig) -> None:
+    """What would end the run hours later: raises DataConfigError if the tokenizer that is given cannot encode, has no token to
+    end documents with, or has ids that the shards cannot hold."""
+    folder = config.tokenizer.folder
+    if folder is None:
+        return
+    try:
+        encoder = Encoder.open(folder, backend=config.tokenizer.backend)
+        token_format_of(encoder, sequence_length=config.packing.sequence_length)
+    except ValueError as error:
+        raise DataConfigError(f"tokenizer.folder = {folder} cannot be used: {error}") from error
 
 
 def fingerprint_inputs(config: PipelineConfig) -> dict[str, str]:

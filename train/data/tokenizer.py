@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 END_OF_DOCUMENT = "<|endoftext|>"
 MAX_SEGMENT_BYTES = 128 << 10
 """Longer documents are encoded in pieces: on a run of a million blanks tiktoken fails, and all are slower than linear."""
+MAX_IDS = 1 << 32
+"""What a stored token, 4 bytes at most, can tell apart."""
 BATCH_BYTES = 8 << 20
 """Text that a backend is given at once."""
 
@@ -170,6 +172,11 @@ class Encoder:
         self, file: TokenizerFile, *, kind: BackendKind, end_of_document: str | None = None, num_threads: int = 1
     ) -> None:
         """Takes the backend as it is; `open` checks it. Raises CannotExpress, or ValueError for a lacking end token."""
+        if file.num_ids > MAX_IDS:
+            raise ValueError(
+                f"tokenizer {file.path} has ids up to {file.num_ids - 1:,}, above {MAX_IDS - 1:,}, the largest that 4 bytes "
+                "hold: give one whose vocabulary is numbered from 0"
+            )
         self.file, self.kind = file, kind
         self.vocab_size = file.num_ids
         self.dtype = np.dtype("<u2" if file.num_ids <= 1 << 16 else "<u4")
