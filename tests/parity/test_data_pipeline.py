@@ -1,6 +1,8 @@
 """The token pipeline as a user runs it: what comes out, and that neither kills nor workers nor damage change it."""
 
+import errno
 import json
+import os
 import random
 import resource
 import shutil
@@ -8,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,6 +20,7 @@ from pyarrow.fs import FileSelector
 from tests.pipeline_inputs import EMAIL, EXAM, files_of, write_inputs
 from train.data.config import DataConfigError, PipelineConfig, load_pipeline_config
 from train.data.filesystem import resolve
+from train.data.listing import NoAccess
 from train.data.pipeline import DataPipeline
 from train.data.report import PipelineReport
 from train.data.run_folder import PLAN_VERSION, RunFolder, RunMismatch
@@ -265,6 +269,28 @@ def test_a_missing_evaluation_set_or_tokenizer_is_named_before_anything_is_writt
         with pytest.raises(DataConfigError, match=field):
             DataPipeline(config_of(inputs, tmp_path / "out", **change)).run()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_may_not_be_read_ends_the_run_and_the_rest_stays(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel refuses; a test that runs as root must say so itself."""
+    config = config_of(inputs, tmp_path)
+    real_open = os.open
+
+    def open_(path: Any, *arguments: Any, **options: Any) -> int:
+        if str(path).endswith("code/decoder.py"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real_open(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", open_)
+        with pytest.raises(NoAccess, match=r"source 'code': .*decoder\.py may not be read"):
+            DataPipeline(config).run()
+    units = [unit["source"] for unit in RunFolder(str(tmp_path)).read_plan()["units"]]  # type: ignore[index]
+    done = {int(path.stem) for path in (tmp_path / "work" / "prepare").glob("*.json")}
+    assert done == {number for number, source in enumerate(units) if source != "code"}
+    assert DataPipeline(config).run().losses > 0
 
 
 def test_a_tokenizer_that_cannot_be_used_is_refused_before_anything_is_read(

@@ -5,11 +5,12 @@ reason and fix for everything else. One file is held at a time. Nothing outside 
 are not followed.
 """
 
+import errno
 import hashlib
 import os
 import stat
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -48,6 +49,8 @@ MAX_CONTROL_SHARE = 0.02
 _CONTROL_BYTES = bytes(sorted({*range(0x20), 0x7F} - set(b"\t\n\v\f\r\b\x1b")))
 _UNICODE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 _GIT_TIMEOUT_S = 60
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG})
+"""A file that is no longer there or no longer a file: a loss. Other errors are of the disk or of permissions."""
 
 
 class EmptySource(ValueError):
@@ -133,7 +136,11 @@ def _stream(root: Path, *, max_file_bytes: int) -> Iterator[RawDocument | Reject
     source_id = f"{'git' if is_git else 'folder'}:{_printable(root.name) or 'root'}"
     num_documents = num_rejected = 0
     for relative_path in list_files(root):
-        item = read_file(root, relative_path, source_id=source_id, max_file_bytes=max_file_bytes)
+        try:
+            item = read_file(root, relative_path, source_id=source_id, max_file_bytes=max_file_bytes)
+        except OSError as error:
+            problem = (f"cannot be read ({_explain(error)})", "restore the file or its read permission")
+            item = Rejected(_printable(relative_path), *problem)
         if item is None:
             continue
         num_documents += isinstance(item, RawDocument)
@@ -146,15 +153,16 @@ def _stream(root: Path, *, max_file_bytes: int) -> Iterator[RawDocument | Reject
         )
 
 
-def list_files(root: Path) -> list[str]:
-    """Relative paths, sorted: the tracked files of a git repository, else every file below the folder but caches."""
+def list_files(root: Path, *, on_error: Callable[[OSError], None] = lambda _: None) -> list[str]:
+    """Relative paths, sorted: the tracked files of a git repository, else every file below the folder but caches. `on_error`
+    is told of each folder that cannot be listed."""
     paths = _git_files(root) if (root / ".git").exists() else None
-    return sorted(_walk(root) if paths is None else paths)
+    return sorted(_walk(root, on_error) if paths is None else paths)
 
 
-def _walk(root: Path) -> list[str]:
+def _walk(root: Path, on_error: Callable[[OSError], None]) -> list[str]:
     paths: list[str] = []
-    for folder, folders, names in os.walk(root, followlinks=False):
+    for folder, folders, names in os.walk(root, onerror=on_error, followlinks=False):
         relative = Path(folder).relative_to(root)
         paths.extend((relative / name).as_posix() for name in names)
         paths.extend((relative / name).as_posix() for name in folders if (Path(folder) / name).is_symlink())
@@ -183,7 +191,8 @@ def read_file(
 ) -> RawDocument | Rejected | None:
     """One file below a resolved root, if it is text. `field_name` is the configuration's name of the limit.
 
-    None: nothing to say about it (a link to a file that is read by itself, a submodule, the manifest).
+    None: nothing to say about it (a link to a file that is read by itself, a submodule, the manifest). Raises OSError where
+    the file is there and may not or cannot be read.
     """
     path = root / relative_path
     name = _printable(relative_path)
@@ -201,6 +210,8 @@ def read_file(
         else:
             content, problem = _load(path, max_file_bytes=max_file_bytes, field_name=field_name)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        if isinstance(error, OSError) and error.errno not in _GONE:
+            raise
         problem = (f"cannot be read ({_explain(error)})", "restore the file or its read permission")
     if problem is not None:
         return Rejected(name, *problem)

@@ -5,6 +5,7 @@ Paths are relative to the location's folder, so ids and units do not depend on w
 outside of that folder is listed: a local symbolic link is followed only to a file inside that is not listed by itself.
 """
 
+import contextlib
 import itertools
 import os
 import re
@@ -23,6 +24,31 @@ from train.data.source_config import SUFFIXES, SourceConfig
 LEADS_OUT = ("is or lies behind a symbolic link that leads out of the source", "copy the file into the source")
 _GLOB = re.compile(r"[*?\[]")
 _LINK_FIX = "restore what it points to, or remove the link"
+
+
+class NoAccess(PermissionError):
+    """A source, or a file or folder of it, that may not be read. It is not damaged, so it is no loss: the run ends."""
+
+
+@contextlib.contextmanager
+def explain_access(source: SourceConfig, path: str = "") -> Iterator[None]:
+    """A lack of permission in this block is a NoAccess that names the file and the fix."""
+    try:
+        yield
+    except NoAccess:
+        raise
+    except PermissionError as error:
+        what, why = error.filename or path or "its location", error.strerror or str(error) or "no permission"
+        raise NoAccess(
+            f"source {source.name!r}: {what} may not be read (location = {source.location}; {why}): give read permission, or "
+            "exclude it, and run again; what is finished stays"
+        ) from error
+
+
+def raise_if_denied(error: OSError) -> None:
+    """For os.walk, which passes over a folder that cannot be listed."""
+    if isinstance(error, PermissionError):
+        raise error
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +88,11 @@ class Location:
 
 
 def open_location(source: SourceConfig) -> Location:
-    """Raises ValueError if there is nothing at the source's location."""
+    """Raises ValueError if there is nothing at the source's location, NoAccess if that may not be known."""
     text, glob = _split_glob(source.location)
     base, root = _local_as_such(*resolve(text))
-    info = base.get_file_info(root)
+    with explain_access(source):
+        info = base.get_file_info(root)
     if info.type == pafs.FileType.NotFound:
         raise ValueError(
             f"source {source.name!r}: location {source.location} does not exist; correct the path, or remove the source"
@@ -259,8 +286,9 @@ def _walk(root: Path, *, rejected: list[Rejected]) -> Iterator[tuple[str, bool]]
     """(relative path, whether it is a link to a folder) of everything but folders. Links are not entered."""
 
     def refuse(error: OSError) -> None:
+        raise_if_denied(error)
         folder = Path(str(error.filename)).relative_to(root).as_posix()
-        rejected.append(Rejected(printable(folder), describe_os_error(error), "restore its read permission"))
+        rejected.append(Rejected(printable(folder), describe_os_error(error), "restore it"))
 
     for folder, folders, names in os.walk(root, followlinks=False, onerror=refuse):
         relative = PurePosixPath(os.path.relpath(folder, root))

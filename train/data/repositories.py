@@ -11,7 +11,16 @@ from pathlib import Path
 
 from train.data.document import SKIPPED_FOLDERS, EmptySource, Rejected
 from train.data.document import list_files as list_tracked_files
-from train.data.listing import LEADS_OUT, InputFile, Listing, Location, is_wanted, list_files, printable
+from train.data.listing import (
+    LEADS_OUT,
+    InputFile,
+    Listing,
+    Location,
+    is_wanted,
+    list_files,
+    printable,
+    raise_if_denied,
+)
 from train.data.source_config import SourceConfig
 
 
@@ -35,7 +44,7 @@ def _find(root: Path, *, source: SourceConfig, glob: str | None, rejected: list[
     if source.repositories == "location":
         yield ""
         return
-    for folder, folders, names in os.walk(root, followlinks=False):
+    for folder, folders, names in os.walk(root, onerror=raise_if_denied, followlinks=False):
         here = Path(folder)
         relative = here.relative_to(root)
         is_child = len(relative.parts) == 1
@@ -70,7 +79,7 @@ def _measure(root: Path, path: str) -> InputFile:
         return InputFile(path, status.st_size, str(status.st_mtime_ns))
     size_bytes = 0
     digest = hashlib.sha256()
-    for name in list_tracked_files(root / path):
+    for name in list_tracked_files(root / path, on_error=raise_if_denied):
         try:
             status = (root / path / name).lstat()
         except FileNotFoundError:  # git still lists a file that was deleted

@@ -31,6 +31,7 @@ from train.data.document import (
     read_file,
 )
 from train.data.licence import MAX_EVIDENCE_BYTES, NONE, Licence, LicenceIndex, is_licence_evidence
+from train.data.listing import raise_if_denied
 from train.data.spdx import PERMISSIVE, UNKNOWN, is_allowed
 
 _ARCHIVE_SUFFIX = re.compile(r"\.(?:tar(?:\.\w{2,3})?|tgz|tbz2|txz|zip|whl|crate|jar)$", re.IGNORECASE)
@@ -103,7 +104,7 @@ class CodeDataProcessor:
         return self._read_local(root, path, source_id=source_id)
 
     def _read_local(self, root: Path, path: str, *, source_id: str) -> Iterator[RawDocument | Rejected]:
-        paths = list_files(root)
+        paths = list_files(root, on_error=raise_if_denied)
         licences = LicenceIndex()
         for relative in filter(is_licence_evidence, paths):
             item = read_file(root, relative, source_id=source_id, max_file_bytes=MAX_EVIDENCE_BYTES)

@@ -4,7 +4,8 @@ In: sources. Out: units in a fixed order: the same listing gives the same units.
 and what a killed run repeats. Big files are cut where a record begins anew without what comes before: JSONL and text at line
 or paragraph, WARC at a gzip member, all by ranges of bytes in which records begin; Parquet by row groups. Small files go
 together; a repository, an archive and a compressed file are whole; annotations of a source are one unit.
-Content that cannot be read becomes a Rejected; a disk or network that fails raises, so that the unit is run again.
+Content that cannot be read, or a file that is gone, becomes a Rejected; a disk or network that fails and a lack of permission
+raise, so that the unit is run again.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from train.data.listing import (
     InputFile,
     Location,
     describe_os_error,
+    explain_access,
     leads_out,
     list_files,
     open_location,
@@ -100,17 +102,15 @@ class _Piece:
 def plan_units(sources: Iterable[SourceConfig]) -> list[Unit]:
     """The units of all sources, in the order of the sources and, within one, of the paths.
 
-    Raises: ValueError if a location does not exist; EmptySource if it holds nothing to read.
+    Raises: ValueError if a location does not exist; EmptySource if it holds nothing to read; NoAccess if it may not be read.
     """
     units: list[Unit] = []
     for source in sources:
         location = open_location(source)
-        listing = (
-            list_repositories(source, location=location)
-            if source.kind == "code"
-            else list_files(source, location=location)
-        )
-        pieces = [piece for file in listing.files for piece in _cut(file, source=source, location=location)]
+        list_source = list_repositories if source.kind == "code" else list_files
+        with explain_access(source):
+            listing = list_source(source, location=location)
+            pieces = [piece for file in listing.files for piece in _cut(file, source=source, location=location)]
         for number, group in enumerate(_group(pieces, source=source)):
             units.append(
                 Unit(
@@ -128,7 +128,10 @@ def plan_units(sources: Iterable[SourceConfig]) -> list[Unit]:
 
 
 def read_unit(unit: Unit, config: ReadConfig, *, counts: Counter[str] | None = None) -> Items:
-    """The documents of a unit, and what was no document, in a fixed order. `counts` gets what CommonCrawlProcessor counts."""
+    """The documents of a unit, and what was no document, in a fixed order. `counts` gets what CommonCrawlProcessor counts.
+
+    Raises: OSError if a disk or network fails; NoAccess if a file may not be read.
+    """
     source = next((source for source in config.sources if source.name == unit.source), None)
     if source is None:
         raise ValueError(f"unit {unit.index} belongs to source {unit.source!r}, which the configuration does not have")
@@ -233,7 +236,7 @@ Reader = Callable[[Unit, SourceConfig, Location, ReadConfig, Counter[str]], Item
 
 
 def _each(read: Callable[[_Place], Items]) -> Reader:
-    """A reader of units out of a reader of one file. A file that is gone or locked is refused, the others are read."""
+    """A reader of units out of a reader of one file. A file that is gone is refused, the others are read."""
 
     def read_files(
         unit: Unit, source: SourceConfig, location: Location, config: ReadConfig, counts: Counter[str]
@@ -243,11 +246,19 @@ def _each(read: Callable[[_Place], Items]) -> Reader:
                 yield Rejected(path, *LEADS_OUT)
                 continue
             try:
-                yield from read(_Place(location.filesystem, path, unit.start, unit.stop, source, config, counts))
-            except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-                yield Rejected(path, describe_os_error(error), "restore the file or its read permission")
+                with explain_access(source, path):
+                    yield from read(_Place(location.filesystem, path, unit.start, unit.stop, source, config, counts))
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+                yield Rejected(path, describe_os_error(error), "restore the file")
 
     return read_files
+
+
+def _read_together(
+    unit: Unit, source: SourceConfig, location: Location, config: ReadConfig, counts: Counter[str]
+) -> Items:
+    with explain_access(source):
+        yield from read_annotations(location.filesystem, unit.paths, source=source)
 
 
 KINDS: dict[SourceKind, Reader] = {
@@ -261,5 +272,5 @@ KINDS: dict[SourceKind, Reader] = {
     "jsonl": _each(lambda at: read_jsonl(at.filesystem, at.path, source=at.source, start=at.start, stop=at.stop)),
     "parquet": _each(lambda at: read_parquet(at.filesystem, at.path, source=at.source, start=at.start, stop=at.stop)),
     "book": _each(lambda at: read_book(at.filesystem, at.path, source=at.source)),
-    "annotations": lambda unit, source, location, *_: read_annotations(location.filesystem, unit.paths, source=source),
+    "annotations": _read_together,
 }

@@ -1,18 +1,21 @@
 """How sources become work units, and what a unit reads: everything once, nothing from outside, the same in any cut."""
 
+import errno
 import gzip
 import io
 import itertools
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from warcio.statusandheaders import StatusAndHeaders
@@ -21,7 +24,7 @@ from warcio.warcwriter import WARCWriter
 from tests import source_items
 from train.data.common_crawl import CommonCrawlConfig
 from train.data.document import EmptySource, RawDocument, Rejected
-from train.data.listing import is_wanted, matches, refuse_overlap
+from train.data.listing import NoAccess, is_wanted, matches, refuse_overlap
 from train.data.source_code import CodeConfig
 from train.data.source_config import SourceConfig
 from train.data.units import KINDS, Unit, plan_units, read_unit
@@ -404,3 +407,81 @@ def test_overlap_is_refused_on_object_stores_too() -> None:
     with pytest.raises(ValueError, match="lies in source"):
         refuse_overlap(_source("memory://bucket/web"), output="memory://bucket/web/out/")
     refuse_overlap(_source("memory://bucket/web"), output="memory://bucket/web2")
+
+
+class GuardedStore(MemoryFileSystem):  # type: ignore[misc]
+    """An object store that refuses to open what has "secret" in its name, and has lost what has "gone" in it."""
+
+    protocol = "guarded"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> Any:
+        return super()._strip_protocol(path.replace("guarded://", "memory://"))
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        if "secret" in path and mode == "rb":
+            raise PermissionError("Forbidden")
+        if "gone" in path and mode == "rb":
+            raise FileNotFoundError(path)
+        return super()._open(path, mode, **options)
+
+
+@pytest.fixture
+def guarded() -> Iterator[GuardedStore]:
+    fsspec.register_implementation("guarded", GuardedStore, clobber=True)
+    yield GuardedStore()
+    GuardedStore.store.clear()
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet", "web", "book", "code", "annotations"])
+def test_a_lack_of_permission_is_no_damage_and_ends_the_reading(guarded: GuardedStore, kind: str) -> None:
+    suffix = {
+        "jsonl": "jsonl",
+        "parquet": "parquet",
+        "web": "warc",
+        "book": "pdf",
+        "code": "zip",
+        "annotations": "jsonl",
+    }
+    name = f"b-secret.{suffix.get(kind, 'txt')}"
+    guarded.pipe(f"/{kind}/{name}", b"some words")
+    source = _source(f"guarded:///{kind}", kind)
+    with pytest.raises(
+        NoAccess, match=r"source 'source': .*may not be read \(location = guarded:.*Forbidden.*run again"
+    ) as caught:
+        _read(source)
+    assert kind == "annotations" or name in str(caught.value)
+
+
+def test_a_file_that_is_gone_is_a_loss(guarded: GuardedStore) -> None:
+    guarded.pipe({"/docs/a.txt": b"words", "/docs/gone.txt": b"words"})
+    assert _refusals(_source("guarded:///docs")) == {"gone.txt": "cannot be read (FileNotFoundError)"}
+
+
+def test_a_local_folder_or_a_file_of_a_repository_without_permission_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel refuses; a test that runs as root must say so itself."""
+    for name in ("docs/a.txt", "docs/closed/b.txt", "code/a.py", "code/locked.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("import os\n" * 20)
+    real_scandir, real_open = os.scandir, os.open
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real_scandir(path)
+
+    def open_(path: Any, *arguments: Any, **options: Any) -> int:
+        if str(path).endswith("locked.py"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real_open(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(os, "open", open_)
+    with pytest.raises(NoAccess, match="docs/closed may not be read"):
+        plan_units([_source(tmp_path / "docs")])
+    with pytest.raises(NoAccess, match=r"code/locked\.py may not be read .*Permission denied"):
+        _read(_source(tmp_path / "code", "code", repositories="location"))
