@@ -76,10 +76,17 @@ def run(  # noqa: PLR0917 - the command's options
         _print(report, where=settings.output, console=output())
 
 
-def estimate(
+def estimate(  # noqa: PLR0917 - the command's options
     tokens: Annotated[str, typer.Option(help="Tokens wanted; 15e12, 15T, 300B are understood.")] = "15T",
     cores: Annotated[int, typer.Option(help="CPU cores of the cluster.", min=1)] = 4096,
     usd_per_core_hour: Annotated[float, typer.Option(help="Price of a core for an hour.", min=0)] = 0.04,
+    passed_share: Annotated[
+        float | None,
+        typer.Option(help="Share of extracted text that passes the rules; 0.5 if not given.", min=0.001, max=1),
+    ] = None,
+    unique_share: Annotated[
+        float | None, typer.Option(help="Share of it that is no duplicate; 0.56 if not given.", min=0.001, max=1)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Core-hours, shuffle volume, index size and dollars, from rates that are measured here and now (about a minute)."""
@@ -87,9 +94,11 @@ def estimate(
 
     console = output(stderr=as_json)
     count = parse_count(tokens, option="--tokens")
+    shares = {"passed_share": passed_share, "unique_share": unique_share}
     found = estimate_run(
         measure_rates(on_stage=lambda stage: console.print(f"  measuring {stage}", markup=False)),
         tokens=count, cores=cores, usd_per_core_hour=usd_per_core_hour,
+        **{name: share for name, share in shares.items() if share is not None},
     )  # fmt: skip
     if as_json:
         print_json(found.model_dump(mode="json"))
