@@ -11,6 +11,7 @@ Out: weights, and the F1 that models fitted without a page's site reach on the d
 import os
 import random
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,12 +147,11 @@ def main() -> None:
         held = set(groups[fold::NUM_FOLDS])
         models = fit_both([one for one in examples if one.group not in held] + manuals)
         pairs += [(select(one, *models), one.expected) for one in examples if one.group in held]
-    print(f'"""Cross-validated by site on {len(pairs)} pages, {len(manuals)} manuals: {score_texts(pairs)}"""')
+    lines = [f'"""Cross-validated by site on {len(pairs)} pages, {len(manuals)} manuals: {score_texts(pairs)}"""']
     for title, names, weights in zip(("LOCAL", "FINAL"), (LOCAL, FINAL), fit_both(examples + manuals), strict=True):
-        print(f"{title}_WEIGHTS = {{")
-        for name, weight in zip(names, weights, strict=True):
-            print(f'    "{name}": {weight:.3f},')
-        print("}")
+        numbers = [f'    "{name}": {weight:.3f},' for name, weight in zip(names, weights, strict=True)]
+        lines += [f"{title}_WEIGHTS = {{", *numbers, "}"]
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

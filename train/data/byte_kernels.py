@@ -23,6 +23,12 @@ _SHIFTS = tuple(np.uint64(8 * place) for place in range(8))
 
 
 @jit
+def byte_at(data: Bytes, index: int) -> int:
+    """A byte as a signed integer, which signed integers may meet."""
+    return int(np.int64(data[index]))
+
+
+@jit
 def decode(data: Bytes, index: int, stop: int) -> tuple[int, int]:
     """(code point, bytes) of the character that begins at a byte; never reads beyond `stop`."""
     first = data[index] & 0xFF

@@ -45,6 +45,8 @@ class HtmlExtractor:
 def _blocks() -> Extract:
     def extract(html: str, main_content: bool) -> tuple[str, str]:
         page = scan_page(html)
+        if not len(page.blocks):
+            page = scan_page(html, shows_hidden=True)
         is_kept = select_blocks(page) if main_content else np.zeros(len(page.blocks), np.bool_)
         if not is_kept.any():
             is_kept[:] = True

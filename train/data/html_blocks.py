@@ -28,14 +28,14 @@ from train.data.html_names import IN_HEADING, IS_NOTE
 from train.data.html_scan import Page
 from train.data.html_tree import B_NODE, B_SEPARATOR, B_START, B_STOP, B_WORDS, PARENT
 from train.data.html_weights import FINAL_WEIGHTS, LOCAL_WEIGHTS
-from train.data.jit import jit
+from train.data.jit import jit, jit_inner
 
 FINAL = (
     "one", "rating", "inside", "inside_rating", "rating-1", "rating+1", "rating_above", "before", "behind",
     "inside_before", "inside_behind", "page_words", "page_link_share", "note",
 )  # fmt: skip
-"""Names of the second model's numbers. `before` and `behind`: the block lies before the first, or behind the last, long and well
-rated block of the container; `rating_above`: mean rating within the block's third innermost element."""
+"""Names of the second model's numbers. `before` and `behind`: the block lies before the first, or behind the last, long and
+well rated block of the container; `rating_above`: mean rating within the block's third innermost element."""
 MAX_RATING, MAX_GAIN, MAX_WORDS = 4.0, 2.0, 100
 """Limits of a rating as a neighbour and in the container's sum, and of the words that weigh it there."""
 SURE_RATING, SURE_WORDS = 1.0, 15
@@ -72,7 +72,7 @@ def describe_finally(page: Page, ratings: Rows) -> Rows:
     return rows
 
 
-@jit
+@jit_inner
 def _prepare(blocks: Any, nodes: Any) -> tuple[Rows, Any, Rows]:
     """(sums of the nodes, their flags, numbers of the page)."""
     sums = np.zeros((len(nodes), NUM_SUMS))
@@ -119,7 +119,7 @@ def _select(blocks: Any, nodes: Any, local: Rows, final: Rows, is_main: Any) -> 
         index -= 1
 
 
-@jit
+@jit_inner
 def _find_container(blocks: Any, nodes: Any, ratings: Rows, sums: Rows) -> Any:
     """Which nodes lie in the node of the best sum; the sums of ratings are written beside those of words."""
     for index in range(len(blocks)):
@@ -141,7 +141,7 @@ def _find_container(blocks: Any, nodes: Any, ratings: Rows, sums: Rows) -> Any:
     return is_inside
 
 
-@jit
+@jit_inner
 def _find_sure(blocks: Any, ratings: Rows, is_inside: Any) -> tuple[int, int]:
     """(first, last) long and well rated block of the container; all blocks if there is none."""
     first, last = -1, -1
@@ -152,7 +152,7 @@ def _find_sure(blocks: Any, ratings: Rows, is_inside: Any) -> tuple[int, int]:
     return (first, last) if first >= 0 else (0, len(blocks))
 
 
-@jit
+@jit_inner
 def _describe_again(  # noqa: PLR0917 - compiled code is called by position
     index: int, blocks: Any, nodes: Any, flags: Any, sums: Rows, page: Rows, ratings: Rows, is_inside: Any, first: int,
     last: int, row: Rows,

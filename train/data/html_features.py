@@ -1,7 +1,7 @@
 """What is measured of a page's blocks to tell its main content from the rest.
 
-In: blocks and nodes of html_scan. Out: one row of numbers per block. A node's words of boilerplate ("sidebar") count only where
-the node holds a small part of the page's text: the layout of a page with a sidebar bears that name too.
+In: blocks and nodes of html_scan. Out: one row of numbers per block. A node's words of boilerplate ("sidebar") count only
+where the node holds a small part of the page's text: the layout of a page with a sidebar bears that name too.
 Sources: Kohlschuetter et al., Boilerplate Detection using Shallow Text Features, 2010 (words and link density of a block and
 its neighbours); Vogels et al., Web2Text, 2018 (the same of parents); the class words are those of readability.js and our own.
 """
@@ -36,7 +36,7 @@ from train.data.html_names import (
     IS_SIDE,
 )
 from train.data.html_tree import B_COMMAS, B_ENDS, B_LINK_WORDS, B_NODE, B_WORDS, FLAGS, PARENT
-from train.data.jit import jit
+from train.data.jit import jit_inner
 
 Rows = npt.NDArray[Any]
 """float64."""
@@ -63,7 +63,7 @@ WORDS_AT, LINK_WORDS_AT, GAIN_AT, WEIGHT_AT = range(4)
 NUM_SUMS = 4
 
 
-@jit
+@jit_inner
 def sum_words(blocks: Any, nodes: Any, sums: Rows) -> None:
     """Words of every node into `sums`, which holds zeros."""
     for index in range(len(blocks)):
@@ -75,7 +75,7 @@ def sum_words(blocks: Any, nodes: Any, sums: Rows) -> None:
         sums[nodes[node, PARENT], LINK_WORDS_AT] += sums[node, LINK_WORDS_AT]
 
 
-@jit
+@jit_inner
 def inherit_flags(nodes: Any, sums: Rows) -> Any:
     """Flags of every node with those of its ancestors, int64."""
     flags = np.zeros(len(nodes), np.int64)
@@ -88,7 +88,7 @@ def inherit_flags(nodes: Any, sums: Rows) -> Any:
     return flags
 
 
-@jit
+@jit_inner
 def describe_page(blocks: Any, flags: Any, sums: Rows) -> Rows:
     """The numbers of PAGE."""
     words, links = sums[0, WORDS_AT], sums[0, LINK_WORDS_AT]
@@ -103,7 +103,7 @@ def describe_page(blocks: Any, flags: Any, sums: Rows) -> Rows:
     return np.array([np.log1p(words - links), links / whole, boilerplate / whole, has_content, np.log1p(len(blocks))])
 
 
-@jit
+@jit_inner
 def describe_block(index: int, blocks: Any, nodes: Any, flags: Any, sums: Rows, page: Rows, row: Rows) -> None:  # noqa: PLR0917 - compiled code is called by position
     """The numbers of LOCAL of one block into `row`."""
     node = blocks[index, B_NODE]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from train.data.jit import jit
+from train.data.jit import jit_inner
 
 Table = npt.NDArray[Any]
 """uint64: NUM_SLOTS keys, then their values."""
@@ -56,7 +56,19 @@ IN_LIST, IN_TABLE, IN_FIGURE, IN_FORM, IN_QUOTE, IN_HEADING, IN_MAIN, IN_ARTICLE
     1 << bit for bit in range(12, 23)
 )
 IS_LISTING = 1 << 23
-BOILERPLATE = IS_LISTING | IS_NAV | IS_SIDE | IS_FOOT | IS_HEAD | IS_COMMENT | IS_SHARE | IS_RELATED | IS_PROMO | IS_META | IS_NOTE
+BOILERPLATE = (
+    IS_LISTING
+    | IS_NAV
+    | IS_SIDE
+    | IS_FOOT
+    | IS_HEAD
+    | IS_COMMENT
+    | IS_SHARE
+    | IS_RELATED
+    | IS_PROMO
+    | IS_META
+    | IS_NOTE
+)
 
 _WORDS = {
     IS_NAV: "nav navs navi navigation navbar topnav subnav globalnav sitenav navheader navfooter menu menus menubar submenu "
@@ -119,13 +131,13 @@ def _byte_classes() -> npt.NDArray[np.uint8]:
 BYTE_CLASSES = _byte_classes()
 
 
-@jit
+@jit_inner
 def extend(key: np.uint64, byte: int) -> np.uint64:
     """The hash of a name that has one byte more. Unsigned, because the product of signed integers must not overflow."""
     return (key ^ np.uint64(byte)) * _MULTIPLIER
 
 
-@jit
+@jit_inner
 def look_up(table: Table, key: np.uint64) -> int:
     """The value of a key, 0 if it is unknown."""
     slot = np.int64(key >> np.uint64(40)) & (NUM_SLOTS - 1)
@@ -145,12 +157,13 @@ def hash_name(name: str, seed: np.uint64) -> int:
 
 
 def build_table() -> tuple[Table, npt.NDArray[np.uint8]]:
-    """(table, UTF-8 of all character references). The value of a reference is its place there, shifted by 8, and its length."""
+    """(table, UTF-8 of all character references). A reference's value is its place there, shifted by 8, and its length."""
     entries: dict[int, int] = {}
 
     def add(name: str, seed: np.uint64, value: int) -> None:
         key = hash_name(name, seed)
-        assert key and (key not in entries or seed == WORD_SEED), f"two names have the hash of {name!r}"
+        assert key, f"{name!r} has the hash of an empty slot"
+        assert key not in entries or seed == WORD_SEED, f"two names have the hash of {name!r}"
         entries[key] = entries.get(key, 0) | value
 
     for names, value in _ELEMENTS.items():

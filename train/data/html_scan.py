@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from train.data.byte_kernels import Bytes
+from train.data.byte_kernels import Bytes, byte_at
 from train.data.html_attributes import SELF_CLOSES, read_attributes
-from train.data.html_names import ELEMENT_SEED, KIND, RAW, TITLE, VOID, Table, build_table, extend, look_up
+from train.data.html_names import ELEMENT_SEED, KIND, RAW, TITLE, Table, build_table, extend, look_up
 from train.data.html_text import (
     HIDDEN,
     IS_XML,
     NUM_BLOCKS,
     NUM_NODES,
     NUM_STATE,
+    SHOWS_HIDDEN,
     TITLE_START,
     TITLE_STOP,
     State,
@@ -36,7 +37,7 @@ from train.data.html_tree import (
     close_element,
     open_element,
 )
-from train.data.jit import jit
+from train.data.jit import jit, jit_inner
 
 MAX_CHARS = 1 << 28
 """Longer pages are cut: places are 32 bits wide."""
@@ -57,8 +58,8 @@ class Page:
     """Markup of the title element's text."""
 
 
-def scan_page(html: str) -> Page:
-    """Scan a page; never fails."""
+def scan_page(html: str, *, shows_hidden: bool = False) -> Page:
+    """Scan a page; never fails. `shows_hidden`: attributes that hide an element, which a script may undo, are passed over."""
     content = html[:MAX_CHARS].encode("utf-8", "replace")
     data = np.frombuffer(content, np.uint8)
     capacity = min(content.count(b"<"), len(content) // 3) + 3
@@ -66,7 +67,7 @@ def scan_page(html: str) -> Page:
     blocks = np.empty((capacity, NUM_BLOCK_COLUMNS), np.int32)
     nodes = np.empty((capacity, NUM_NODE_COLUMNS), np.int32)
     state = np.zeros(NUM_STATE, np.int64)
-    state[IS_XML] = content[:64].lstrip().startswith(b"<?xml")
+    state[IS_XML], state[SHOWS_HIDDEN] = content[:64].lstrip().startswith(b"<?xml"), shows_hidden
     _scan(data, _TABLE, _REFERENCES, out, blocks, nodes, state)
     return Page(
         out, blocks[: state[NUM_BLOCKS]], nodes[: state[NUM_NODES]], content[state[TITLE_START] : state[TITLE_STOP]]
@@ -74,41 +75,47 @@ def scan_page(html: str) -> Page:
 
 
 @jit
-def _scan(data: Bytes, table: Table, references: Bytes, out: Bytes, blocks: Any, nodes: Any, state: State) -> None:
+def _scan(  # noqa: PLR0917 - compiled code is called by position
+    data: Bytes, table: Table, references: Bytes, out: Bytes, blocks: Any, nodes: Any, state: State
+) -> None:
     stack = np.empty((MAX_DEPTH, NUM_STACK_COLUMNS), np.int64)
     nodes[0, :] = 0
     state[NUM_NODES] = 1
     index, stop = 0, len(data)
     while index < stop:
-        following = data[index + 1] & 0xFF if index + 1 < stop else 0
-        is_letter = 97 <= (following | 0x20) <= 122
-        if data[index] != 60 or not (is_letter or following in (33, 47, 63)):
-            if state[HIDDEN] > 0:
-                index = find_byte(data, index + 1, stop, 60)
-            else:
-                index = write_text(data, index, stop, table, references, out, state)
-        elif is_letter:
-            index = _start_tag(data, index + 1, table, blocks, nodes, out, stack, state)
-        elif following == 47:
-            after = data[index + 2] | 0x20 if index + 2 < stop else 0
-            if 97 <= after <= 122:
-                key, index = _read_name(data, index + 2)
-                index, _, _ = read_attributes(data, index, table)
-                close_element(key, look_up(table, key), stack, nodes, blocks, out, state)
-            else:
-                index = find_byte(data, index + 1, stop, 62) + 1
-        else:
+        name = _find_name(data, index, stop)
+        if name > 0:
+            index = _read_tag(data, name, table, blocks, nodes, out, stack, state)
+        elif name < 0:
             index = _skip_declaration(data, index, stop)
+        elif state[HIDDEN] > 0:
+            index = find_byte(data, index + 1, stop, 60)
+        else:
+            index = write_text(data, index, stop, table, references, out, state)
     break_line(3, blocks, out, state)
 
 
-@jit
+@jit_inner
+def _find_name(data: Bytes, index: int, stop: int) -> int:
+    """Where the name of the tag that begins here begins; 0 if text does, -1 if what is left out does, as a comment."""
+    if data[index] != 60 or index + 1 >= stop:
+        return 0
+    following = byte_at(data, index + 1)
+    if 97 <= following | 0x20 <= 122:
+        return index + 1
+    if following == 47:
+        is_tag = index + 2 < stop and 97 <= byte_at(data, index + 2) | 0x20 <= 122
+        return index + 2 if is_tag else -1
+    return -1 if following in (33, 63) else 0
+
+
+@jit_inner
 def _read_name(data: Bytes, index: int) -> tuple[np.uint64, int]:
     """(hash of an element's name in lower case, where it ends)."""
     key = ELEMENT_SEED
     while index < len(data):
-        byte = np.int64(data[index])
-        if byte <= 32 or byte == 62 or byte == 47:
+        byte = byte_at(data, index)
+        if byte <= 32 or byte in (47, 62):
             break
         if 65 <= byte <= 90:
             byte |= 0x20
@@ -117,31 +124,32 @@ def _read_name(data: Bytes, index: int) -> tuple[np.uint64, int]:
     return key, index
 
 
-@jit
-def _start_tag(
-    data: Bytes, index: int, table: Table, blocks: Any, nodes: Any, out: Bytes, stack: Any, state: State
+@jit_inner
+def _read_tag(  # noqa: PLR0917 - compiled code is called by position
+    data: Bytes, name: int, table: Table, blocks: Any, nodes: Any, out: Bytes, stack: Any, state: State
 ) -> int:
-    """The element whose name begins here, up to its end if its content is not markup; returns where it stopped."""
-    stop, start = len(data), index
-    key, index = _read_name(data, index)
-    num_bytes = index - start
+    """A tag, and all of the element if its content is not markup; returns where it stopped."""
+    stop = len(data)
+    key, index = _read_name(data, name)
+    num_bytes = index - name
     index, flags, traits = read_attributes(data, index, table)
-    if index >= stop:
+    if index < 0:
         return stop
     value = look_up(table, key)
-    is_void = value & VOID or (traits & SELF_CLOSES and state[IS_XML])
-    if value & RAW or value & KIND == TITLE:
-        if is_void:
-            return index
-        end, after = _find_end(data, index, stop, start, num_bytes)
-        if value & KIND == TITLE and state[TITLE_STOP] == 0 and state[HIDDEN] == 0 and end < stop:
+    is_title = value & KIND == TITLE
+    if data[name - 1] == 47:
+        close_element(key, value, stack, nodes, blocks, out, state)
+    elif not (value & RAW or is_title):
+        open_element(key, value, flags, traits, stack, nodes, blocks, out, state)
+    elif not (traits & SELF_CLOSES and state[IS_XML]):
+        end, after = _find_end(data, index, stop, name, num_bytes)
+        if is_title and state[TITLE_STOP] == 0 and state[HIDDEN] == 0 and end < stop:
             state[TITLE_START], state[TITLE_STOP] = index, end
         return after
-    open_element(key, value, flags, traits, is_void != 0, stack, nodes, blocks, out, state)
     return index
 
 
-@jit
+@jit_inner
 def _find_end(data: Bytes, index: int, stop: int, name: int, num_bytes: int) -> tuple[int, int]:
     """(where raw text ends, where the end tag ends) of the element whose name is at `name`."""
     while True:
@@ -155,12 +163,12 @@ def _find_end(data: Bytes, index: int, stop: int, name: int, num_bytes: int) -> 
             place += 1
         if is_end:
             behind = data[index + 2 + num_bytes]
-            if behind <= 32 or behind == 62 or behind == 47:
+            if behind <= 32 or behind in (47, 62):
                 return index, find_byte(data, index + 2 + num_bytes, stop, 62) + 1
         index += 1
 
 
-@jit
+@jit_inner
 def _skip_declaration(data: Bytes, index: int, stop: int) -> int:
     """Where a comment, a declaration or a processing instruction ends."""
     if index + 3 < stop and data[index + 1] == 33 and data[index + 2] == 45 and data[index + 3] == 45:

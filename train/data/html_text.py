@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from train.data.byte_kernels import Bytes
+from train.data.byte_kernels import Bytes, byte_at
 from train.data.html_names import (
     AMPERSAND,
-    BEYOND,
     BYTE_CLASSES,
     COMMA,
     FULL_STOP,
@@ -26,7 +25,7 @@ from train.data.html_names import (
     extend,
     look_up,
 )
-from train.data.jit import jit
+from train.data.jit import jit_inner
 
 State = npt.NDArray[Any]
 """int64: the counters and places below."""
@@ -35,17 +34,21 @@ SIZE, BLOCK, GAP, HAS_TEXT, IN_WORD, SEPARATOR, NODE, NUM_NODES, NUM_BLOCKS, DEP
 )
 """Bytes written; where the block begins; a space is due; the block shows anything; within a word; see LEVEL_SHIFT; the
 innermost element that is a block; counts; open elements, of them hidden, links, pre and p."""
-WORDS, LINK_WORDS, COMMAS, ENDS, TITLE_START, TITLE_STOP, IS_XML, AFTER_PRE, FOREIGNS = range(14, 23)
+WORDS, LINK_WORDS, COMMAS, ENDS, TITLE_START, TITLE_STOP, IS_XML, AFTER_PRE, FOREIGNS, SHOWS_HIDDEN = range(14, 24)
 """Counts of the block: words, those in links, commas, ends of sentences; the title's place in the page; whether the page
-begins as XML; whether a new line would be the first of a pre; open svg."""
-NUM_STATE = 23
+begins as XML; whether a new line would be the first of a pre; open svg;
+whether elements are shown though their attributes hide them."""
+NUM_STATE = 24
+NOTHING, BLANK, LETTER, SYLLABLE, SIGN, MARK, PAUSE, STOP = range(8)
+"""What a character is: not visible, white space that collapses, of a word, a word, within a word as well as between words,
+between words, comma, end of a sentence."""
 MAX_NAME = 32
 """Bytes of the longest name of a reference, with its semicolon."""
 MAX_LEGACY_NAME = 6
 """Bytes of the longest name that needs no semicolon."""
 
 
-@jit
+@jit_inner
 def find_byte(data: Bytes, start: int, stop: int, byte: int) -> int:
     """The first place of a byte from `start`, or `stop`."""
     wanted = np.uint8(byte)
@@ -62,119 +65,138 @@ def find_byte(data: Bytes, start: int, stop: int, byte: int) -> int:
     return stop
 
 
-@jit
-def write_text(data: Bytes, index: int, stop: int, table: Table, references: Bytes, out: Bytes, state: State) -> int:
+@jit_inner
+def write_text(  # noqa: PLR0917 - compiled code is called by position
+    data: Bytes, index: int, stop: int, table: Table, references: Bytes, out: Bytes, state: State
+) -> int:
     """Write text up to the next "<", of which the first byte may be one; returns where it stopped."""
     size, gap, is_inside, has_text = state[SIZE], state[GAP], state[IN_WORD], state[HAS_TEXT]
-    is_pre, first = state[PRES] > 0, index
-    words, commas, ends = 0, 0, 0
+    is_pre, first, words = state[PRES] > 0, index, 0
     while index < stop:
-        byte = data[index]
-        found = BYTE_CLASSES[byte]
+        found = BYTE_CLASSES[data[index]]
         if found == SPACE_BYTE:
-            index += 1
-            is_inside = 0
-            if not is_pre:
+            if is_pre:
+                size = _write_space(data, index, stop, out, size, state)
+            else:
                 gap = 1
-                continue
-            if byte == 13:
-                if index < stop and data[index] == 10:
-                    continue
-                byte = np.uint8(10)
-            if byte != 10 or not state[AFTER_PRE]:
-                out[size] = byte
-                size += 1
-            state[AFTER_PRE] = 0
+            is_inside = 0
+            index += 1
             continue
         if found == OPEN_BYTE and index > first:
             break
-        if found == NUL_BYTE and byte == 0:
-            index += 1
-            continue
-        if gap:
-            if has_text and out[size - 1] != 10:
-                out[size] = 32
-                size += 1
-            gap = 0
+        at = size + (gap & has_text & (out[size - 1] != 10))
         if found == IS_WORD_BYTE:
-            words += 1 - is_inside
-            is_inside = 1
+            out[at] = data[index]
+            index, after, shown = index + 1, at + 1, LETTER
         elif found == AMPERSAND:
-            before = size
-            index, size, is_space = write_reference(data, index, stop, table, references, out, size, is_pre)
-            if is_space:
-                gap, is_inside = 1, 0
-            elif size == before + 2 and out[before] == 0xC2 and out[before + 1] == 0xA0:
-                is_inside = 0
-            elif size > before:
-                has_text = 1
-                if out[before] >= 0x80 or BYTE_CLASSES[out[before]] == IS_WORD_BYTE:
-                    words += 1 - is_inside
-                    is_inside = 1
-            continue
-        elif found == BEYOND:
-            width = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            width = min(width, stop - index)
-            second = np.int64(data[index + 1]) if width > 1 else 0
-            third = np.int64(data[index + 2]) if width > 2 else 0
-            for offset in range(width):
-                out[size + offset] = data[index + offset]
-            size += width
-            index += width
-            if byte == 0xC2 and second == 0xA0:
-                is_inside = 0
-                continue
-            has_text = 1
-            if byte == 0xE3 and second == 0x80:  # ideographic punctuation
-                commas += third == 0x81
-                ends += third == 0x82
-                is_inside = 0
-            elif byte == 0xEF and second == 0xBC:  # full width
-                commas += third == 0x8C
-                ends += (third == 0x81) | (third == 0x9F)
-                is_inside = 0
-            elif byte == 0xE2 and second <= 0x81:  # general punctuation
-                ends += (second == 0x80) & (third == 0xA6)
-            elif 0xE3 <= byte <= 0xE9 or (byte == 0xE0 and 0xB8 <= second <= 0xBB) or (byte == 0xE1 and second <= 0x82):
-                words += 1
-                is_inside = 0
-            else:
-                words += 1 - is_inside
-                is_inside = 1
-            continue
-        elif found == COMMA:
-            commas += 1
-        elif found == FULL_STOP:
-            ends += index + 1 >= stop or data[index + 1] <= 34 or data[index + 1] == 60 or data[index + 1] >= 0x80
-            is_inside = 0
-        out[size] = byte
-        size += 1
-        index += 1
-        has_text = 1
+            index, after, shown = write_reference(data, index, stop, table, references, out, at, is_pre)
+        else:
+            index, after, shown = _copy_character(data, index, stop, out, at)
+        if after > at:
+            if at > size:
+                out[size] = 32
+            size, gap = after, 0
+            state[AFTER_PRE] = 0
+        gap |= shown == BLANK
+        has_text |= shown > BLANK
+        words += (shown == SYLLABLE) | ((shown == LETTER) & (1 - is_inside))
+        is_inside = (shown == LETTER) | ((shown == SIGN) & is_inside)
+        if shown >= PAUSE:
+            state[COMMAS if shown == PAUSE else ENDS] += 1
     state[SIZE], state[GAP], state[IN_WORD], state[HAS_TEXT] = size, gap, is_inside, has_text
-    if has_text:
-        state[AFTER_PRE] = 0
     state[WORDS] += words
-    state[COMMAS] += commas
-    state[ENDS] += ends
     if state[LINKS] > 0:
         state[LINK_WORDS] += words
     return index
 
 
-@jit
-def write_reference(
+@jit_inner
+def _write_space(data: Bytes, index: int, stop: int, out: Bytes, size: int, state: State) -> int:  # noqa: PLR0917 - compiled code is called by position
+    """White space within pre: as it is, but for carriage returns and a new line at its beginning."""
+    byte = data[index]
+    is_first, state[AFTER_PRE] = state[AFTER_PRE], 0
+    if byte == 13:
+        if index + 1 < stop and data[index + 1] == 10:
+            state[AFTER_PRE] = is_first
+            return size
+        byte = np.uint8(10)
+    if byte == 10 and is_first:
+        return size
+    out[size] = byte
+    return size + 1
+
+
+@jit_inner
+def _copy_character(data: Bytes, index: int, stop: int, out: Bytes, size: int) -> tuple[int, int, int]:
+    """A character that is no letter of ASCII; (where it ends, bytes in the buffer, what it is)."""
+    byte = byte_at(data, index)
+    found = BYTE_CLASSES[byte]
+    if found == NUL_BYTE and byte == 0:
+        return index + 1, size, NOTHING
+    width = 1 if byte < 0x80 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+    width = min(width, stop - index)
+    for offset in range(width):
+        out[size + offset] = data[index + offset]
+    if found == COMMA:
+        return index + 1, size + 1, PAUSE
+    if found == FULL_STOP:
+        following = data[index + 1] if index + 1 < stop else 32
+        is_end = following <= 34 or following == 60 or following >= 0x80
+        return index + 1, size + 1, STOP if is_end else MARK
+    if width == 1:
+        return index + 1, size + 1, SIGN
+    second, third = byte_at(data, index + 1), byte_at(data, index + 2) if width > 2 else 0
+    return index + width, size + width, _kind_of(byte, second, third)
+
+
+@jit_inner
+def _kind_of(first: int, second: int, third: int) -> int:
+    """What a character beyond ASCII is, by its first bytes."""
+    if first in (0xC2, 0xE2):
+        is_blank = second == 0xA0 if first == 0xC2 else second == 0x80 and 0x8B <= third <= 0x8F
+        return NOTHING if is_blank else LETTER if first == 0xE2 and second > 0x81 else SIGN
+    if first == 0xE3 and second == 0x80:  # ideographic space and punctuation
+        return NOTHING if third == 0x80 else PAUSE if third == 0x81 else STOP if third == 0x82 else MARK
+    if first == 0xEF and second == 0xBC:  # full width
+        return PAUSE if third == 0x8C else STOP if third in (0x81, 0x9F) else MARK
+    if 0xE3 <= first <= 0xE9 or (first == 0xE0 and 0xB8 <= second <= 0xBB) or (first == 0xE1 and second <= 0x82):
+        return SYLLABLE
+    return LETTER
+
+
+@jit_inner
+def write_reference(  # noqa: PLR0917 - compiled code is called by position
     data: Bytes, index: int, stop: int, table: Table, references: Bytes, out: Bytes, size: int, is_pre: bool
-) -> tuple[int, int, bool]:
-    """What an ampersand begins; (where it ends, bytes in the buffer, whether it is white space that collapses)."""
+) -> tuple[int, int, int]:
+    """What an ampersand begins; (where it ends, bytes in the buffer, what it is)."""
     if index + 1 < stop and data[index + 1] == 35:
         code, after = _read_number(data, index + 2, stop)
-        if code == -1:
-            out[size] = 38
-            return index + 1, size + 1, False
-        if not is_pre and (code == 32 or 9 <= code <= 13):
-            return after, size, True
-        return after, write_code(code, out, size), False
+        if code >= 0:
+            written = write_code(code, out, size)
+        else:
+            out[size], after, written = 38, index + 1, size + 1
+    else:
+        after, value = _read_name(data, index, stop, table)
+        start, num_bytes = value >> 8, value & 0xFF
+        if value == 0:
+            out[size], num_bytes = 38, 1
+        for offset in range(num_bytes if value else 0):
+            out[size + offset] = references[start + offset]
+        written = size + num_bytes
+    if written == size:
+        return after, size, NOTHING
+    first = byte_at(out, size)
+    if BYTE_CLASSES[first] == SPACE_BYTE:
+        return (after, written, NOTHING) if is_pre else (after, size, BLANK)
+    if first < 0x80:
+        return after, written, LETTER if BYTE_CLASSES[first] == IS_WORD_BYTE else SIGN
+    third = byte_at(out, size + 2) if written > size + 2 else 0
+    return after, written, _kind_of(first, byte_at(out, size + 1), third)
+
+
+@jit_inner
+def _read_name(data: Bytes, index: int, stop: int, table: Table) -> tuple[int, int]:
+    """(where it ends, value in the table) of the named reference at an ampersand; the ampersand alone and 0 if it is none."""
     key, place, value, after = REFERENCE_SEED, index + 1, 0, index + 1
     limit = min(stop, index + MAX_NAME)
     while place < limit and BYTE_CLASSES[data[place]] == IS_WORD_BYTE:
@@ -188,18 +210,10 @@ def write_reference(
         found = look_up(table, extend(key, 59))
         if found:
             value, after = found, place + 1
-    if value == 0:
-        out[size] = 38
-        return index + 1, size + 1, False
-    start, num_bytes = value >> 8, value & 0xFF
-    if not is_pre and num_bytes == 1 and references[start] <= 32:
-        return after, size, True
-    for offset in range(num_bytes):
-        out[size + offset] = references[start + offset]
-    return after, size + num_bytes, False
+    return after, value
 
 
-@jit
+@jit_inner
 def _read_number(data: Bytes, index: int, stop: int) -> tuple[int, int]:
     """(code point, where it ends) behind "&#"; -1 if it is no reference, 0 if it stands for nothing."""
     base = 10
@@ -208,14 +222,14 @@ def _read_number(data: Bytes, index: int, stop: int) -> tuple[int, int]:
         index += 1
     first, code = index, 0
     while index < stop:
-        digit = np.int64(data[index]) - 48
+        digit = byte_at(data, index) - 48
         if base == 16 and (digit < 0 or digit > 9):
-            digit = np.int64(data[index] | 0x20) - 87
+            digit = (byte_at(data, index) | 0x20) - 87
             if digit < 10:
                 break
         if digit < 0 or digit >= base:
             break
-        code = min(code * base + digit, 0x110000)
+        code = code * base + digit if code < 0x110000 else code
         index += 1
     if index == first:
         return -1, index
@@ -229,7 +243,7 @@ _WINDOWS = np.array(
 )
 
 
-@jit
+@jit_inner
 def _shown_code(code: int) -> int:
     """The code point that a number stands for; 0 for characters that are none."""
     if code == 0 or 0xD800 <= code <= 0xDFFF or code > 0x10FFFF:
@@ -241,7 +255,7 @@ def _shown_code(code: int) -> int:
     return code
 
 
-@jit
+@jit_inner
 def write_code(code: int, out: Bytes, size: int) -> int:
     """A code point in UTF-8; nothing for 0. Returns the bytes in the buffer."""
     if code == 0:

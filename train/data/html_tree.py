@@ -57,6 +57,7 @@ from train.data.html_names import (
     SCOPE,
     TABLE,
     TERM,
+    VOID,
     P,
 )
 from train.data.html_text import (
@@ -70,6 +71,7 @@ from train.data.html_text import (
     HAS_TEXT,
     HIDDEN,
     IN_WORD,
+    IS_XML,
     LINK_WORDS,
     LINKS,
     NODE,
@@ -78,11 +80,12 @@ from train.data.html_text import (
     NUM_P,
     PRES,
     SEPARATOR,
+    SHOWS_HIDDEN,
     SIZE,
     WORDS,
     State,
 )
-from train.data.jit import jit
+from train.data.jit import jit_inner
 
 MAX_DEPTH = 256
 """Open elements; deeper ones are taken for inline, as browsers do from 512 on."""
@@ -111,7 +114,7 @@ def _flags_of_kinds() -> Any:
 _KIND_FLAGS = _flags_of_kinds()
 
 
-@jit
+@jit_inner
 def break_line(level: int, blocks: Any, out: Bytes, state: State) -> None:
     """End the block, if it shows anything; the next one is separated by `level` at least."""
     size, first = state[SIZE], state[BLOCK]
@@ -120,7 +123,7 @@ def break_line(level: int, blocks: Any, out: Bytes, state: State) -> None:
         state[SIZE] = first
         state[SEPARATOR] = max(state[SEPARATOR], level)
         return
-    while out[size - 1] == 10 or out[size - 1] == 32:
+    while size > first and (out[size - 1] == 10 or out[size - 1] == 32):
         size -= 1
     num = state[NUM_BLOCKS]
     blocks[num, B_START], blocks[num, B_STOP], blocks[num, B_NODE] = first, size, state[NODE]
@@ -135,13 +138,12 @@ def break_line(level: int, blocks: Any, out: Bytes, state: State) -> None:
     state[WORDS], state[LINK_WORDS], state[COMMAS], state[ENDS], state[HAS_TEXT] = 0, 0, 0, 0, 0
 
 
-@jit
-def open_element(
+@jit_inner
+def open_element(  # noqa: PLR0917 - compiled code is called by position
     key: np.uint64,
     value: int,
     flags: int,
     traits: int,
-    is_void: bool,
     stack: Any,
     nodes: Any,
     blocks: Any,
@@ -159,14 +161,15 @@ def open_element(
             state[GAP], state[IN_WORD] = 0, 0
         return
     if level:
-        _close_implied(kind, stack, nodes, blocks, out, state)
+        _pop_to(_depth_of(kind, stack, state), stack, nodes, blocks, out, state)
     if kind == LINK and state[LINKS]:
         close_element(key, value, stack, nodes, blocks, out, state)
     if level and state[HIDDEN] == 0:
         break_line(level, blocks, out, state)
-    is_dark = (traits & HIDES and kind not in (MAIN, ARTICLE)) or value & HIDE
+    is_dark = (traits & HIDES and not state[SHOWS_HIDDEN] and kind not in (MAIN, ARTICLE)) or value & HIDE
     is_kept = level or is_dark or state[HIDDEN] or (kind == LINK and traits & IS_LINK)
-    is_empty = is_void or (traits & SELF_CLOSES and (kind == LINK or value & FOREIGN or state[FOREIGNS]))
+    is_bodiless = state[IS_XML] or kind == LINK or value & FOREIGN or state[FOREIGNS]
+    is_empty = value & VOID or (traits & SELF_CLOSES and is_bodiless)
     depth = state[DEPTH]
     if is_empty or kind == ROOT or not is_kept or depth == MAX_DEPTH:
         return
@@ -191,8 +194,10 @@ def open_element(
         state[AFTER_PRE] = 1
 
 
-@jit
-def _pop_to(depth: int, stack: Any, nodes: Any, blocks: Any, out: Bytes, state: State) -> None:
+@jit_inner
+def _pop_to(  # noqa: PLR0917 - compiled code is called by position
+    depth: int, stack: Any, nodes: Any, blocks: Any, out: Bytes, state: State
+) -> None:
     """Close all elements from this place of the stack on."""
     while state[DEPTH] > depth:
         top = state[DEPTH] - 1
@@ -210,45 +215,70 @@ def _pop_to(depth: int, stack: Any, nodes: Any, blocks: Any, out: Bytes, state: 
             state[NODE] = nodes[node, PARENT]
 
 
-@jit
-def _close_implied(kind: int, stack: Any, nodes: Any, blocks: Any, out: Bytes, state: State) -> None:
-    """End what a block's start tag ends: an open p, the row before, the list item before."""
-    if state[FOREIGNS]:  # blocks are no part of svg
-        for place in range(state[DEPTH] - 1, -1, -1):
-            if stack[place, VALUE] & FOREIGN:
-                _pop_to(place, stack, nodes, blocks, out, state)
-            if stack[place, VALUE] & SCOPE:
-                break
+@jit_inner
+def _end_of_svg(depth: int, stack: Any) -> int:
+    """The depth of the svg around, if it holds no foreignObject: blocks are no part of svg."""
+    for place in range(depth - 1, -1, -1):
+        if stack[place, VALUE] & SCOPE:
+            return place if stack[place, VALUE] & FOREIGN else depth
+    return depth
+
+
+@jit_inner
+def _end_of_rows(kind: int, depth: int, stack: Any) -> int:
+    """The depth of the cell, row or rows that a cell, row or rows end."""
+    end = depth
+    for place in range(depth - 1, -1, -1):
+        found = stack[place, VALUE] & KIND
+        if found == TABLE or (stack[place, VALUE] & SCOPE and found not in (CELL, CAPTION)):
+            break
+        if found in (CELL, CAPTION) or (found == ROW and kind != CELL) or (found == ROWS and kind == ROWS):
+            end = place
+    return end
+
+
+@jit_inner
+def _end_of_item(kind: int, depth: int, stack: Any) -> int:
+    """The depth of the item that an item of the same list ends."""
+    for place in range(depth - 1, -1, -1):
+        found = stack[place, VALUE] & KIND
+        if found == kind:
+            return place
+        if stack[place, VALUE] >> LEVEL_SHIFT & 3 and found not in (P, DIV):
+            break
+    return depth
+
+
+@jit_inner
+def _end_of_p(depth: int, stack: Any) -> int:
+    """The depth of the p that a block ends."""
+    for place in range(depth - 1, -1, -1):
+        if stack[place, VALUE] & KIND == P:
+            return place
+        if stack[place, VALUE] & SCOPE:
+            break
+    return depth
+
+
+@jit_inner
+def _depth_of(kind: int, stack: Any, state: State) -> int:
+    """The depth to which a block's start tag ends open elements: a p, the row before, the list item before."""
     depth = state[DEPTH]
+    if state[FOREIGNS]:
+        depth = _end_of_svg(depth, stack)
     if kind in (CELL, ROW, ROWS):
-        for place in range(depth - 1, -1, -1):
-            found = stack[place, VALUE] & KIND
-            if found == TABLE or (stack[place, VALUE] & SCOPE and found not in (CELL, CAPTION)):
-                break
-            if found in (CELL, CAPTION) or (found == ROW and kind != CELL) or (found == ROWS and kind == ROWS):
-                depth = place
+        depth = _end_of_rows(kind, depth, stack)
     elif kind in (LI, TERM):
-        for place in range(depth - 1, -1, -1):
-            found = stack[place, VALUE] & KIND
-            if found == kind:
-                depth = place
-                break
-            if stack[place, VALUE] >> LEVEL_SHIFT & 3 and found not in (P, DIV):
-                break
+        depth = _end_of_item(kind, depth, stack)
     elif kind == HEADING and depth and stack[depth - 1, VALUE] & KIND == HEADING:
         depth -= 1
-    _pop_to(depth, stack, nodes, blocks, out, state)
-    if state[NUM_P] and kind != BUTTON:
-        for place in range(state[DEPTH] - 1, -1, -1):
-            if stack[place, VALUE] & KIND == P:
-                _pop_to(place, stack, nodes, blocks, out, state)
-                break
-            if stack[place, VALUE] & SCOPE:
-                break
+    return _end_of_p(depth, stack) if state[NUM_P] and kind != BUTTON else depth
 
 
-@jit
-def close_element(key: np.uint64, value: int, stack: Any, nodes: Any, blocks: Any, out: Bytes, state: State) -> None:
+@jit_inner
+def close_element(  # noqa: PLR0917 - compiled code is called by position
+    key: np.uint64, value: int, stack: Any, nodes: Any, blocks: Any, out: Bytes, state: State
+) -> None:
     """An end tag; it does nothing where no such element is open."""
     kind, level = value & KIND, value >> LEVEL_SHIFT & 3
     if not level and kind != LINK and not state[HIDDEN]:
