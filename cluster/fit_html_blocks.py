@@ -23,7 +23,7 @@ from scipy.optimize import minimize
 from cluster.bench_html_pages import FOLDER_VARIABLE, LabelledPage, load_pages, score_texts
 from train.data.clean import decode
 from train.data.html import HtmlExtractor
-from train.data.html_blocks import FINAL, describe_finally, describe_locally
+from train.data.html_blocks import FINAL, describe_finally, describe_locally, select_blocks
 from train.data.html_features import LOCAL, Rows
 from train.data.html_scan import Page, scan_page
 from train.data.html_tree import B_START, B_STOP
@@ -132,8 +132,8 @@ def fit_both(examples: Sequence[Example]) -> tuple[Rows, Rows]:
 
 def select(example: Example, local: Rows, final: Rows) -> str:
     """The main text that models find."""
-    ratings = describe_finally(example.page, describe_locally(example.page) @ local) @ final
-    return "\n".join(text for text, rating in zip(example.texts, ratings, strict=True) if rating > 0)
+    is_main = select_blocks(example.page, local=local, final=final)
+    return "\n".join(text for text, is_kept in zip(example.texts, is_main, strict=True) if is_kept)
 
 
 def main() -> None:

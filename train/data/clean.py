@@ -3,7 +3,7 @@
 In: RawDocument (bytes or str). Out: CleanDocument, whose text is NFC, has "\n" line ends, no control characters and no
 personal data, with counts of what was done. Order: decode, HTML to text, line ends, mojibake, NFC, control characters,
 personal data. Personal data goes before anything is written, because indexes and reports would keep it too.
-Sources: resiliparse (HTML), ftfy (mojibake, only on lines that a cheap pattern flags), the WHATWG charset prescan.
+Sources: html.py (HTML), ftfy (mojibake, only on lines that a cheap pattern flags), the WHATWG charset prescan.
 """
 
 import codecs
@@ -65,9 +65,9 @@ class CleanConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     main_content: bool = True
-    """HTML: keep the main content only (F1 .934 on labelled pages against .653 for all text), unless that is empty."""
-    extractor: ExtractorKind = "resiliparse"
-    """HTML: which extractor finds the main content; "trafilatura" (pip install trafilatura) is better and much slower."""
+    """HTML: keep the main content only, unless that is empty."""
+    extractor: ExtractorKind = "blocks"
+    """HTML: which extractor finds the main content: our own, "resiliparse", or "trafilatura" (pip install trafilatura)."""
     fix_mojibake: bool = True
     """Repair text that was decoded with the wrong charset, such as "Ã©" for "é"."""
     mask_pii: bool = True

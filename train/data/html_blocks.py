@@ -2,7 +2,8 @@
 
 In: a Page. Out: text, blocks separated as on the screen. Three steps, all linear: a logistic model rates each block by what
 is measured of it and around it; the element whose blocks have the best sum of ratings, weighted by words, is the container;
-a second logistic model rates each block again by its first rating, its neighbours', and its place to the container.
+a second logistic model rates each block again by its first rating, its neighbours', and its place to the container. What
+lies in the container between its good blocks stays, unless it is links or is named boilerplate: a manual loses no short line.
 The weights were fitted by cluster/fit_html_blocks.py.
 Sources: readability.js (a container of the best sum), boilerpipe and jusText (a block's neighbours decide with it).
 """
@@ -24,9 +25,9 @@ from train.data.html_features import (
     inherit_flags,
     sum_words,
 )
-from train.data.html_names import IN_HEADING, IS_NOTE
+from train.data.html_names import BOILERPLATE, IN_HEADING, IS_NOTE
 from train.data.html_scan import Page
-from train.data.html_tree import B_NODE, B_SEPARATOR, B_START, B_STOP, B_WORDS, PARENT
+from train.data.html_tree import B_LINK_WORDS, B_NODE, B_SEPARATOR, B_START, B_STOP, B_WORDS, PARENT
 from train.data.html_weights import FINAL_WEIGHTS, LOCAL_WEIGHTS
 from train.data.jit import jit, jit_inner
 
@@ -40,15 +41,18 @@ MAX_RATING, MAX_GAIN, MAX_WORDS = 4.0, 2.0, 100
 """Limits of a rating as a neighbour and in the container's sum, and of the words that weigh it there."""
 SURE_RATING, SURE_WORDS = 1.0, 15
 """Of blocks that are long and well rated if they have more of both."""
+MAX_GAP_LINKS = 0.3
+"""Share of words in links up to which a block between such blocks is kept whatever its rating, if no class or element says
+that it is boilerplate."""
 _LOCAL = np.array([LOCAL_WEIGHTS[name] for name in LOCAL])
 _FINAL = np.array([FINAL_WEIGHTS[name] for name in FINAL])
 
 
-def select_blocks(page: Page) -> npt.NDArray[np.bool_]:
-    """Which blocks of a page are its main content."""
+def select_blocks(page: Page, *, local: Rows = _LOCAL, final: Rows = _FINAL) -> npt.NDArray[np.bool_]:
+    """Which blocks of a page are its main content, by the weights of LOCAL and of FINAL."""
     is_main = np.zeros(len(page.blocks), np.bool_)
     if len(page.blocks):
-        _select(page.blocks, page.nodes, _LOCAL, _FINAL, is_main)
+        _select(page.blocks, page.nodes, local, final, is_main)
     return is_main
 
 
@@ -112,7 +116,10 @@ def _select(blocks: Any, nodes: Any, local: Rows, final: Rows, is_main: Any) -> 
         rating = 0.0
         for place in range(len(final)):
             rating += final[place] * row[place]
-        is_main[index] = rating > 0.0
+        is_gap = first <= index <= last and is_inside[blocks[index, B_NODE]]
+        is_plain = not flags[blocks[index, B_NODE]] & BOILERPLATE
+        is_plain &= blocks[index, B_LINK_WORDS] <= MAX_GAP_LINKS * blocks[index, B_WORDS]
+        is_main[index] = rating > 0.0 or (is_gap and is_plain)
     index = len(blocks) - 1
     while index >= 0 and (not is_main[index] or flags[blocks[index, B_NODE]] & IN_HEADING):
         is_main[index] = False  # a heading that no content follows

@@ -297,7 +297,8 @@ def close_element(  # noqa: PLR0917 - compiled code is called by position
             return
         if kind == LINK:
             continue
-        is_border = found >> LEVEL_SHIFT & 3 != 0 if not level else found & SCOPE != 0
+        is_block = level or value & HIDE
+        is_border = found & SCOPE != 0 if is_block else found >> LEVEL_SHIFT & 3 != 0
         if is_border and not (is_row and found & KIND != TABLE):
             return
         if kind == LI and found & KIND == LIST:

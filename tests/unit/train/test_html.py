@@ -1,4 +1,4 @@
-"""Pages to text: two tiers, what neither of them finds, and the charset of a page."""
+"""Pages to text: three tiers, what neither of them finds, and the charset of a page."""
 
 import builtins
 import pydoc
@@ -12,7 +12,7 @@ from train.data.clean import CleanConfig, CleanDocument, DataCleaner
 from train.data.document import RawDocument
 from train.data.html import KINDS, ExtractorKind, HtmlExtractor
 
-TIERS: Sequence[ExtractorKind] = ("resiliparse", "trafilatura")
+TIERS: Sequence[ExtractorKind] = ("blocks", "resiliparse", "trafilatura")
 PARAGRAPHS = [
     "The council met on Tuesday to decide how the old harbour should be used once the last ferries have left it.",
     "Most of the speakers wanted a park, with a pool that is open all year, and houses only on its northern side.",
@@ -39,7 +39,7 @@ def test_each_tier_keeps_the_article_and_drops_what_surrounds_it(kind: Extractor
     assert document.title == "A harbour for all"
 
 
-def test_the_fast_tier_gives_what_resiliparse_gives_on_real_pages() -> None:
+def test_the_tier_of_resiliparse_gives_what_it_gives_on_real_pages() -> None:
     extractor = HtmlExtractor("resiliparse")
     for module in (builtins, pydoc, sys):
         page = pydoc.html.page(module.__name__, pydoc.html.document(module))
@@ -55,8 +55,9 @@ def test_a_page_without_main_content_gives_all_its_text(kind: ExtractorKind) -> 
     assert HtmlExtractor(kind).extract("<html><body><nav>Only this</nav></body></html>")[0].strip() == "Only this"
 
 
-def test_all_text_can_be_asked_for() -> None:
-    text = HtmlExtractor("resiliparse", main_content=False).extract(ARTICLE)[0]
+@pytest.mark.parametrize("kind", TIERS)
+def test_all_text_can_be_asked_for(kind: ExtractorKind) -> None:
+    text = HtmlExtractor(kind, main_content=False).extract(ARTICLE)[0]
     assert "All the news" in text
     assert "Imprint" in text
 
