@@ -63,6 +63,15 @@ WORDS_AT, LINK_WORDS_AT, GAIN_AT, WEIGHT_AT = range(4)
 NUM_SUMS = 4
 
 
+_LOGARITHMS = np.log1p(np.arange(1024))
+
+
+@jit_inner
+def _log(count: float) -> float:
+    """Logarithm of 1 + count of a whole number."""
+    return float(_LOGARITHMS[int(count)] if count < 1024 else np.log1p(count))
+
+
 @jit_inner
 def sum_words(blocks: Any, nodes: Any, sums: Rows) -> None:
     """Words of every node into `sums`, which holds zeros."""
@@ -108,8 +117,8 @@ def describe_block(index: int, blocks: Any, nodes: Any, flags: Any, sums: Rows, 
     """The numbers of LOCAL of one block into `row`."""
     node = blocks[index, B_NODE]
     words = blocks[index, B_WORDS]
-    row[0], row[1], row[2] = 1.0, np.log1p(words), blocks[index, B_LINK_WORDS] / max(1, words)
-    row[3], row[4] = np.log1p(blocks[index, B_ENDS]), np.log1p(blocks[index, B_COMMAS])
+    row[0], row[1], row[2] = 1.0, _log(words), blocks[index, B_LINK_WORDS] / max(1, words)
+    row[3], row[4] = _log(blocks[index, B_ENDS]), _log(blocks[index, B_COMMAS])
     place = _NUM_COUNTS
     for bit in _BITS:
         row[place] = 1.0 if flags[node] & bit else 0.0
@@ -118,11 +127,11 @@ def describe_block(index: int, blocks: Any, nodes: Any, flags: Any, sums: Rows, 
         other = index + distance
         row[place], row[place + 1] = 0.0, 0.0
         if 0 <= other < len(blocks):
-            row[place] = np.log1p(blocks[other, B_WORDS] - blocks[other, B_LINK_WORDS])
+            row[place] = _log(blocks[other, B_WORDS] - blocks[other, B_LINK_WORDS])
             row[place + 1] = blocks[other, B_LINK_WORDS] / max(1, blocks[other, B_WORDS])
         place += 2
     for element in (node, nodes[node, PARENT]):
-        row[place] = np.log1p(sums[element, WORDS_AT] - sums[element, LINK_WORDS_AT])
+        row[place] = _log(sums[element, WORDS_AT] - sums[element, LINK_WORDS_AT])
         row[place + 1] = sums[element, LINK_WORDS_AT] / max(1.0, sums[element, WORDS_AT])
         place += 2
     for number in page:

@@ -15,7 +15,7 @@ from train.data.jit import jit_inner
 
 Table = npt.NDArray[Any]
 """uint64: NUM_SLOTS keys, then their values."""
-NUM_SLOTS = 8192
+NUM_SLOTS = 4096
 ELEMENT_SEED, WORD_SEED, REFERENCE_SEED = map(np.uint64, (0x2545F4914F6CDD1D, 0x61C8864680B583EB, 0x1B873593CC9E2D51))
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 

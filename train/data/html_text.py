@@ -197,17 +197,20 @@ def write_reference(  # noqa: PLR0917 - compiled code is called by position
 @jit_inner
 def _read_name(data: Bytes, index: int, stop: int, table: Table) -> tuple[int, int]:
     """(where it ends, value in the table) of the named reference at an ampersand; the ampersand alone and 0 if it is none."""
-    key, place, value, after = REFERENCE_SEED, index + 1, 0, index + 1
+    key, place = REFERENCE_SEED, index + 1
     limit = min(stop, index + MAX_NAME)
     while place < limit and BYTE_CLASSES[data[place]] == IS_WORD_BYTE:
         key = extend(key, data[place])
         place += 1
-        if place - index <= MAX_LEGACY_NAME + 1:
-            found = look_up(table, key)
-            if found:
-                value, after = found, place
     if place < stop and data[place] == 59:
-        found = look_up(table, extend(key, 59))
+        value = look_up(table, extend(key, 59))
+        if value:
+            return place + 1, value
+    limit = min(place, index + 1 + MAX_LEGACY_NAME)
+    key, value, after = REFERENCE_SEED, 0, index + 1
+    for place in range(index + 1, limit):
+        key = extend(key, data[place])
+        found = look_up(table, key)
         if found:
             value, after = found, place + 1
     return after, value
