@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from train.data.jit import jit
+from train.data.jit import jit, jit_inner
 from train.data.word_rules import SPACE
 
 Bytes = npt.NDArray[Any]
@@ -175,6 +175,25 @@ def count_pieces(data: Bytes, start: int, stop: int) -> int:
     return num
 
 
+@jit_inner
+def times(first: int, second: int) -> int:
+    """The product mod 2^64. A plain signed one that overflows is undefined, and the compiler may take it as impossible."""
+    return int(np.int64(np.uint64(first) * np.uint64(second)))
+
+
+@jit_inner
+def hash_further(key: int, byte: int) -> int:
+    """The polynomial hash of a text, one byte longer."""
+    return int(np.int64(np.uint64(key) * np.uint64(MULTIPLIER) + np.uint64(byte) + np.uint64(1)))
+
+
+@jit_inner
+def hash_between(before: int, after: int, scale: int) -> int:
+    """The polynomial hash of the end of a text, from the hashes of the text `before` it and up to its end (`after`); `scale`
+    is MULTIPLIER to the number of its bytes."""
+    return int(np.int64(np.uint64(after) - np.uint64(before) * np.uint64(scale)))
+
+
 @jit
 def hash_bytes(data: Bytes, start: int, stop: int) -> int:
     """64-bit hash, eight bytes at a time."""
@@ -189,10 +208,10 @@ def hash_bytes(data: Bytes, start: int, stop: int) -> int:
         eight |= np.uint64(data[index + np.uintp(5)]) << _SHIFTS[5]
         eight |= np.uint64(data[index + np.uintp(6)]) << _SHIFTS[6]
         eight |= np.uint64(data[index + np.uintp(7)]) << _SHIFTS[7]
-        key = (key ^ int(np.int64(eight))) * MULTIPLIER
+        key = times(key ^ int(np.int64(eight)), MULTIPLIER)
         key ^= key >> 29
     rest = 0
     for index in range(whole, stop):
         rest = rest << 8 | (data[index] & 0xFF)
-    key = (key ^ rest) * MULTIPLIER
+    key = times(key ^ rest, MULTIPLIER)
     return key ^ key >> 29

@@ -7,7 +7,9 @@ context is looked for within the line.
 Sources: Luhn, ISO/IEC 7812; IBAN, ISO 13616 (mod 97, lengths by country); public addresses, IANA's registries.
 """
 
+import functools
 import ipaddress
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -36,22 +38,21 @@ class Span(NamedTuple):
     end: int
 
 
-_GATE = "|".join(
-    (
-        r"@[A-Za-z0-9\x80-\xff-]{1,126}\.",
-        r"\d\.\d{1,3}\.\d{1,3}\.\d",
-        r"[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]",
-        r"\+[1-9][\d .()-]{7}|00[1-9]\d{0,2}[ (/-]|\(\d{3}\) ?\d{3}|\d{3}[-.]\d{3}[-.]\d{4}",
-        r"\d{3}-\d{2}-\d{4}",
-        r"\d{13}|\d{4}[ -]\d{4}[ -]\d{4}|\d{4}[ -]\d{6}[ -]\d{4}",
-        r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11}",
-        r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}|(?i:secret_?access_?key)",
-        r"gh[pousr]_\w{36}|github_pat_|glpat-|xox[abeprs]-|sk-[\w-]{20}|[sr]k_live_|AIza|npm_\w{36}|pypi-AgE|hf_\w{34}|eyJ",
-        r"hooks\.slack\.com/services/T|/api/webhooks/\d{17}|(?:Account|SharedAccess)Key=|GOCSPX-|ya29\.|SG\.[\w-]{22}\.",
-        r"\d{8}:AA[\w-]{33}|do[opr]_v1_|shp(?:at|ca|pa|ss)_|dckr_pat_|dapi[0-9a-f]{32}|glsa_|lin_api_|rubygems_[0-9a-f]{48}",
-        r"NRAK-|PMAK-|AGE-SECRET-KEY-1|key-[0-9a-f]{32}",
-    )
-)
+_GATES = {
+    "TOKEN": r"gh[pousr]_\w{36}|github_pat_|glpat-|xox[abeprs]-|sk-[\w-]{20}|[sr]k_live_|AIza|npm_\w{36}|pypi-AgE|hf_\w{34}"
+    r"|eyJ|hooks\.slack\.com/services/T|/api/webhooks/\d{17}|(?:Account|SharedAccess)Key=|GOCSPX-|ya29\.|SG\.[\w-]{22}\."
+    r"|\d{8}:AA[\w-]{33}|do[opr]_v1_|shp(?:at|ca|pa|ss)_|dckr_pat_|dapi[0-9a-f]{32}|glsa_|lin_api_|rubygems_[0-9a-f]{48}"
+    r"|NRAK-|PMAK-|AGE-SECRET-KEY-1|key-[0-9a-f]{32}",
+    "AWS_KEY": r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}|(?i:secret_?access_?key)",
+    "EMAIL": r"@[A-Za-z0-9\x80-\xff-]{1,126}\.",
+    "IBAN": r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11}",
+    "CARD": r"\d{13}|\d{4}[ -]\d{4}[ -]\d{4}|\d{4}[ -]\d{6}[ -]\d{4}",
+    "SSN": r"\d{3}-\d{2}-\d{4}",
+    "IPV4": r"\d\.\d{1,3}\.\d{1,3}\.\d",
+    "IPV6": r"[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]",
+    "PHONE": r"\+[1-9][\d .()-]{7}|00[1-9]\d{0,2}[ (/-]|\(\d{3}\) ?\d{3}|\d{3}[-.]\d{3}[-.]\d{4}",
+}
+"""What every candidate of a kind has, for RE2."""
 
 _PATTERNS = {
     "TOKEN": r"(?<![\w-])(?:gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_\w{22,255}|glpat-[\w-]{20,64}"
@@ -80,7 +81,7 @@ _PATTERNS = {
     r"|(?<![\w(.-])(?:1[-. ]?)?\(\d{3}\) ?\d{3}[-. ]\d{4}(?![\w-]|\.\d)"
     r"|(?<![\w.-])(?:1[-. ])?\d{3}(?P<s3>[-.])\d{3}(?P=s3)\d{4}(?![\w-]|\.\d)",
 }
-_CANDIDATE = re.compile("|".join(f"(?P<{kind}>{pattern})" for kind, pattern in _PATTERNS.items()), re.ASCII)
+_ANY_GATE = "|".join(_GATES.values())
 _KEY_MARK = "-----BEGIN "
 _KEY_BEGIN = re.compile(r"-----BEGIN (?:[A-Z0-9]{1,20} ){0,4}PRIVATE KEY(?: BLOCK)?-----")
 _KEY_BODY = re.compile(r"(?:[A-Za-z0-9+/=\s]|\\n)*")
@@ -115,8 +116,8 @@ def find_sensitive_all(texts: Sequence[str], *, kinds: frozenset[str] = ALL_KIND
     """`find_sensitive` of each text; many at once take a tenth of the time."""
     keys = [list(_private_keys(text)) if "PRIVATE_KEY" in kinds and _KEY_MARK in text else [] for text in texts]
     found = [list(spans) for spans in keys]
-    for number, start, line in _flagged_lines(texts):
-        for span in find_in_line(line, offset=start):
+    for number, start, line, plausible in _flagged_lines(texts):
+        for span in find_in_line(line, offset=start, kinds=plausible):
             if span.kind in kinds and not any(key.start < span.end and span.start < key.end for key in keys[number]):
                 found[number].append(span)
     return [sorted(spans, key=lambda span: span.start) for spans in found]
@@ -151,13 +152,13 @@ def is_luhn_valid(digits: str) -> bool:
     return total % 10 == 0
 
 
-def _flagged_lines(texts: Sequence[str]) -> Iterator[tuple[int, int, str]]:
-    """(number of the text, offset, line) of the lines that may hold something."""
+def _flagged_lines(texts: Sequence[str]) -> Iterator[tuple[int, int, str, frozenset[str]]]:
+    """(number of the text, offset, line, kinds) of the lines that may hold something of these kinds."""
     if sum(map(len, texts)) <= FEW_CHARS:  # cheaper than to set up RE2
         for number, text in enumerate(texts):
             start = 0
             for line in text.split("\n"):
-                yield number, start, line
+                yield number, start, line, ALL_KINDS
                 start += len(line) + 1
         return
     encoded = [text.encode("utf-8", "replace") for text in texts]
@@ -166,17 +167,22 @@ def _flagged_lines(texts: Sequence[str]) -> Iterator[tuple[int, int, str]]:
     is_chunk = np.diff(bounds // CHUNK_BYTES, prepend=-1) > 0  # lines together, of several texts too: each call costs
     is_chunk[-1] = True
     chunks = np.flatnonzero(is_chunk)
-    in_flagged = np.repeat(_is_flagged(_cut(data, bounds[chunks])), np.diff(chunks))
-    lines = np.flatnonzero(in_flagged)[_is_flagged(_cut(data, bounds).filter(pa.array(in_flagged)))]
+    in_flagged = np.repeat(_has(_cut(data, bounds[chunks]), _ANY_GATE), np.diff(chunks))
+    candidates = _cut(data, bounds).filter(pa.array(in_flagged))
+    is_flagged = _has(candidates, _ANY_GATE)
+    candidates = candidates.filter(pa.array(is_flagged))
+    lines = np.flatnonzero(in_flagged)[is_flagged]
+    plausible = np.stack([_has(candidates, gate) for gate in _GATES.values()], axis=1)
     firsts = np.cumsum([0, *(len(one) + 1 for one in encoded)])
     numbers = np.searchsorted(firsts, bounds[lines], side="right") - 1
     last, position, num_chars = -1, 0, 0
-    for number, start, stop in zip(numbers.tolist(), bounds[lines].tolist(), bounds[lines + 1].tolist(), strict=True):
+    places = zip(numbers.tolist(), bounds[lines].tolist(), bounds[lines + 1].tolist(), plausible.tolist(), strict=True)
+    for number, start, stop, which in places:
         if number != last:
             last, position, num_chars = number, int(firsts[number]), 0
         num_chars += len(data[position:start].tobytes().decode())
         position = start
-        yield number, num_chars, data[start:stop].tobytes().decode()
+        yield number, num_chars, data[start:stop].tobytes().decode(), frozenset(itertools.compress(_GATES, which))
 
 
 def _cut(data: npt.NDArray[np.uint8], bounds: npt.NDArray[np.int64]) -> pa.LargeBinaryArray:
@@ -185,16 +191,24 @@ def _cut(data: npt.NDArray[np.uint8], bounds: npt.NDArray[np.int64]) -> pa.Large
     return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(bounds) - 1, buffers)
 
 
-def _is_flagged(pieces: pa.LargeBinaryArray) -> npt.NDArray[np.bool_]:
-    return np.asarray(pc.match_substring_regex(pieces, _GATE).to_numpy(zero_copy_only=False), np.bool_)
+def _has(pieces: pa.LargeBinaryArray, gate: str) -> npt.NDArray[np.bool_]:
+    return np.asarray(pc.match_substring_regex(pieces, gate).to_numpy(zero_copy_only=False), np.bool_)
 
 
-def find_in_line(chunk: str, *, offset: int = 0) -> Iterator[Span]:
-    """Spans of a line, all kinds but PRIVATE_KEY, by Python's `re` alone; `offset` is added to them."""
+@functools.cache
+def _candidate(kinds: frozenset[str]) -> re.Pattern[str]:
+    """Finds what may be of these kinds; where two match, the one that is named first in `_PATTERNS` counts."""
+    chosen = (f"(?P<{kind}>{pattern})" for kind, pattern in _PATTERNS.items() if kind in kinds)
+    return re.compile("|".join(chosen), re.ASCII)
+
+
+def find_in_line(chunk: str, *, offset: int = 0, kinds: frozenset[str] = ALL_KINDS) -> Iterator[Span]:
+    """Spans of a line, of these kinds but PRIVATE_KEY, by Python's `re` alone; `offset` is added to them."""
     position = 0
-    while (match := _CANDIDATE.search(chunk, position)) is not None:
+    pattern = _candidate(kinds)
+    while (match := pattern.search(chunk, position)) is not None:
         kind = str(match.lastgroup)
-        start, end = match.span("value") if match["value"] else match.span()
+        start, end = match.span("value") if kind == "AWS_KEY" and match["value"] else match.span()
         check = _CHECKS.get(kind)
         if check is not None:
             end = start + check(match, chunk)

@@ -197,7 +197,8 @@ def check_tokenizer(config: PipelineConfig) -> None:
     if folder is None:
         return
     try:
-        encoder = Encoder.open(folder, backend=config.tokenizer.backend)
+        backend = config.tokenizer.backend
+        encoder = Encoder.open(folder, backend="tokenizers" if backend == "auto" else backend)  # auto falls back to it
         token_format_of(encoder, sequence_length=config.packing.sequence_length)
     except ValueError as error:
         raise DataConfigError(f"tokenizer.folder = {folder} cannot be used: {error}") from error

@@ -19,12 +19,14 @@ from train.data.byte_kernels import (
     count_pieces,
     count_triples,
     decode,
+    hash_between,
     hash_bytes,
     last_character,
     next_break,
     next_line_end,
     skip_space,
     skip_space_back,
+    times,
 )
 from train.data.jit import jit
 from train.data.word_kernels import SLOT_FACTOR, Ints, Lookup, power
@@ -61,7 +63,7 @@ NUM_COLUMNS = SENTENCES + 1
 
 Row = npt.NDArray[Any]
 """float64: one document's statistics."""
-_SECOND, _THIRD, _FOURTH = 0x2545F4914F6CDD1D, 0x369DEA0F31A53F85, 0x1D8E4E27C47D124F
+_SECOND, _THIRD, _FOURTH = map(np.uint64, (0x2545F4914F6CDD1D, 0x369DEA0F31A53F85, 0x1D8E4E27C47D124F))
 """Odd multipliers of the lengths of an n-gram's words."""
 
 
@@ -207,7 +209,7 @@ def _ends_with_ellipsis(data: Bytes, start: int, stop: int, classes: Classes) ->
 @jit
 def _is_repeat(slots: Ints, mask: int, key: int) -> bool:
     """Whether the key is in the table already; puts it there."""
-    slot = key * SLOT_FACTOR >> 20 & mask
+    slot = times(key, SLOT_FACTOR) >> 20 & mask
     key |= key == 0
     while slots[slot]:
         if slots[slot] == key:
@@ -285,7 +287,7 @@ def _top_n_gram_chars(words: Ints, num_words: int, n: int, lookup: Lookup, slots
     for place in range(num_words - n + 1):
         if words[place, LEVEL] < n - 1 or words[place + 1, LEVEL] < n - 1 - (n == 2):
             continue
-        key = _n_gram_key(words, place, n, lookup) * SLOT_FACTOR
+        key = times(_n_gram_key(words, place, n, lookup), SLOT_FACTOR)
         slot, mark = key >> 20 & mask, key & ~0xFFFFFFFF | place + 1
         while slots[slot] and (slots[slot] ^ mark) >> 32:
             slot = (slot + 1) & mask
@@ -317,19 +319,19 @@ def _count_shared_runs(words: Ints, num_words: int) -> int:
 def _n_gram_key(words: Ints, place: int, n: int, lookup: Lookup) -> int:
     """Hash of n words, 2 to 4, and of where each begins."""
     start = words[place, BYTES]
-    key = _run_key(words, place, n, lookup) + (words[place + 1, BYTES] - start) * _SECOND
+    key = np.uint64(_run_key(words, place, n, lookup)) + np.uint64(words[place + 1, BYTES] - start) * _SECOND
     if n > 2:
-        key += (words[place + 2, BYTES] - start) * _THIRD
+        key += np.uint64(words[place + 2, BYTES] - start) * _THIRD
     if n > 3:
-        key += (words[place + 3, BYTES] - start) * _FOURTH
-    return int(key)
+        key += np.uint64(words[place + 3, BYTES] - start) * _FOURTH
+    return int(np.int64(key))
 
 
 @jit
 def _run_key(words: Ints, place: int, n: int, lookup: Lookup) -> int:
     """Hash of n words written together."""
     scale = power(lookup, words[place + n, BYTES] - words[place, BYTES])
-    return int(words[place + n, HASH_BEFORE] - words[place, HASH_BEFORE] * scale)
+    return hash_between(words[place, HASH_BEFORE], words[place + n, HASH_BEFORE], scale)
 
 
 @jit

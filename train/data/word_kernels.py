@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from train.data.byte_kernels import MULTIPLIER
+from train.data.byte_kernels import MULTIPLIER, hash_between, times
 from train.data.jit import jit
 from train.data.word_rules import (
     ALPHA,
@@ -62,8 +62,8 @@ def power(lookup: Lookup, exponent: int) -> int:
     result, base = 1, MULTIPLIER
     while exponent:
         if exponent & 1:
-            result *= base
-        base *= base
+            result = times(result, base)
+        base = times(base, base)
         exponent >>= 1
     return result
 
@@ -71,7 +71,7 @@ def power(lookup: Lookup, exponent: int) -> int:
 @jit
 def find_entry(lookup: Lookup, key: int) -> int:
     """The entry of the word with this hash, 0 if it is no known word."""
-    spread = key * SLOT_FACTOR
+    spread = times(key, SLOT_FACTOR)
     bit = spread >> 49 & 0x7FFF
     if not lookup[FILTER + (bit >> 6)] >> (bit & 63) & 1:
         return 0
@@ -89,7 +89,7 @@ def entry_of(piece: Piece, lookup: Lookup, low: int, high: int) -> int:
     if high - low > lookup[MAX_CHARS] or high <= low:
         return 0
     num_bytes = piece[high, OFFSET] - piece[low, OFFSET]
-    return find_entry(lookup, piece[high, HASH] - piece[low, HASH] * lookup[POWERS + num_bytes])
+    return find_entry(lookup, hash_between(piece[low, HASH], piece[high, HASH], lookup[POWERS + num_bytes]))
 
 
 @jit

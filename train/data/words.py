@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.data.byte_kernels import MULTIPLIER, Bytes, Classes, decode, skip_black
+from train.data.byte_kernels import MULTIPLIER, Bytes, Classes, decode, hash_between, hash_further, skip_black
 from train.data.jit import jit
 from train.data.word_kernels import (
     BITS,
@@ -162,16 +162,16 @@ def segment(  # noqa: PLR0912, PLR0915, PLR0917 - one loop for speed, and compil
         first, before = index, running
         lead = 1 if code < 128 and classes[code] & PREFIX else 0
         if lead:
-            running = running * MULTIPLIER + code + 1
+            running = hash_further(running, code)
             index += 1
         core, core_hash, core_bits = index, running, 0
         while index < stop and classes[data[index]] & (LETTER | DIGIT) and data[index] < 128:
             core_bits |= classes[data[index]]
-            running = running * MULTIPLIER + (data[index] & 0xFF) + 1
+            running = hash_further(running, data[index] & 0xFF)
             index += 1
         tail, tail_hash = index, running
         if index < stop and data[index] < 128 and (classes[data[index]] & SUFFIX or data[index] == 46):
-            running = running * MULTIPLIER + (data[index] & 0xFF) + 1
+            running = hash_further(running, data[index] & 0xFF)
             index += 1
         is_simple = index == stop or (data[index] < 128 and classes[data[index]] & SPACE > 0)
         entry = 0
@@ -249,10 +249,10 @@ def _put_piece(  # noqa: PLR0917 - compiled code is called by position
         piece[num, START] = 0
         any_bits |= classes[code]
         if width == 1:
-            running = running * MULTIPLIER + code + 1
+            running = hash_further(running, code)
         else:
             for offset in range(index, index + width):
-                running = running * MULTIPLIER + (data[offset] & 0xFF) + 1
+                running = hash_further(running, data[offset] & 0xFF)
         index += width
         num += 1
     piece[num, OFFSET] = stop - start
@@ -278,7 +278,7 @@ def _entry_between(lookup: Lookup, before: int, after: int, num_bytes: int) -> i
     """The entry of ASCII characters between two running hashes, 0 if they are no known word."""
     if num_bytes > lookup[MAX_CHARS]:
         return 0
-    return find_entry(lookup, after - before * lookup[POWERS + num_bytes])
+    return find_entry(lookup, hash_between(before, after, lookup[POWERS + num_bytes]))
 
 
 @jit
