@@ -89,8 +89,13 @@ def score_texts(pairs: Sequence[tuple[str, str]]) -> Score:
     return Score(2 * precision * recall / (precision + recall) if precision + recall else 0.0, precision, recall)
 
 
+def words_of(text: str) -> list[str]:
+    """Words as the score counts them."""
+    return _WORD.findall(text)
+
+
 def _shingles(text: str) -> Counter[tuple[str, ...]]:
-    words = _WORD.findall(text)
+    words = words_of(text)
     return Counter(tuple(words[at : at + 4]) for at in range(max(1, len(words) - 3))) if words else Counter()
 
 

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
 
-from cluster.bench_html_pages import FOLDER_VARIABLE, LabelledPage, load_pages, score_texts
+from cluster.bench_corpus import VARIABLE as CORPUS_VARIABLE
+from cluster.bench_html_pages import FOLDER_VARIABLE, LabelledPage, load_pages, score_texts, words_of
 from train.data.clean import decode
 from train.data.html import HtmlExtractor
 from train.data.html_blocks import FINAL, describe_finally, describe_locally, select_blocks
@@ -28,7 +29,6 @@ from train.data.html_features import LOCAL, Rows
 from train.data.html_scan import Page, scan_page
 from train.data.html_tree import B_START, B_STOP
 
-CORPUS_VARIABLE = "AUTONOMOUS_BENCH_CORPUS"
 MANUALS_PER_FOLDER, MANUAL_WEIGHT = 24, 0.05
 MIN_MANUAL_BYTES, MAX_MANUAL_BYTES = 1_500, 150_000
 NUM_FOLDS = 10
@@ -38,7 +38,6 @@ MAX_BLOCK_WORDS = 60
 """Up to which a block weighs its words."""
 NOT_IN_PAGE = 0.1
 """Pages with a smaller part of their expected text in blocks teach nothing: scripts write it."""
-_WORD = re.compile(r"[\u0e00-\u0e7f\u1000-\u109f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+")
 
 
 @dataclass(frozen=True)
@@ -57,15 +56,15 @@ def build_example(group: str, html: str, expected: Sequence[str], *, weight: flo
     """An example of a page whose content is what any of the expected texts has."""
     page = scan_page(html)
     texts = [bytes(page.buffer[block[B_START] : block[B_STOP]]).decode() for block in page.blocks]
-    known = [_grams_of_all_sizes(_WORD.findall(text)) for text in expected]
+    known = [_grams_of_all_sizes(words_of(text)) for text in expected]
     labels, weights = np.zeros(len(texts)), np.zeros(len(texts))
     for index, text in enumerate(texts):
-        words = _WORD.findall(text)
+        words = words_of(text)
         if words:
             grams = _grams(words, min(4, len(words)))
             labels[index] = max(sum(gram in one for gram in grams) for one in known) / len(grams)
             weights[index] = min(len(words), MAX_BLOCK_WORDS) + 0.5
-    if (labels * weights).sum() < NOT_IN_PAGE * min(weights.sum(), len(_WORD.findall(expected[0]))):
+    if (labels * weights).sum() < NOT_IN_PAGE * min(weights.sum(), len(words_of(expected[0]))):
         weight = 0.0
     return Example(group, page, texts, labels, weight * weights / max(weights.sum(), 1.0), expected[0])
 

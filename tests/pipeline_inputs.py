@@ -13,6 +13,8 @@ from xml.sax.saxutils import escape
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
+from train.data.config import PipelineConfig, load_pipeline_config
+
 CONFIG = """
 output = "out"
 [[sources]]
@@ -110,3 +112,8 @@ def _write_warc(path: Path, names: list[str], topics: dict[str, Any]) -> None:
                 )
             )  # fmt: skip
         file.write(gzip.compress(b"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: 9999\r\n\r\ncut off")[:-12])
+
+
+def config_of(inputs: Path, output: Path, **changes: object) -> PipelineConfig:
+    """The configuration of the inputs in a folder, for an output of its own."""
+    return load_pipeline_config(inputs / "run.toml", overrides={"output": str(output), **changes})

@@ -1,9 +1,9 @@
 """Where personal data and secrets stand in a text: candidates by pattern, certainty by checksum and context.
 
 In: texts. Out: spans with a kind, or the texts with typed placeholders like <EMAIL>. A union of plain patterns runs in RE2
-over chunks of all texts and then over the lines of those it flags (linear by construction); only lines that it flags are
-searched by Python's `re`, whose patterns have bounded, unambiguous repeats. No kind but PRIVATE_KEY crosses a line end, and
-context is looked for within the line.
+over chunks of all texts, then over the lines of those it flags, then its parts over the lines left (linear by construction).
+Python's `re`, whose patterns have bounded, unambiguous repeats, searches those lines for the kinds that they may hold. No
+kind but PRIVATE_KEY crosses a line end, and context is looked for within the line.
 Sources: Luhn, ISO/IEC 7812; IBAN, ISO 13616 (mod 97, lengths by country); public addresses, IANA's registries.
 """
 
@@ -44,7 +44,7 @@ _GATES = {
     r"|\d{8}:AA[\w-]{33}|do[opr]_v1_|shp(?:at|ca|pa|ss)_|dckr_pat_|dapi[0-9a-f]{32}|glsa_|lin_api_|rubygems_[0-9a-f]{48}"
     r"|NRAK-|PMAK-|AGE-SECRET-KEY-1|key-[0-9a-f]{32}",
     "AWS_KEY": r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}|(?i:secret_?access_?key)",
-    "EMAIL": r"@[A-Za-z0-9\x80-\xff-]{1,126}\.",
+    "EMAIL": r"@[A-Za-z0-9\x80-\xff-]{1,189}\.",
     "IBAN": r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11}",
     "CARD": r"\d{13}|\d{4}[ -]\d{4}[ -]\d{4}|\d{4}[ -]\d{6}[ -]\d{4}",
     "SSN": r"\d{3}-\d{2}-\d{4}",

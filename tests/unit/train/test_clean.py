@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from train.data.clean import _MOJIBAKE, CleanConfig, CleanDocument, DataCleaner, NotText, _has_mojibake
 from train.data.document import RawDocument
-from train.data.pii import find_sensitive, is_luhn_valid, mask_sensitive
+from train.data.pii import Span, find_in_line, find_sensitive, is_luhn_valid, mask_sensitive
 
 CLEANER = DataCleaner(CleanConfig())
 MAX_SECONDS_PER_MB = 5.0  # ten times what the slowest text below took on a loaded machine
@@ -143,6 +143,22 @@ def test_personal_data_is_replaced_by_its_typed_placeholder_and_counted(text: st
     document = _clean(text)
     assert f"<{kind}>" in document.text
     assert document.counts == {kind: 1}
+
+
+@pytest.mark.parametrize(("text", "kind"), [*PERSONAL, (f"a@{'名' * 63}.example", "EMAIL")])
+def test_personal_data_is_found_in_a_long_text_as_in_a_line(text: str, kind: str) -> None:
+    filler = "Nothing is to be found in this line of plain words.\n" * 8
+    (span,) = find_sensitive(f"{filler}{text}\n{filler}")
+    (alone,) = find_sensitive(text)
+    assert span == Span(kind, alone.start + len(filler), alone.end + len(filler))
+
+
+@given(st.lists(st.text("0123456789ABab@.-+ ()/:_", max_size=60), min_size=10, max_size=30))
+def test_many_lines_give_the_spans_that_each_gives_alone(lines: list[str]) -> None:
+    text = "\n".join([*lines, "x" * 300])
+    starts = itertools.accumulate((len(line) + 1 for line in lines), initial=0)
+    expected = [span for line, start in zip(lines, starts, strict=False) for span in find_in_line(line, offset=start)]
+    assert find_sensitive(text) == expected
 
 
 def test_only_the_account_number_is_masked_not_the_words_after_it() -> None:

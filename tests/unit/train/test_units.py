@@ -1,57 +1,35 @@
 """How sources become work units, and what a unit reads: everything once, nothing from outside, the same in any cut."""
 
-import errno
 import gzip
 import io
 import itertools
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from tests import source_items
-from train.data.common_crawl import CommonCrawlConfig
+from tests.source_units import ReadSources, read_source, refusals_of, source_at
 from train.data.document import EmptySource, RawDocument, Rejected
-from train.data.listing import NoAccess, is_wanted, matches, refuse_overlap
-from train.data.source_code import CodeConfig
+from train.data.listing import is_wanted, matches
 from train.data.source_config import SourceConfig
 from train.data.units import KINDS, Unit, plan_units, read_unit
 
 KIB = 1 << 10
 
 
-class _Config(NamedTuple):
-    sources: tuple[SourceConfig, ...]
-    web: CommonCrawlConfig = CommonCrawlConfig()
-    code: CodeConfig = CodeConfig()
-
-
-def _source(location: Path | str, kind: str = "text", **fields: Any) -> SourceConfig:
-    return SourceConfig.model_validate({"name": "source", "kind": kind, "location": str(location), **fields})
-
-
-def _read(source: SourceConfig) -> list[RawDocument | Rejected]:
-    return [item for unit in plan_units([source]) for item in read_unit(unit, _Config((source,)))]
-
-
 def _paths(source: SourceConfig) -> list[str]:
     return [path for unit in plan_units([source]) for path in unit.paths]
-
-
-def _refusals(source: SourceConfig) -> dict[str, str]:
-    return {item.path: item.reason for item in _read(source) if isinstance(item, Rejected)}
 
 
 def _tile(units: list[Unit]) -> None:
@@ -78,10 +56,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_is_listed_in_the_order_of_its_paths_each_file_once(folder: Path) -> None:
-    paths = _paths(_source(folder))
+    paths = _paths(source_at(folder))
     assert paths == sorted(paths)
     assert sorted(Path(path).stem for path in paths) == sorted(topics)
-    documents = [item for item in _read(_source(folder)) if isinstance(item, RawDocument)]
+    documents = [item for item in read_source(source_at(folder)) if isinstance(item, RawDocument)]
     assert [document.metadata["path"] for document in documents] == paths
 
 
@@ -89,9 +67,9 @@ def test_only_the_suffixes_of_the_kind_are_read_unless_patterns_say_more(folder:
     for name in ("README", "a.png", "b.jsonl", ".git/config.txt", "node_modules/x.md", "x.md.partial-1"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("text")
-    assert set(_paths(_source(folder))) - {f"{name[0].lower()}/{name}.md" for name in topics} == {"README"}
-    assert _paths(_source(folder, include=["*.png"])) == ["a.png"]
-    assert _paths(_source(folder, include=["w/*.md", "README"], exclude=["*with*"])) == ["README", "w/while.md"]
+    assert set(_paths(source_at(folder))) - {f"{name[0].lower()}/{name}.md" for name in topics} == {"README"}
+    assert _paths(source_at(folder, include=["*.png"])) == ["a.png"]
+    assert _paths(source_at(folder, include=["w/*.md", "README"], exclude=["*with*"])) == ["README", "w/while.md"]
 
 
 @pytest.mark.parametrize(
@@ -115,28 +93,27 @@ def test_patterns_mean_what_a_shell_means(pattern: str, path: str, is_match: boo
 
 
 def test_suffixes_do_not_mind_case_and_compressed_files_belong_to_their_kind(tmp_path: Path) -> None:
-    source = _source(tmp_path, "jsonl")
+    source = source_at(tmp_path, "jsonl")
     assert all(is_wanted(path, source=source) for path in ("a.JSONL", "b/c.jsonl.gz", "d.jsonl.zst", "e.json.gz"))
     assert not any(is_wanted(path, source=source) for path in ("a.json", "b.gz", "jsonl"))
 
 
 def test_a_location_may_be_a_file_a_folder_or_a_glob(folder: Path) -> None:
-    assert _paths(_source(folder / "w" / "while.md")) == ["while.md"]
-    assert _paths(_source(folder / "w")) == ["while.md", "with.md"]
-    assert _paths(_source(f"{folder}/*/w*.md")) == ["w/while.md", "w/with.md"]
+    assert _paths(source_at(folder / "w" / "while.md")) == ["while.md"]
+    assert _paths(source_at(folder / "w")) == ["while.md", "with.md"]
+    assert _paths(source_at(f"{folder}/*/w*.md")) == ["w/while.md", "w/with.md"]
     odd = folder / "a [b]"
     odd.mkdir()
     (odd / "x.md").write_text("x")
-    assert _paths(_source(odd)) == ["x.md"]
+    assert _paths(source_at(odd)) == ["x.md"]
 
 
 def test_a_remote_store_is_listed_and_read_like_a_folder() -> None:
-    import fsspec
 
     store = fsspec.filesystem("memory")
     store.pipe({f"/units/{name}.md": text.encode() for name, text in list(topics.items())[:5]})
-    source = _source("memory://units")
-    documents = [item for item in _read(source) if isinstance(item, RawDocument)]
+    source = source_at("memory://units")
+    documents = [item for item in read_source(source) if isinstance(item, RawDocument)]
     assert [document.metadata["path"] for document in documents] == sorted(f"{name}.md" for name in list(topics)[:5])
     before = plan_units([source])[0].fingerprint
     store.pipe("/units/if.md", b"longer than before, in any case")
@@ -156,12 +133,12 @@ def test_a_link_that_leads_out_is_refused_and_one_within_is_read_once(folder: Pa
     (folder / "again.md").symlink_to(folder / "blob" / "0123.bin")
     (folder / "loop").symlink_to(folder)
     (folder / "gone.md").symlink_to(folder / "nowhere")
-    items = _read(_source(folder))
+    items = read_source(source_at(folder))
     texts = [item.content for item in items if isinstance(item, RawDocument)]
     assert b"secret" not in texts
     assert texts.count(b"kept under a hash") == 1
     assert len(texts) == len(topics) + 1
-    reasons = _refusals(_source(folder))
+    reasons = refusals_of(source_at(folder))
     assert set(reasons) == {"out.md", "out", "gone.md"}
     assert "leads out of the source" in reasons["out.md"]
     assert "leads nowhere" in reasons["gone.md"]
@@ -170,27 +147,27 @@ def test_a_link_that_leads_out_is_refused_and_one_within_is_read_once(folder: Pa
 def test_a_local_folder_named_by_a_uri_has_the_same_rules(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.md").write_text("secret")
     (folder / "out.md").symlink_to(tmp_path / "secret.md")
-    plain = _read(_source(folder))
+    plain = read_source(source_at(folder))
     for scheme in ("file", "local"):
-        assert _read(_source(f"{scheme}://{folder}")) == plain
+        assert read_source(source_at(f"{scheme}://{folder}")) == plain
 
 
 def test_a_file_that_becomes_a_link_after_the_plan_is_refused(folder: Path, tmp_path: Path) -> None:
-    source = _source(folder / "w")
+    source = source_at(folder / "w")
     units = plan_units([source])
     (tmp_path / "secret.md").write_text("secret")
     (folder / "w" / "with.md").unlink()
     (folder / "w" / "with.md").symlink_to(tmp_path / "secret.md")
-    items = [item for unit in units for item in read_unit(unit, _Config((source,)))]
+    items = [item for unit in units for item in read_unit(unit, ReadSources((source,)))]
     assert [item.path for item in items if isinstance(item, Rejected)] == ["with.md"]
     assert len(items) == 2
 
 
 def test_a_file_that_is_gone_after_the_plan_is_refused_without_the_machines_path(folder: Path) -> None:
-    source = _source(folder / "w")
+    source = source_at(folder / "w")
     units = plan_units([source])
     (folder / "w" / "with.md").unlink()
-    items = [item for unit in units for item in read_unit(unit, _Config((source,)))]
+    items = [item for unit in units for item in read_unit(unit, ReadSources((source,)))]
     (item,) = [item for item in items if isinstance(item, Rejected)]
     assert (item.path, item.reason) == ("with.md", "cannot be read (No such file or directory)")
 
@@ -198,7 +175,7 @@ def test_a_file_that_is_gone_after_the_plan_is_refused_without_the_machines_path
 def test_pipes_and_names_that_are_not_unicode_are_refused(folder: Path) -> None:
     os.mkfifo(folder / "pipe.md")
     Path(os.fsdecode(os.fsencode(folder) + b"/\xff.md")).write_text("odd")
-    reasons = _refusals(_source(folder))
+    reasons = refusals_of(source_at(folder))
     assert "pipe, socket or device" in reasons["pipe.md"]
     assert "not Unicode" in reasons["\ufffd.md"]
 
@@ -212,21 +189,21 @@ def test_a_source_without_files_says_where_it_looked_and_for_what(
     folder: Path, location: str, fields: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
-        plan_units([_source(folder.parent / location, **fields)])
+        plan_units([source_at(folder.parent / location, **fields)])
 
 
 def test_a_source_of_refused_files_alone_is_empty_and_names_the_first(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.md").symlink_to(tmp_path / "y.md")
     with pytest.raises(EmptySource, match=r"1 were refused, first x\.md, which is a symbolic link that leads nowhere"):
-        plan_units([_source(tmp_path / "a")])
+        plan_units([source_at(tmp_path / "a")])
 
 
 # Planning
 
 
 def test_small_files_go_together_up_to_the_size_of_a_unit(folder: Path) -> None:
-    units = plan_units([_source(folder, unit_bytes=64 * KIB)])
+    units = plan_units([source_at(folder, unit_bytes=64 * KIB)])
     total = sum(len(text.encode()) for text in topics.values())
     assert sum(unit.size_bytes for unit in units) == total
     assert total / (64 * KIB) < len(units) < 2 * total / (32 * KIB)
@@ -234,7 +211,7 @@ def test_small_files_go_together_up_to_the_size_of_a_unit(folder: Path) -> None:
 
 
 def test_a_plan_is_the_same_for_the_same_listing_and_survives_json(folder: Path) -> None:
-    sources = [_source(folder, unit_bytes=64 * KIB), _source(folder, name="again", include=["w/*"])]
+    sources = [source_at(folder, unit_bytes=64 * KIB), source_at(folder, name="again", include=["w/*"])]
     units = plan_units(sources)
     assert units == plan_units(sources)
     assert [unit.index for unit in units] == list(range(len(units)))
@@ -244,7 +221,7 @@ def test_a_plan_is_the_same_for_the_same_listing_and_survives_json(folder: Path)
 
 
 def test_a_changed_file_changes_the_fingerprint_of_its_unit_only(folder: Path) -> None:
-    source = _source(folder, unit_bytes=32 * KIB)
+    source = source_at(folder, unit_bytes=32 * KIB)
     before = plan_units([source])
     os.utime(folder / "w" / "with.md", ns=(1, 1))
     after = plan_units([source])
@@ -256,19 +233,19 @@ def test_a_changed_file_changes_the_fingerprint_of_its_unit_only(folder: Path) -
 def test_a_refused_link_is_reported_by_the_first_unit_of_its_source_once(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "x.md").write_text("x")
     (folder / "out.md").symlink_to(tmp_path / "x.md")
-    units = plan_units([_source(folder, unit_bytes=64 * KIB)])
+    units = plan_units([source_at(folder, unit_bytes=64 * KIB)])
     assert [len(unit.rejected) for unit in units] == [1] + [0] * (len(units) - 1)
 
 
 def test_ids_and_units_do_not_depend_on_where_the_source_lies(folder: Path, tmp_path: Path) -> None:
-    first = [item.id for item in _read(_source(folder)) if isinstance(item, RawDocument)]
+    first = [item.id for item in read_source(source_at(folder)) if isinstance(item, RawDocument)]
     folder.rename(tmp_path / "moved")
-    assert [item.id for item in _read(_source(tmp_path / "moved")) if isinstance(item, RawDocument)] == first
+    assert [item.id for item in read_source(source_at(tmp_path / "moved")) if isinstance(item, RawDocument)] == first
 
 
 def test_what_a_source_states_goes_into_each_documents_metadata(folder: Path) -> None:
-    source = _source(folder / "w", licence="PSF-2.0", language="en")
-    for item in _read(source):
+    source = source_at(folder / "w", licence="PSF-2.0", language="en")
+    for item in read_source(source):
         assert isinstance(item, RawDocument)
         assert item.metadata["licence"] == "PSF-2.0"
         assert item.metadata["source_language"] == "en"
@@ -276,9 +253,9 @@ def test_what_a_source_states_goes_into_each_documents_metadata(folder: Path) ->
 
 
 def test_a_unit_of_an_unknown_source_is_an_error(folder: Path) -> None:
-    unit = plan_units([_source(folder)])[0]
+    unit = plan_units([source_at(folder)])[0]
     with pytest.raises(ValueError, match="belongs to source 'source', which the configuration does not have"):
-        list(read_unit(unit, _Config((_source(folder, name="other"),))))
+        list(read_unit(unit, ReadSources((source_at(folder, name="other"),))))
 
 
 # Reading, whole and in units
@@ -315,14 +292,14 @@ CUT = {
 def test_a_big_file_gives_the_same_documents_in_any_number_of_units(corpus: Path, name: str) -> None:
     fields = {"kind": "text", "document": "line"} if name == "lines" else CUT[name]
     location = corpus / ("a.txt" if name == "lines" else name)
-    whole = _read(_source(location, **fields))
+    whole = read_source(source_at(location, **fields))
     assert len(whole) > 50
     for unit_bytes in (17 * KIB, 64 * KIB, 1 << 30):
-        source = _source(location, unit_bytes=unit_bytes, **fields)
+        source = source_at(location, unit_bytes=unit_bytes, **fields)
         units = plan_units([source])
         assert (len(units) > 3) == (unit_bytes < 1 << 30)
         _tile(units)
-        assert _read(source) == whole
+        assert read_source(source) == whole
 
 
 @given(unit_bytes=st.integers(20 * KIB, 200 * KIB), max_document_bytes=st.integers(2 * KIB, 60 * KIB))
@@ -331,157 +308,28 @@ def test_pieces_of_a_big_text_do_not_depend_on_the_size_of_units(
     corpus: Path, unit_bytes: int, max_document_bytes: int
 ) -> None:
     fields = {"kind": "text", "oversize": "split", "max_document_bytes": max_document_bytes}
-    whole = _read(_source(corpus / "a.txt", unit_bytes=1 << 30, **fields))
-    source = _source(corpus / "a.txt", unit_bytes=unit_bytes, **fields)
+    whole = read_source(source_at(corpus / "a.txt", unit_bytes=1 << 30, **fields))
+    source = source_at(corpus / "a.txt", unit_bytes=unit_bytes, **fields)
     _tile(plan_units([source]))
-    assert _read(source) == whole
+    assert read_source(source) == whole
 
 
 def test_compressed_files_and_annotations_are_whole(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((corpus / "a.jsonl").read_bytes()))
     (tmp_path / "b.jsonl").write_bytes(b'{"text": "x", "rating": 1}\n' * 1000)
-    assert [unit.paths for unit in plan_units([_source(tmp_path, "jsonl", unit_bytes=KIB, exclude=["b*"])])] == [
+    assert [unit.paths for unit in plan_units([source_at(tmp_path, "jsonl", unit_bytes=KIB, exclude=["b*"])])] == [
         ("a.jsonl.gz",)
     ]
-    units = plan_units([_source(tmp_path, "annotations", unit_bytes=KIB)])
+    units = plan_units([source_at(tmp_path, "annotations", unit_bytes=KIB)])
     assert [(unit.paths, unit.start, unit.stop) for unit in units] == [(("a.jsonl.gz", "b.jsonl"), 0, None)]
 
 
 def test_a_damaged_parquet_file_is_planned_whole_and_its_reader_says_why(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"x" * 5000)
-    source = _source(tmp_path, "parquet", unit_bytes=KIB)
+    source = source_at(tmp_path, "parquet", unit_bytes=KIB)
     assert len(plan_units([source])) == 1
-    assert "cannot be read as Parquet" in _refusals(source)["a.parquet"]
+    assert "cannot be read as Parquet" in refusals_of(source)["a.parquet"]
 
 
 def test_every_kind_has_a_reader() -> None:
     assert set(KINDS) == set(SourceConfig.model_fields["kind"].annotation.__args__)  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize(
-    ("location", "output"),
-    [
-        ("docs", "docs/out"),
-        ("docs", "docs"),
-        ("docs/text", "docs"),
-        ("docs/a.txt", "docs"),
-        ("docs/**/*.txt", "docs/text/out"),
-        ("docs/*/*.txt", "docs/out"),
-        ("docs/**", "docs/out"),
-        ("docs", "link/out"),
-        ("link", "docs/text/out"),
-        ("file://docs", "link"),
-    ],
-)
-def test_an_output_that_would_be_its_own_input_is_refused(tmp_path: Path, location: str, output: str) -> None:
-    (tmp_path / "docs" / "text").mkdir(parents=True)
-    (tmp_path / "docs" / "a.txt").write_text("words")
-    (tmp_path / "link").symlink_to(tmp_path / "docs")
-    place = f"file://{tmp_path}/docs" if location == "file://docs" else str(tmp_path / location)
-    with pytest.raises(
-        ValueError, match=r"output = .* (holds|lies in) source 'source' \(location = .*give an output outside"
-    ):
-        refuse_overlap(_source(place), output=str(tmp_path / output))
-
-
-@pytest.mark.parametrize(
-    ("location", "output"),
-    [
-        ("docs", "out"),
-        ("docs", "docs-of-run"),
-        ("docs/a.txt", "docs/out"),
-        ("docs/*.txt", "docs/out"),
-        ("docs/t*/*.txt", "docs/out"),
-        ("docs", "memory://docs/out"),
-    ],
-)
-def test_an_output_beside_its_source_is_taken(tmp_path: Path, location: str, output: str) -> None:
-    (tmp_path / "docs" / "text").mkdir(parents=True)
-    (tmp_path / "docs" / "a.txt").write_text("words")
-    refuse_overlap(_source(tmp_path / location), output=output if "://" in output else str(tmp_path / output))
-
-
-def test_overlap_is_refused_on_object_stores_too() -> None:
-    with fsspec.open("memory://bucket/web/a.txt", "w") as file:
-        file.write("words")
-    with pytest.raises(ValueError, match="lies in source"):
-        refuse_overlap(_source("memory://bucket/web"), output="memory://bucket/web/out/")
-    refuse_overlap(_source("memory://bucket/web"), output="memory://bucket/web2")
-
-
-class GuardedStore(MemoryFileSystem):  # type: ignore[misc]
-    """An object store that refuses to open what has "secret" in its name, and has lost what has "gone" in it."""
-
-    protocol = "guarded"
-    store: ClassVar[dict[str, Any]] = {}
-    pseudo_dirs: ClassVar[list[str]] = [""]
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> Any:
-        return super()._strip_protocol(path.replace("guarded://", "memory://"))
-
-    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
-        if "secret" in path and mode == "rb":
-            raise PermissionError("Forbidden")
-        if "gone" in path and mode == "rb":
-            raise FileNotFoundError(path)
-        return super()._open(path, mode, **options)
-
-
-@pytest.fixture
-def guarded() -> Iterator[GuardedStore]:
-    fsspec.register_implementation("guarded", GuardedStore, clobber=True)
-    yield GuardedStore()
-    GuardedStore.store.clear()
-
-
-@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet", "web", "book", "code", "annotations"])
-def test_a_lack_of_permission_is_no_damage_and_ends_the_reading(guarded: GuardedStore, kind: str) -> None:
-    suffix = {
-        "jsonl": "jsonl",
-        "parquet": "parquet",
-        "web": "warc",
-        "book": "pdf",
-        "code": "zip",
-        "annotations": "jsonl",
-    }
-    name = f"b-secret.{suffix.get(kind, 'txt')}"
-    guarded.pipe(f"/{kind}/{name}", b"some words")
-    source = _source(f"guarded:///{kind}", kind)
-    with pytest.raises(
-        NoAccess, match=r"source 'source': .*may not be read \(location = guarded:.*Forbidden.*run again"
-    ) as caught:
-        _read(source)
-    assert kind == "annotations" or name in str(caught.value)
-
-
-def test_a_file_that_is_gone_is_a_loss(guarded: GuardedStore) -> None:
-    guarded.pipe({"/docs/a.txt": b"words", "/docs/gone.txt": b"words"})
-    assert _refusals(_source("guarded:///docs")) == {"gone.txt": "cannot be read (FileNotFoundError)"}
-
-
-def test_a_local_folder_or_a_file_of_a_repository_without_permission_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The kernel refuses; a test that runs as root must say so itself."""
-    for name in ("docs/a.txt", "docs/closed/b.txt", "code/a.py", "code/locked.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("import os\n" * 20)
-    real_scandir, real_open = os.scandir, os.open
-
-    def scandir(path: Any) -> Any:
-        if str(path).endswith("closed"):
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return real_scandir(path)
-
-    def open_(path: Any, *arguments: Any, **options: Any) -> int:
-        if str(path).endswith("locked.py"):
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return real_open(path, *arguments, **options)
-
-    monkeypatch.setattr(os, "scandir", scandir)
-    monkeypatch.setattr(os, "open", open_)
-    with pytest.raises(NoAccess, match="docs/closed may not be read"):
-        plan_units([_source(tmp_path / "docs")])
-    with pytest.raises(NoAccess, match=r"code/locked\.py may not be read .*Permission denied"):
-        _read(_source(tmp_path / "code", "code", repositories="location"))
