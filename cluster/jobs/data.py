@@ -29,10 +29,13 @@ def main() -> None:
     parser.add_argument("--restart", action="store_true", help="delete what the output folder holds of a run")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     arguments = parser.parse_args()
-    config = load_pipeline_config(arguments.config, output=arguments.output)
-    ray.init()
-    pipeline = DataPipeline(config, driver=arguments.driver, num_workers=arguments.workers)
-    report = pipeline.run(restart=arguments.restart, on_progress=_log_progress)
+    try:
+        config = load_pipeline_config(arguments.config, output=arguments.output)
+        ray.init()
+        pipeline = DataPipeline(config, driver=arguments.driver, num_workers=arguments.workers)
+        report = pipeline.run(restart=arguments.restart, on_progress=_log_progress)
+    except (ValueError, OSError) as error:  # a sentence for who submitted the job
+        raise SystemExit(f"error: {error}") from error
     logger.info("%d tokens of %d documents in %s", report.tokens_out, report.documents_out, config.output)
 
 
