@@ -29,6 +29,7 @@ from train.model.checkpoint_hf import load_model
 from train.model.config import MoEConfig, RouterConfig
 from train.model.loss import IGNORE, next_token_labels
 from train.model.moe import MoELayer
+from train.model.ranks import ModelRanks
 from train.model.transformer import MoETransformer, Recomputation
 
 GRACE_S = 3
@@ -183,7 +184,7 @@ def _compute_as_rank(rank: int, world: int, folder: Path) -> tuple[dict[str, Ten
     assert group is not None
     for router in ROUTERS:
         for case, build in CASES.items():
-            model, whole = load_model(folder / router, ep_group=group), build(world)
+            model, whole = load_model(folder / router, ranks=ModelRanks(ep=group)), build(world)
             results = _pass(model, whole.rows_of(rank), whole=whole)
             shared = [value for name, value in results.items() if ".mlp.experts." not in name]
             flat = torch.cat([value.flatten() for value in shared])
@@ -192,10 +193,10 @@ def _compute_as_rank(rank: int, world: int, folder: Path) -> tuple[dict[str, Ten
                 value.copy_(total.view_as(value))
             found |= {f"{router}, {case}: {name}": value for name, value in results.items()}
         parts = [build(world).rows_of(rank) for build in (_plain, _last_rank_only_padding)]
-        steps = _two_steps(load_model(folder / router, ep_group=group), parts, group=group)
+        steps = _two_steps(load_model(folder / router, ranks=ModelRanks(ep=group)), parts, group=group)
         found |= {f"{router}: {name}": value for name, value in steps.items()}
     try:
-        MoELayer(MoEConfig.model_validate(SHAPE | {"num_experts": world + 1}), ep_group=group)
+        MoELayer(MoEConfig.model_validate(SHAPE | {"num_experts": world + 1}), ranks=ModelRanks(ep=group))
     except ValueError as error:
         return found, str(error)
     return found, ""

@@ -3,7 +3,8 @@
 config        MoEConfig: the shape, checked before anything is allocated; presets has named ones
 transformer   MoETransformer: forward, loss, recomputation; generate continues prompts, cache keeps their keys
 attention     FlashAttentionLayer and SparseAttention; attention_kernels computes them, segments says who sees whom
-layers        RMSNorm and RoPEEmbedding
+layers        TokenEmbedding, RMSNorm and RoPEEmbedding
+ranks         ModelRanks: how a model is divided among processes; collectives are the exchanges between them
 inputs        what a forward pass is given, checked
 moe           ExpertRouter and MoELayer; experts computes, dispatch sends rows between ranks, balance keeps the load even
 loss          the head, and the loss without all logits

@@ -1,7 +1,8 @@
 """Attention layers: projections, optional norms of queries and keys, rotation, and a kernel of attention_kernels.py.
 
 FlashAttentionLayer sees all that came before, SparseAttention a window, sinks and perhaps selected blocks. Both take
-grouped-query attention without repeating keys, packed and padded batches (Segments), and a cache (KVCache).
+grouped-query attention without repeating keys, packed and padded batches (Segments), and a cache (KVCache). A tensor parallel
+rank computes its share of the heads; among context parallel ranks heads are exchanged for positions around the kernel.
 Shape letters: B batch, S sequence, D width, H heads, K key-value heads, d head dimension.
 """
 
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 
 from train.model.attention_kernels import attend
 from train.model.cache import KVCache
+from train.model.collectives import gather_sequence, heads_for_positions, positions_for_heads, scatter_sequence
 from train.model.config import MoEConfig
 from train.model.layers import RMSNorm, apply_rotary
+from train.model.ranks import ALONE, ModelRanks
 from train.model.segments import Segments
 
 QUERIES_PER_CALL = 1024
@@ -23,13 +26,17 @@ QUERIES_PER_CALL = 1024
 class _Attention(nn.Module):
     """What both layers share: everything but which positions are seen, which is `kind`."""
 
-    def __init__(self, config: MoEConfig, layer: int) -> None:
+    def __init__(self, config: MoEConfig, layer: int, *, ranks: ModelRanks = ALONE) -> None:
         super().__init__()
         self.config = config.attention
+        self.ranks = ranks
         self.kind = config.attention_kind(layer)
         self.layer = layer
         self.head_dim = config.head_dim
-        queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        queries, keys = (
+            heads // ranks.tp_size * config.head_dim
+            for heads in (config.num_attention_heads, config.num_key_value_heads)
+        )
         self.q_proj = nn.Linear(config.hidden_size, queries, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, keys, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, keys, bias=config.attention_bias)
@@ -48,7 +55,13 @@ class _Attention(nn.Module):
         segments: Segments | None = None,
         cache: KVCache | None = None,
     ) -> Float[Tensor, "batch seq width"]:
-        """Attention over this pass and, with a cache, over what came before. Padded slots give o_proj(0) = 0."""
+        """Attention over this pass and, with a cache, over what came before. Padded slots give o_proj(0) = 0.
+
+        Of a split sequence `x_BSD` and the result are this rank's part, `rotary` its context part, `segments` all of it.
+        """
+        tp, cp = self.ranks.tp, self.ranks.cp
+        if tp is not None:
+            x_BSD = gather_sequence(x_BSD, tp)
         q, k, v = self.q_proj(x_BSD), self.k_proj(x_BSD), self.v_proj(x_BSD)
         if self.qk_norm == "projection":
             q, k = self.q_norm(q), self.k_norm(k)
@@ -57,13 +70,18 @@ class _Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = apply_rotary(q.transpose(1, 2), k.transpose(1, 2), *rotary)
         v = v.transpose(1, 2)
+        if cp is not None:
+            q, k, v = (heads_for_positions(t, cp) for t in (q, k, v))
         if cache is None or cache.is_empty:
             out = attend(q, k, v, kind=self.kind, config=self.config, segments=segments)
             if cache is not None:
                 cache.append(self.layer, q, k, v)
         else:
             out = self._attend_cached(q, k, v, cache)
-        return self.o_proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        if cp is not None:
+            out = positions_for_heads(out, cp)
+        out = self.o_proj(out.transpose(1, 2).flatten(2))
+        return out if tp is None else scatter_sequence(out, tp)
 
     def _attend_cached(self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache) -> Tensor:
         kept = cache.append(self.layer, q, k, v)
@@ -86,7 +104,10 @@ class SparseAttention(_Attention):
     """
 
 
-def build_attention(config: MoEConfig, layer: int) -> FlashAttentionLayer | SparseAttention:
+def build_attention(
+    config: MoEConfig, layer: int, *, ranks: ModelRanks = ALONE
+) -> FlashAttentionLayer | SparseAttention:
     """The attention of layer `layer`, as the configuration's pattern says."""
     is_full = config.attention_kind(layer) == "full"
-    return FlashAttentionLayer(config, layer) if is_full else SparseAttention(config, layer)
+    kind = FlashAttentionLayer if is_full else SparseAttention
+    return kind(config, layer, ranks=ranks)

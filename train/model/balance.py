@@ -56,22 +56,25 @@ def load_balancing_loss(
     config: MoEConfig,
     load_LE: Float[Tensor, "layers experts"] | None = None,
     num_tokens: Float[Tensor, ""] | float | None = None,
+    num_layers: int | None = None,
     pool_layers: bool = False,
 ) -> Float[Tensor, ""]:
     """The balance term of one pass, before its coefficient; 0 for a dense model.
 
     `load_LE`: choices per token of the last step (RouterBalance.load), for global_batch; None is the even load.
     `num_tokens`: tokens of the whole optimizer step, so that the terms of its micro-batches add up; None: of this pass.
+    `num_layers`: layers that the term is the mean of, where `stats` are some of them; None: those of `stats`.
     `pool_layers`: f and P over all layers together, which is transformers' `load_balancing_loss_func`.
     """
     if not stats:
         return torch.zeros(())
+    num_layers = num_layers or len(stats)
     total = stats[0].num_tokens.sum().clamp(min=1) if num_tokens is None else num_tokens
     scope = config.router.aux_loss_scope
     if scope == "sequence":
         tokens_B = stats[0].num_tokens.clamp(min=1).unsqueeze(1)
         products = torch.stack([layer.counts / tokens_B * layer.prob_sum for layer in stats])
-        return config.num_experts * products.sum() / (total * len(stats))
+        return config.num_experts * products.sum() / (total * num_layers)
     probs_LE = torch.stack([layer.prob_sum.sum(0) for layer in stats])
     if scope == "micro_batch":
         tokens = stats[0].num_tokens.sum().clamp(min=1)
@@ -79,18 +82,21 @@ def load_balancing_loss(
     elif load_LE is None:
         load_LE = torch.full_like(probs_LE, config.num_experts_per_token / config.num_experts)
     if pool_layers:
-        load_LE, probs_LE = load_LE.mean(0, keepdim=True), probs_LE.mean(0, keepdim=True)
-    return config.num_experts * (load_LE.to(probs_LE.device) * probs_LE).sum() / (total * len(probs_LE))
+        load_LE, probs_LE, num_layers = load_LE.mean(0, keepdim=True), probs_LE.mean(0, keepdim=True), 1
+    return config.num_experts * (load_LE.to(probs_LE.device) * probs_LE).sum() / (total * num_layers)
 
 
 def router_z_loss(
-    stats: Sequence[RouterStats], *, num_tokens: Float[Tensor, ""] | float | None = None
+    stats: Sequence[RouterStats],
+    *,
+    num_tokens: Float[Tensor, ""] | float | None = None,
+    num_layers: int | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean over tokens and layers of logsumexp(logits)^2, before its coefficient. `num_tokens` as above."""
+    """Mean over tokens and layers of logsumexp(logits)^2, before its coefficient. `num_tokens`, `num_layers` as above."""
     if not stats:
         return torch.zeros(())
     total = stats[0].num_tokens.sum().clamp(min=1) if num_tokens is None else num_tokens
-    return torch.stack([layer.z_sum for layer in stats]).mean() / total
+    return torch.stack([layer.z_sum for layer in stats]).sum() / (total * (num_layers or len(stats)))
 
 
 def auxiliary_loss(
@@ -99,15 +105,17 @@ def auxiliary_loss(
     config: MoEConfig,
     load_LE: Float[Tensor, "layers experts"] | None = None,
     num_tokens: Float[Tensor, ""] | float | None = None,
+    num_layers: int | None = None,
 ) -> Float[Tensor, ""]:
     """What to add to the language-modelling loss: the configured terms with their coefficients."""
     router = config.router
     total = torch.zeros(())
+    of: dict[str, Any] = {"num_tokens": num_tokens, "num_layers": num_layers}
     if router.balancing != "none" and router.aux_loss_coefficient:
-        balance = load_balancing_loss(stats, config=config, load_LE=load_LE, num_tokens=num_tokens)
+        balance = load_balancing_loss(stats, config=config, load_LE=load_LE, **of)
         total = total.to(balance.device) + router.aux_loss_coefficient * balance
     if router.z_loss_coefficient:
-        total = total + router.z_loss_coefficient * router_z_loss(stats, num_tokens=num_tokens)
+        total = total + router.z_loss_coefficient * router_z_loss(stats, **of)
     return total
 
 
@@ -115,10 +123,13 @@ class RouterBalance:
     """Counts of the optimizer step in progress, the load of the last one, and the update of the selection biases.
 
     The training loop calls `record` once per training pass, after its forward, and `finish_step` once per optimizer step.
+    Of a model in stages each process has one for its own layers.
     """
 
-    def __init__(self, config: MoEConfig) -> None:
+    def __init__(self, config: MoEConfig, *, num_layers: int | None = None) -> None:
+        """`num_layers`: those with experts that are here; None is all."""
         self.config = config
+        self.num_layers = len(config.moe_layers) if num_layers is None else num_layers
         self.load: Float[Tensor, "layers experts"] | None = None
         """Choices per token in the last finished step over all ranks; None before the first."""
         self._counts: Tensor | None = None
@@ -135,15 +146,17 @@ class RouterBalance:
 
     @torch.no_grad()
     def finish_step(self, model: MoETransformer, *, group: ProcessGroup | None = None) -> None:
-        """Add up the counts of all ranks (`group`: data parallel), move the biases once, and begin the next step.
+        """Add up the counts of all ranks, move the biases once, and begin the next step.
+
+        `group`: the ranks that hold these layers for other tokens.
 
         Raises RuntimeError, on every rank, if none has recorded a pass: then nothing would balance the experts.
         """
-        if not self.config.moe_layers:
+        if not self.num_layers:
             return
         counts = self._counts
         if counts is None:  # an idle rank still takes part
-            counts = torch.zeros(len(self.config.moe_layers), self.config.num_experts, device=model.device)
+            counts = torch.zeros(self.num_layers, self.config.num_experts, device=model.device)
         tokens = self._tokens.to(counts.device)
         num_recorded = torch.tensor(float(self._counts is not None), device=counts.device)
         if group is not None:
@@ -169,7 +182,7 @@ class RouterBalance:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from `state`. Raises ValueError if it is of a model of another shape."""
         load = state.get("load")
-        shape = (len(self.config.moe_layers), self.config.num_experts)
+        shape = (self.num_layers, self.config.num_experts)
         if load is not None and tuple(load.shape) != shape:
             raise ValueError(f"load has shape {list(load.shape)}, this model has {list(shape)} layers and experts")
         self.load = load

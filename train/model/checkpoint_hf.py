@@ -17,12 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from train.files import sync_path
 from train.model.config import MoEConfig
 from train.model.embedded import INDEX_NAME, WEIGHTS_NAME, ModelFolderProblem, read_json_object, read_weight_shapes
 from train.model.hf_layout import StoredTensor, from_hf_config, stored_tensors, to_hf_config
+from train.model.ranks import ALONE, ModelRanks
 from train.model.transformer import MoETransformer
 
 TOKENIZER_FILES = (
@@ -47,11 +47,12 @@ def load_model(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-    ep_group: ProcessGroup | None = None,
+    ranks: ModelRanks = ALONE,
 ) -> MoETransformer:
     """The model of `folder` (Llama, Mixtral, Qwen3-MoE, OLMoE, GLM-4.5-MoE, or our own layout), in evaluation mode.
 
-    `dtype`: None keeps that of the embedding in the files. With `ep_group` only this process's share of the experts is read.
+    `dtype`: None keeps that of the embedding in the files. `ranks`: expert parallel ones; only this process's
+    share of the experts is read.
     Raises ModelFolderProblem for a missing or damaged file, ValueError for a configuration that is not supported,
     WeightProblem for a tensor that is missing, of another shape or dtype, not finite, or of no part of the model.
     """
@@ -60,10 +61,10 @@ def load_model(
     shapes = read_weight_shapes(folder)
     _check_ends(config, shapes, folder=folder)
     with _Weights(folder) as weights:
-        model = MoETransformer(config, device="meta", dtype=dtype or weights.dtype_of(EMBEDDING), ep_group=ep_group)
+        model = MoETransformer(config, device="meta", dtype=dtype or weights.dtype_of(EMBEDDING), ranks=ranks)
         sources = _match(model, shapes, layout=written["model_type"], folder=folder)
         model.to_empty(device=device)
-        tie_head(model)
+        model.tie_head()
         _fill(model, weights, sources, folder=folder)
     return model.eval()
 
@@ -76,12 +77,6 @@ def _with_ends_of_text(config: MoEConfig, folder: Path) -> MoEConfig:
         end for end in (named if isinstance(named, list) else [named]) if end not in (None, *config.eos_token_ids)
     ]
     return config.replace(eos_token_id=(*config.eos_token_ids, *further)) if further else config
-
-
-def tie_head(model: MoETransformer) -> None:
-    """Let head and embedding share one weight again, which moving a model off the meta device undoes."""
-    if model.config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
 
 
 def _check_ends(config: MoEConfig, shapes: Shapes, *, folder: Path) -> None:
@@ -246,9 +241,9 @@ def save_model(
         raise ValueError(f"max_shard_bytes = {max_shard_bytes}: give the size of a file, such as 5 * 10**9")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"folder = {folder} holds files already; name one that is empty or does not exist")
-    if model.num_expert_ranks > 1:
+    if not model.is_whole:
         raise ValueError(
-            "this process holds only its share of the experts; gather them before saving (CheckpointManager)"
+            "this process holds only a part of the model; save a checkpoint and export that (CheckpointManager)"
         )
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)

@@ -22,9 +22,14 @@ def check_inputs(
     labels: Tensor | None = None,
     replay_routes: Tensor | None = None,
     logits_to_keep: int | None = None,
+    sequence_parts: int = 1,
 ) -> None:
-    """Raises ValueError for what MoETransformer.forward cannot take; its docstring says what each argument is."""
-    shape = _check_tokens(config, input_ids, inputs_embeds, embedding_dtype)
+    """Raises ValueError for what MoETransformer.forward cannot take; its docstring says what each argument is.
+
+    `sequence_parts`: ranks among which the positions of `inputs_embeds` are split.
+    """
+    rows, length = _check_tokens(config, input_ids, inputs_embeds, embedding_dtype)
+    shape = (rows, length * sequence_parts)
     one_each = {"attention_mask": attention_mask, "document_ids": document_ids, "labels": labels}
     for name, value in ({"position_ids": position_ids} | one_each).items():
         allowed = (shape, (1, shape[1])) if name == "position_ids" else (shape,)

@@ -1,4 +1,4 @@
-"""RMSNorm and rotary position encoding (RoPE) in every kind that transformers knows.
+"""TokenEmbedding, RMSNorm, and rotary position encoding (RoPE) in every kind that transformers knows.
 
 The frequencies of a kind are one pure function of the configuration and, for `dynamic` and `longrope`, of the length of
 the sequence; they are computed when they are needed, so a model that was built without memory is right after it got some.
@@ -15,11 +15,30 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
+from train.model.collectives import scatter_sequence
 from train.model.config import MoEConfig, RopeKind
 
 Frequencies = tuple[Float[Tensor, " pairs"], float]
 """Radians per position of each pair of dimensions, and the factor on cos and sin."""
+
+
+class TokenEmbedding(nn.Embedding):
+    """A row per token. With `tp` a rank holds its share of the rows, and gives its part of the sequence."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, *, tp: ProcessGroup | None = None) -> None:
+        super().__init__(vocab_size // (1 if tp is None else tp.size()), hidden_size)
+        self.tp = tp
+
+    def forward(self, ids_BS: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch part width"]:
+        """The rows of these tokens."""
+        if self.tp is None:
+            return super().forward(ids_BS)
+        local = ids_BS - self.tp.rank() * self.num_embeddings
+        is_elsewhere = (local < 0) | (local >= self.num_embeddings)
+        rows = super().forward(local.masked_fill(is_elsewhere, 0))
+        return scatter_sequence(rows.masked_fill(is_elsewhere.unsqueeze(-1), 0), self.tp)
 
 
 class RMSNorm(nn.Module):

@@ -16,9 +16,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from train.model.collectives import gather_sequence, scatter_sequence
 from train.model.config import MoEConfig
 from train.model.dispatch import dispatch_to_experts
 from train.model.experts import Experts
+from train.model.ranks import ALONE, ModelRanks, check_division
 
 NO_EXPERT = -1
 """Expert id of a padded token, and of a choice that capacity dropped."""
@@ -53,17 +55,22 @@ class Routing:
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
+    """SwiGLU: down(silu(gate(x)) * up(x)). With `tp` a rank holds its share of the width."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, *, tp: ProcessGroup | None = None) -> None:
         super().__init__()
+        self.tp = tp
+        intermediate_size //= 1 if tp is None else tp.size()
         self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Same shape as `x`."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+        if self.tp is None:
+            return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+        x = gather_sequence(x, self.tp)
+        return scatter_sequence(self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)), self.tp)
 
 
 class ExpertRouter(nn.Module):
@@ -162,25 +169,20 @@ class ExpertRouter(nn.Module):
 class MoELayer(nn.Module):
     """Router, experts and, where configured, shared experts that every token passes."""
 
-    def __init__(self, config: MoEConfig, *, ep_group: ProcessGroup | None = None) -> None:
-        """With `ep_group` each rank holds its share of the experts. Raises ValueError if they do not divide."""
+    def __init__(self, config: MoEConfig, *, ranks: ModelRanks = ALONE) -> None:
+        """Under expert parallelism each rank holds its share of the experts. Raises ValueError if they do not divide."""
         super().__init__()
-        num_ranks = 1 if ep_group is None else ep_group.size()
-        if config.num_experts % num_ranks:
-            raise ValueError(
-                f"num_experts = {config.num_experts} is not divisible by the {num_ranks} ranks of expert parallelism; change "
-                "one of them"
-            )
-        self.ep_group = ep_group
+        check_division(config, ranks)
+        self.ep = ranks.ep
         self.gate = ExpertRouter(config)
         self.experts = Experts(
             config.hidden_size, config.moe_intermediate_size,
-            num_experts=config.num_experts // num_ranks, kernel=config.expert_kernel,
+            num_experts=config.num_experts // ranks.ep_size, kernel=config.expert_kernel,
         )  # fmt: skip
         self.shared_experts: FeedForward | None = None
         if config.num_shared_experts:
             width = config.num_shared_experts * config.moe_intermediate_size
-            self.shared_experts = FeedForward(config.hidden_size, width)
+            self.shared_experts = FeedForward(config.hidden_size, width, tp=ranks.tp)
 
     def forward(
         self,
@@ -192,10 +194,10 @@ class MoELayer(nn.Module):
         """The layer's output and its routing. Padded tokens pass no routed expert."""
         routing, stats = self.gate(x_BSD, token_mask=token_mask, replay=replay)
         x_TD = x_BSD.flatten(0, 1)
-        if self.ep_group is None:
+        if self.ep is None:
             out_TD = self.experts(x_TD, routing.expert_ids, routing.weights)
         else:
-            out_TD = dispatch_to_experts(x_TD, routing.expert_ids, routing.weights, self.experts, self.ep_group)
+            out_TD = dispatch_to_experts(x_TD, routing.expert_ids, routing.weights, self.experts, self.ep)
         out_BSD = out_TD.view_as(x_BSD)
         if self.shared_experts is not None:
             out_BSD = out_BSD + self.shared_experts(x_BSD)

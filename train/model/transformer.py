@@ -5,6 +5,9 @@ function as transformers' Mixtral, Qwen3-MoE, OLMoE, GLM-4.5-MoE and Llama (test
 names are theirs. One forward returns what routing did (RouterStats); nothing is accumulated inside, so recomputation and
 evaluation never count twice.
 
+A process may hold a part of the model: some layers (`layers`), some heads, widths, experts (`ranks`). Parameters keep the
+names that they have in the whole model.
+
 Shape letters: B batch, S sequence, D width, V vocabulary, K experts per token.
 """
 
@@ -17,7 +20,6 @@ from typing import Any, Literal, Self, cast
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from train.model.attention import build_attention
@@ -25,9 +27,10 @@ from train.model.cache import KVCache, check_context
 from train.model.config import MoEConfig
 from train.model.generate import Generated, SamplingConfig, generate
 from train.model.inputs import check_inputs
-from train.model.layers import RMSNorm, RoPEEmbedding
+from train.model.layers import RMSNorm, RoPEEmbedding, TokenEmbedding
 from train.model.loss import IGNORE, LanguageHead
 from train.model.moe import FeedForward, MoELayer, RouterStats
+from train.model.ranks import ALONE, ModelRanks, check_division
 from train.model.segments import Segments
 
 Recomputation = Literal["none", "selective", "full"]
@@ -46,7 +49,8 @@ ATTENTION_CORES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ModelOutput:
-    """What one forward pass gives. Without labels `logits`, with labels `loss_sum` and `num_loss_tokens`."""
+    """What one forward pass gives. Without labels `logits`, with labels `loss_sum` and `num_loss_tokens`; of a part of the
+    model that does not hold the last layer, `hidden` alone."""
 
     logits: Float[Tensor, "batch seq vocab"] | None
     loss_sum: Float[Tensor, ""] | None
@@ -55,6 +59,8 @@ class ModelOutput:
     """Labelled tokens of this batch."""
     router_stats: tuple[RouterStats, ...]
     """One per layer with experts, in order."""
+    hidden: Float[Tensor, "batch part width"] | None = None
+    """For the process that holds the next layer."""
 
     @property
     def loss(self) -> Float[Tensor, ""]:
@@ -72,16 +78,16 @@ class ModelOutput:
 class DecoderLayer(nn.Module):
     """x + attention(norm(x)), then + feed-forward(norm(.))."""
 
-    def __init__(self, config: MoEConfig, index: int, *, ep_group: ProcessGroup | None = None) -> None:
+    def __init__(self, config: MoEConfig, index: int, *, ranks: ModelRanks = ALONE) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.self_attn = build_attention(config, index)
+        self.self_attn = build_attention(config, index, ranks=ranks)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp: MoELayer | FeedForward
         if index in config.moe_layers:
-            self.mlp = MoELayer(config, ep_group=ep_group)
+            self.mlp = MoELayer(config, ranks=ranks)
         else:
-            self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
+            self.mlp = FeedForward(config.hidden_size, config.intermediate_size, tp=ranks.tp)
         self.recomputation: Recomputation = "none"
         self._compiled_attend: Callable[[Tensor, Rotary], tuple[Tensor, Tensor]] | None = None
 
@@ -136,15 +142,15 @@ def _keep_attention_cores(_: Any, operator: Any, *__: Any, **___: Any) -> Checkp
 
 
 class Decoder(nn.Module):
-    """Embedding, layers and last norm."""
+    """Embedding, layers and last norm, or those of them that belong to the layers `layers`."""
 
-    def __init__(self, config: MoEConfig, *, ep_group: ProcessGroup | None = None) -> None:
+    def __init__(self, config: MoEConfig, *, layers: range, ranks: ModelRanks) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(
-            DecoderLayer(config, index, ep_group=ep_group) for index in range(config.num_hidden_layers)
-        )
-        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        if layers.start == 0:
+            self.embed_tokens = TokenEmbedding(config.vocab_size, config.hidden_size, tp=ranks.tp)
+        self.layers = nn.ModuleDict({str(index): DecoderLayer(config, index, ranks=ranks) for index in layers})
+        if layers.stop == config.num_hidden_layers:
+            self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
 class MoETransformer(nn.Module):
@@ -156,25 +162,34 @@ class MoETransformer(nn.Module):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        ep_group: ProcessGroup | None = None,
+        ranks: ModelRanks = ALONE,
+        layers: range | None = None,
     ) -> None:
-        """Random weights from torch's generator. With `ep_group`, this process holds its share of each layer's experts."""
+        """Random weights from torch's generator. `ranks`: who holds the rest of each layer; `layers`: those that are here.
+
+        Raises ValueError for a model that cannot be divided so.
+        """
         super().__init__()
-        self.config = config
-        self.num_expert_ranks = 1 if ep_group is None else ep_group.size()
-        self.expert_rank = 0 if ep_group is None else ep_group.rank()
+        check_division(config, ranks)
+        self.config, self.ranks = config, ranks
+        self.layer_range = range(config.num_hidden_layers) if layers is None else layers
         previous = torch.get_default_dtype()
         torch.set_default_dtype(dtype or previous)
         try:
             with torch.device(device or torch.get_default_device()):
-                self.model = Decoder(config, ep_group=ep_group)
+                self.model = Decoder(config, layers=self.layer_range, ranks=ranks)
                 self.rope = RoPEEmbedding(config)
-                self.lm_head = LanguageHead(config.hidden_size, config.vocab_size)
+                if self.is_last:
+                    self.lm_head = LanguageHead(config.hidden_size, config.vocab_size, tp=ranks.tp)
         finally:
             torch.set_default_dtype(previous)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
+        self.tie_head()
         self.reset_parameters()
+
+    def tie_head(self) -> None:
+        """Let head and embedding share one weight, where they do and both are here. Moving off the meta device undoes it."""
+        if self.config.tie_word_embeddings and self.is_first and self.is_last:
+            self.lm_head.weight = self.model.embed_tokens.weight
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -192,18 +207,39 @@ class MoETransformer(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.model.embed_tokens.weight.device
+        return next(self.parameters()).device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the embedding is here."""
+        return self.layer_range.start == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the last layer, its norm and the head are here."""
+        return self.layer_range.stop == self.config.num_hidden_layers
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the model is here."""
+        return self.is_first and self.is_last and self.ranks.is_whole
 
     @property
     def expert_range(self) -> tuple[int, int]:
         """First expert of this process and how many it holds, of each layer."""
-        count = self.config.num_experts // self.num_expert_ranks
-        return self.expert_rank * count, count
+        place, ranks = self.ranks.coordinate("ep")
+        count = self.config.num_experts // ranks
+        return place * count, count
 
     @property
     def layers(self) -> list[DecoderLayer]:
-        """The decoder layers, in order."""
-        return cast(list[DecoderLayer], list(self.model.layers))
+        """The decoder layers that are here, in order."""
+        return cast(list[DecoderLayer], list(self.model.layers.values()))
+
+    @property
+    def moe_layers(self) -> list[int]:
+        """Indices of those with experts."""
+        return [index for index in self.config.moe_layers if index in self.layer_range]
 
     def set_recomputation(self, kind: Recomputation) -> Self:
         """What the backward pass computes again instead of keeping it (activation checkpointing).
@@ -241,27 +277,37 @@ class MoETransformer(nn.Module):
         is padding. `position_ids`: counted per document unless given. `labels`: the token each position has to predict,
         already shifted (`next_token_labels`), -100 for none. `cache`: keys and values of what came before; this call adds
         its own. `replay_routes`: routes of an earlier `ModelOutput`. `logits_to_keep`: only the last n positions.
+        A part of the model without the embedding takes the `hidden` of the part before it as `inputs_embeds`. Of split
+        sequences, all other arguments are whole on every rank, and loss and counts are of this rank's positions.
         Raises ValueError naming the argument (inputs.py): both or neither of ids and embeddings, another shape than theirs,
         another dtype, a context beyond the model's range; on a CPU also ids, labels, positions and routes beyond theirs.
         """
         check_inputs(
             self.config, input_ids=input_ids, inputs_embeds=inputs_embeds,
-            embedding_dtype=self.model.embed_tokens.weight.dtype, position_ids=position_ids,
+            embedding_dtype=next(self.parameters()).dtype, position_ids=position_ids,
             attention_mask=attention_mask, document_ids=document_ids, labels=labels, replay_routes=replay_routes,
-            logits_to_keep=logits_to_keep,
+            logits_to_keep=logits_to_keep, sequence_parts=1 if self.is_first else self.ranks.cp_size * self.ranks.tp_size,
         )  # fmt: skip
-        x_BSD = inputs_embeds if inputs_embeds is not None else self.model.embed_tokens(input_ids)
-        length = x_BSD.shape[1]
+        if input_ids is not None:
+            length = input_ids.shape[1]
+            x_BSD = self.model.embed_tokens(input_ids[:, self.ranks.context_part(length)])
+        else:
+            assert inputs_embeds is not None
+            x_BSD = inputs_embeds
+            length = x_BSD.shape[1] * (1 if self.is_first else self.ranks.cp_size * self.ranks.tp_size)
+        context_part, token_part = self.ranks.context_part(length), self.ranks.token_part(length)
         segments = _segments(attention_mask, document_ids, cache)
         new = length if segments is None else segments.longest
         check_context(self.config, (0 if cache is None else cache.max_length) + new)
         token_mask = None if segments is None else segments.token_mask(x_BSD.device)
         if cache is not None:
             cache.open(length, token_mask)
+        if token_mask is not None:
+            token_mask = token_mask[:, token_part]
         if position_ids is None:
             position_ids = _positions(segments, cache, length=length, device=x_BSD.device)
-        rotary = self.rope(position_ids, dtype=x_BSD.dtype)
-        replay = None if replay_routes is None else iter(replay_routes)
+        rotary = self.rope(position_ids[:, context_part], dtype=x_BSD.dtype)
+        replay = None if replay_routes is None else iter(replay_routes[:, :, token_part])
         stats = []
         for layer in self.layers:
             routes = next(replay, None) if replay is not None and isinstance(layer.mlp, MoELayer) else None
@@ -269,10 +315,12 @@ class MoETransformer(nn.Module):
             stats += [] if routed is None else [routed]
         if cache is not None:
             cache.close()
+        if not self.is_last:
+            return ModelOutput(None, None, None, tuple(stats), hidden=x_BSD)
         x_BSD = self.model.norm(x_BSD)
         if labels is not None:
-            num_tokens = (labels != IGNORE).sum()
-            return ModelOutput(None, self.lm_head(x_BSD, labels), num_tokens, tuple(stats))
+            labels = labels[:, context_part]
+            return ModelOutput(None, self.lm_head(x_BSD, labels), (labels != IGNORE).sum(), tuple(stats))
         if logits_to_keep is not None:
             x_BSD = x_BSD[:, -logits_to_keep:]
         return ModelOutput(self.lm_head(x_BSD), None, None, tuple(stats))

@@ -126,8 +126,8 @@ def add_experts(model: MoETransformer, count: int, *, noise_std: float = 0.0, se
 
 
 def _check_whole(model: MoETransformer) -> None:
-    if model.num_expert_ranks > 1:
-        raise ValueError("this process holds only its share of the experts; load the folder without ep_group first")
+    if not model.is_whole:
+        raise ValueError("this process holds only a part of the model; load the folder without ranks first")
 
 
 def _has_bias(layer: DecoderLayer) -> bool:
