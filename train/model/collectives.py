@@ -48,14 +48,14 @@ def add_up(x: Tensor, group: ProcessGroup) -> Tensor:
 
 def _gather(x_BSD: Tensor, group: ProcessGroup) -> Tensor:
     parts = x_BSD.new_empty(group.size(), *x_BSD.shape)
-    dist.all_gather_into_tensor(parts, x_BSD.contiguous(), group=group)
+    dist.all_gather_single(parts.flatten(0, 1), x_BSD.contiguous(), group=group)
     return parts.movedim(0, 1).flatten(1, 2)
 
 
 def _scatter(x_BSD: Tensor, group: ProcessGroup) -> Tensor:
     parts = x_BSD.unflatten(1, (group.size(), -1)).movedim(1, 0).contiguous()
     out = x_BSD.new_empty(parts.shape[1:])
-    dist.reduce_scatter_tensor(out, parts, group=group)
+    dist.reduce_scatter_single(out, parts.flatten(0, 1), group=group)
     return out
 
 

@@ -179,12 +179,17 @@ Stage = Mapping[LayerCosts, int]
 
 @lru_cache(maxsize=256)
 def split_stages(costs: ModelCosts, stages: int) -> tuple[Stage, ...]:
+    """Kinds of layers of each pipeline stage."""
+    return tuple(Counter(costs.layers[one.start : one.stop]) for one in stage_ranges(len(costs.layers), stages))
+
+
+def stage_ranges(num_layers: int, stages: int) -> tuple[range, ...]:
     """Consecutive layers of each pipeline stage; stages differ by one layer, the first and last have the fewest."""
-    count, extra = divmod(len(costs.layers), stages)
+    count, extra = divmod(num_layers, stages)
     fewest_first = sorted(range(stages), key=lambda stage: (stage in (0, stages - 1), stage))
     sizes = [count + (stage in fewest_first[:extra]) for stage in range(stages)]
     ends = [sum(sizes[:stage]) for stage in range(stages + 1)]
-    return tuple(Counter(costs.layers[start:end]) for start, end in pairwise(ends))
+    return tuple(range(start, stop) for start, stop in pairwise(ends))
 
 
 @lru_cache(maxsize=256)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.utils._pytree import register_dataclass
 
 from train.model.collectives import gather_sequence, scatter_sequence
 from train.model.config import MoEConfig
@@ -44,6 +45,9 @@ class RouterStats:
     """Sum over tokens of the entropy of the probabilities, nats, without gradient."""
     num_dropped: Float[Tensor, ""]
     """Choices that found their expert full."""
+
+
+register_dataclass(RouterStats)  # so that hooks on a layer's outputs (FSDP2) see its tensors
 
 
 @dataclass(frozen=True, slots=True)

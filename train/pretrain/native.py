@@ -1,0 +1,312 @@
+"""NativeEngine: PyTorch's own parallelism. FSDP2 over dp x cp, pipeline schedules, and the model's own tensor, context and
+expert parallelism; on one process none of them.
+
+Master weights, gradients and optimizer state are float32 shards; FSDP2 casts what a layer computes with. ZeRO-1 adds up
+whole gradients and scatters them once per step, ZeRO-2 scatters them after every micro-batch, ZeRO-3 also gives gathered
+weights back after each layer; a pipeline adds up whole gradients in every stage. Gradients are sums: the objective is
+divided by the tokens of the whole step already (stage.py).
+Sources: FSDP2 (torch.distributed.fsdp), 1F1B and its interleaved form (arXiv:2104.04473), ZeRO (arXiv:1910.02054).
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from train.model.config import MoEConfig
+from train.model.costs import stage_ranges
+from train.model.moe import MoELayer
+from train.model.ranks import local_box, split_of
+from train.model.transformer import MoETransformer
+from train.pretrain.mesh import RankMesh
+from train.pretrain.pieces import TensorPiece
+from train.pretrain.stage import StageModule, StepTotals
+
+MicroBatch = dict[str, Tensor]
+"""input_ids, labels, document_ids, position_ids, [rows, seq]."""
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+"""It warns of in-place operations on such outputs; the model has none there."""
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Master:
+    """A parameter as the optimizer sees it: this process's float32 shard."""
+
+    name: str
+    """In the whole model."""
+    parameter: nn.Parameter
+    shard: Tensor
+    """A view of the parameter's memory."""
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    offsets: tuple[int, ...]
+    """Of the shard in it."""
+    share: float
+    """1 / ranks that hold the same shard; 0 for a copy that counts elsewhere."""
+
+    def gradient(self) -> Tensor:
+        """Of the shard. Every parameter has one after a pass: zeros, if nothing used it."""
+        grad = self.parameter.grad
+        if grad is None:
+            raise AssertionError(f"{self.name} has no gradient")
+        return grad.to_local() if isinstance(grad, DTensor) else grad
+
+
+class NativeEngine:
+    """One process's part of a plan. Built by every rank at once; the weights are filled through `pieces`."""
+
+    def __init__(
+        self,
+        config: MoEConfig,
+        mesh: RankMesh,
+        *,
+        device: torch.device,
+        compute_dtype: torch.dtype = torch.float32,
+        sequence_length: int,
+        is_compiled: bool = False,
+    ) -> None:
+        """Weights are allocated, not set. `sequence_length`: tokens of a row, which pipeline stages have to know."""
+        self.config, self.mesh, self.device = config, mesh, device
+        self.plan, self.compute_dtype = mesh.plan, compute_dtype
+        plan = self.plan
+        ranges = stage_ranges(config.num_hidden_layers, plan.pp * plan.virtual_stages)
+        self.stages = [self._build(ranges[index]) for index in self.stage_indices]
+        if is_compiled and mesh.ranks.tp is None and mesh.ranks.cp is None:
+            for stage in self.stages:
+                stage.model.compile_regions()
+        self.masters = list(self._list_masters())
+        self._pipeline = self._build_pipeline(sequence_length) if plan.pp > 1 else None
+
+    @property
+    def stage_indices(self) -> list[int]:
+        """Pieces of the model that are here: every pp-th."""
+        return [piece * self.plan.pp + self.mesh.place("pp") for piece in range(self.plan.virtual_stages)]
+
+    # One optimizer step, in the order of the calls.
+
+    def run(
+        self, micro_batches: Sequence[MicroBatch], totals: StepTotals, *, scale: float = 1.0
+    ) -> tuple[float, float]:
+        """Forward and backward of all micro-batches: (loss, balance terms) of the step over all ranks.
+
+        `scale`: factor on gradients, against underflow in fp16.
+        """
+        for stage in self.stages:
+            stage.train()
+            stage.totals, stage.scale = totals, scale
+            stage.zero_grad()
+        if self._pipeline is None:
+            for index, batch in enumerate(micro_batches):
+                self._prepare_backward(is_last=index == len(micro_batches) - 1)
+                self._forward(batch).backward()
+        else:
+            self._step_pipeline(self._pipeline.step, micro_batches, [])
+        self._add_up_shared_gradients()
+        return self._sum_up(totals)
+
+    def gradient_norm(self) -> float:
+        """Of all parameters of the model, over all ranks."""
+        squares = [
+            torch.linalg.vector_norm(master.gradient(), dtype=torch.float32).double().square() * master.share
+            for master in self.masters
+        ]
+        total = torch.stack(squares).sum()
+        dist.all_reduce(total)
+        return math.sqrt(float(total))
+
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply all gradients."""
+        if factor != 1.0:
+            torch._foreach_mul_([master.gradient() for master in self.masters], factor)
+
+    def finish_step(self) -> None:
+        """After the update: selection biases and load move on."""
+        for stage in self.stages:
+            stage.balance.finish_step(stage.model, group=self.mesh.stage_group)
+
+    @torch.no_grad()
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> float:
+        """Sum of the losses of these rows over all ranks, nats. As many micro-batches as the plan has."""
+        for stage in self.stages:
+            stage.eval()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        if self._pipeline is None:
+            for batch in micro_batches:
+                total += self._forward(batch)
+        else:
+            losses: list[Tensor] = []
+            self._step_pipeline(self._pipeline.eval, micro_batches, losses)
+            if losses:
+                total += torch.stack(losses).sum()
+        total *= self._speaks
+        dist.all_reduce(total)
+        return float(total)
+
+    # The state.
+
+    def pieces(self) -> list[TensorPiece]:
+        """Weights, selection biases and load; the optimizer's tensors are in boxes of the weights' shape."""
+        found = [self.piece_of(master, "weight", master.shard) for master in self.masters]
+        for stage in self.stages:
+            found += self._balance_pieces(stage)
+        return found
+
+    def piece_of(self, master: Master, kind: str, tensor: Tensor) -> TensorPiece:
+        """The box of `master`, for its shard or an optimizer's tensor of the same shape."""
+        is_owner = master.share > 0 and (split_of(master.name) is not None or self.mesh.place("tp") == 0)
+        return TensorPiece(kind, master.name, master.shape, master.offsets, tensor, is_owner)
+
+    def _balance_pieces(self, stage: StageModule) -> Iterator[TensorPiece]:
+        config, indices = self.config, stage.model.moe_layers
+        is_owner = self.mesh.is_first_of_stage
+        for name, buffer in stage.model.named_buffers():
+            yield TensorPiece("buffer", name, tuple(buffer.shape), (0,), buffer, is_owner)
+        if indices:
+            if stage.balance.load is None:  # what it counts as
+                even = config.num_experts_per_token / config.num_experts
+                stage.balance.load = torch.full((len(indices), config.num_experts), even, device=self.device)
+            shape = (len(config.moe_layers), config.num_experts)
+            first = config.moe_layers.index(indices[0])
+            yield TensorPiece("buffer", "router.load", shape, (first, 0), stage.balance.load, is_owner)
+
+    # Building.
+
+    def _build(self, layers: range) -> StageModule:
+        model = MoETransformer(self.config, device="meta", dtype=torch.float32, ranks=self.mesh.ranks, layers=layers)
+        model.set_recomputation(self.plan.recomputation)
+        stage = StageModule(model, sequence_group=self.mesh.sequence_group)
+        is_cast = self.compute_dtype != torch.float32
+        if is_cast or self.mesh.shard.size() > 1 or self.mesh.expert_shard.size() > 1:
+            self._shard(stage)
+        stage.to_empty(device=self.device)
+        model.tie_head()
+        if isinstance(stage, FSDPModule):
+            stage._get_fsdp_state()._lazy_init()  # it may move shards: before views of them are taken
+        for module in model.modules():
+            if isinstance(module, MoELayer) and module.gate.bias is not None:
+                module.gate.bias.zero_()
+        return stage
+
+    def _shard(self, stage: StageModule) -> None:
+        policy = MixedPrecisionPolicy(param_dtype=self.compute_dtype, reduce_dtype=torch.float32)
+        options: dict[str, Any] = {"mp_policy": policy, "reshard_after_forward": self.plan.zero_stage == 3}
+        replicas = self.mesh.expert_shard.size()
+        for layer in stage.model.layers:
+            if isinstance(layer.mlp, MoELayer):
+                held = layer.mlp.experts.num_experts
+                along = 0 if held % replicas == 0 or self.config.moe_intermediate_size % replicas else 1
+                fully_shard(
+                    layer.mlp.experts, mesh=self.mesh.expert_shard, **options,
+                    shard_placement_fn=partial(_shard_along, along),
+                )  # fmt: skip
+            fully_shard(layer, mesh=self.mesh.shard, **options)
+        fully_shard(stage, mesh=self.mesh.shard, **options)
+        for module in stage.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+
+    def _list_masters(self) -> Iterator[Master]:
+        tp = self.plan.tp
+        for stage in self.stages:
+            for name, parameter in stage.model.named_parameters():
+                is_tied_copy = name == HEAD and self.config.tie_word_embeddings
+                name_ = EMBEDDING if is_tied_copy else name
+                shape, offsets = local_box(name_, tuple(parameter.shape), self.mesh.ranks)
+                shard: Tensor = parameter.data
+                if isinstance(parameter, DTensor):
+                    shard = cast(DTensor, parameter.detach()).to_local()
+                    _, inside = compute_local_shape_and_global_offset(
+                        parameter.shape, parameter.device_mesh, parameter.placements
+                    )
+                    offsets = tuple(start + step for start, step in zip(offsets, inside, strict=True))
+                share = 1.0 if split_of(name_) is not None else 1 / tp
+                yield Master(name_, parameter, shard, shape, offsets, 0.0 if is_tied_copy else share)
+
+    def _build_pipeline(self, length: int) -> Any:
+        plan, ranks = self.plan, self.mesh.ranks
+        if plan.num_micro_batches < plan.pp:
+            raise ValueError(
+                f"num_micro_batches = {plan.num_micro_batches} is less than pp = {plan.pp}: a pipeline needs at least one "
+                "micro-batch per stage; raise it, or lower pp"
+            )
+        part = len(range(length)[ranks.token_part(length)])
+        tokens = torch.empty(plan.micro_batch, length, dtype=torch.long, device="meta")
+        hidden = torch.empty(
+            plan.micro_batch, part, self.config.hidden_size, dtype=self.compute_dtype, device="meta", requires_grad=True
+        )
+        loss = torch.empty((), dtype=torch.float32, device="meta", requires_grad=True)
+        stages = [
+            PipelineStage(
+                stage, index, plan.pp * plan.virtual_stages, self.device,
+                input_args=tokens if stage.model.is_first else hidden,
+                output_args=loss if stage.model.is_last else hidden,
+                group=self.mesh.dense.get_group("pp"),
+            )
+            for index, stage in zip(self.stage_indices, self.stages, strict=True)
+        ]  # fmt: skip
+        options: dict[str, Any] = {"loss_fn": lambda loss, _: loss, "scale_grads": False}
+        if plan.virtual_stages > 1:
+            return ScheduleInterleaved1F1B(cast(Any, stages), plan.num_micro_batches, **options)
+        return Schedule1F1B(stages[0], plan.num_micro_batches, **options)
+
+    # Passes.
+
+    def _prepare_backward(self, *, is_last: bool) -> None:
+        (stage,) = self.stages
+        if isinstance(stage, FSDPModule):
+            stage.set_is_last_backward(is_last)
+            stage.set_requires_gradient_sync(is_last or self.plan.zero_stage > 1)
+            stage.set_reshard_after_backward(is_last or self.plan.zero_stage == 3)
+
+    def _forward(self, batch: MicroBatch) -> Tensor:
+        (stage,) = self.stages
+        rest = {name: value for name, value in batch.items() if name != "input_ids"}
+        return cast(Tensor, stage(batch["input_ids"], **rest))
+
+    def _step_pipeline(self, step: Any, micro_batches: Sequence[MicroBatch], losses: list[Tensor]) -> None:
+        whole = {name: torch.cat([batch[name] for batch in micro_batches]) for name in micro_batches[0]}
+        tokens = whole.pop("input_ids")
+        inputs = (tokens,) if self.stages[0].model.is_first else ()
+        has_loss = self.stages[-1].model.is_last
+        target = tokens if has_loss else None
+        step(*inputs, target=target, losses=losses if has_loss else None, return_outputs=False, **whole)
+
+    def _add_up_shared_gradients(self) -> None:
+        """Of what every tensor parallel rank holds for its own positions, and of a weight that two stages hold."""
+        if self.mesh.ranks.tp is not None:
+            grads = [master.gradient() for master in self.masters if split_of(master.name) is None]
+            flat = torch.cat([grad.flatten() for grad in grads])
+            dist.all_reduce(flat, group=self.mesh.ranks.tp)
+            for grad, total in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+                grad.copy_(total.view_as(grad))
+        if self.mesh.tied_group is not None:
+            for master in self.masters:
+                if master.name == EMBEDDING:
+                    dist.all_reduce(master.gradient(), group=self.mesh.tied_group)
+
+    @property
+    def _speaks(self) -> bool:
+        """Whether this rank's loss counts: all tensor parallel ranks have the same one, and only the last stage has any."""
+        return self.mesh.place("tp") == 0 and self.stages[-1].model.is_last
+
+    def _sum_up(self, totals: StepTotals) -> tuple[float, float]:
+        loss_sum, auxiliary = (sum(parts) for parts in zip(*(stage.take_sums() for stage in self.stages), strict=True))
+        sums = torch.tensor([loss_sum * self._speaks, auxiliary], dtype=torch.float64, device=self.device)
+        dist.all_reduce(sums)
+        return float(sums[0]) / totals.num_loss_tokens, float(sums[1])
+
+
+def _shard_along(dim: int, _: nn.Parameter) -> Shard:
+    return Shard(dim)
