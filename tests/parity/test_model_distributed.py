@@ -1,29 +1,20 @@
 """Expert parallelism over gloo: ranks that hold a share of the experts each equal one process that holds all of them.
 
-Each world of ranks is started once and runs every case; the tests then compare what its ranks wrote. Ranks are forked
-from a fork server, a fresh process that only imports: a fork of this one, after a backward pass, could not run autograd.
+Each world of ranks is started once and runs every case; the tests then compare what its ranks returned.
 """
 
-import multiprocessing
-import os
-import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import timedelta
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from tests.ranks import run_ranks
 from train.model.balance import RouterBalance, auxiliary_loss, load_balancing_loss
 from train.model.checkpoint_hf import load_model
 from train.model.config import MoEConfig, RouterConfig
@@ -32,9 +23,6 @@ from train.model.moe import MoELayer
 from train.model.ranks import ModelRanks
 from train.model.transformer import MoETransformer, Recomputation
 
-GRACE_S = 3
-"""How long the other ranks may take to fail after the first, seconds."""
-TIMEOUT_S = 300
 NUM_EXPERTS, ROWS_PER_RANK, LENGTH = 8, 2, 10
 SHAPE: dict[str, Any] = {
     "vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -163,22 +151,6 @@ def _two_steps(model: MoETransformer, parts: list[Case], *, group: ProcessGroup 
 # The ranks.
 
 
-def _run_rank(rank: int, world: int, folder: Path) -> None:
-    try:
-        torch.set_num_threads(1)
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-        store = dist.FileStore(str(folder / "store"), world)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=TIMEOUT_S))
-        found, refusal = _compute_as_rank(rank, world, folder)
-        save_file(found, folder / f"rank{rank}.safetensors", metadata={"refusal": refusal})
-        dist.destroy_process_group()
-    except BaseException:
-        failed = folder / f"error{rank}.partial"
-        failed.write_text(f"rank {rank}: {traceback.format_exc()}", encoding="utf-8")
-        failed.rename(folder / f"error{rank}-{time.monotonic_ns()}")
-        os._exit(1)  # not through destructors that wait for the others
-
-
 def _compute_as_rank(rank: int, world: int, folder: Path) -> tuple[dict[str, Tensor], str]:
     group, found = dist.group.WORLD, {}
     assert group is not None
@@ -200,24 +172,6 @@ def _compute_as_rank(rank: int, world: int, folder: Path) -> tuple[dict[str, Ten
     except ValueError as error:
         return found, str(error)
     return found, ""
-
-
-def _await(processes: list[BaseProcess], folder: Path) -> None:
-    """Wait for all ranks. One that fails ends the others, and its error is told: theirs say only that it is gone."""
-    deadline = time.monotonic() + TIMEOUT_S
-    running = {process.sentinel: process for process in processes}
-    while running and (ended := wait(list(running), timeout=max(0, deadline - time.monotonic()))):
-        if any(running.pop(sentinel).exitcode for sentinel in ended):  # ranks that miss it fail soon, and say so
-            deadline = min(deadline, time.monotonic() + GRACE_S)
-    for process in running.values():
-        process.kill()
-    for process in processes:
-        process.join()
-    if any(process.exitcode for process in processes):
-        errors = sorted(folder.glob("error*-*"), key=lambda path: int(path.name.partition("-")[2]))
-        codes = [process.exitcode for process in processes]
-        first = errors[0].read_text(encoding="utf-8") if errors else f"no rank wrote an error in {TIMEOUT_S} s"
-        pytest.fail(f"ranks ended with {codes}; the first error: {first}", pytrace=False)
 
 
 # The comparison.
@@ -243,18 +197,8 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             if buffer_name.endswith("gate.bias"):
                 buffer.normal_(std=0.1)
         model.save_pretrained(folder / name)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "torch._dynamo"])  # recomputation imports the second, late; here, once
-    processes: list[BaseProcess] = [context.Process(target=_run_rank, args=(r, size, folder)) for r in range(size)]
-    for process in processes:
-        process.start()
-    _await(processes, folder)
-    files = [folder / f"rank{rank}.safetensors" for rank in range(size)]
-    refusals = []
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            refusals.append(opened.metadata()["refusal"])
-    return World(size, folder, [load_file(file) for file in files], refusals)
+    found, refusals = zip(*run_ranks(_compute_as_rank, size, folder), strict=True)
+    return World(size, folder, list(found), list(refusals))
 
 
 def _assert_equal(found: Tensor, expected: Tensor, *, name: str, tolerance: float = 2e-6) -> None:
