@@ -7,7 +7,6 @@ Linux only (pidfd, /proc).
 """
 
 import faulthandler
-import gc
 import importlib
 import os
 import pickle
@@ -86,7 +85,6 @@ def _run(case: Case, connection: Connection) -> list[RankEnd]:
         raise RuntimeError(
             f"importing {case.module} started the threads {threads}: import what does so in its function"
         )
-    gc.freeze()  # a collection in a rank would touch, and so copy, every page of what is imported
     sys.stdout.flush()  # else each rank prints it again
     port, running = _free_port(), {}
     for rank in range(case.world_size):

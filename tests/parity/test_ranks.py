@@ -108,8 +108,8 @@ def _writes_its_pid_and_sleeps(rank: int, world_size: int, folder: Path) -> None
     time.sleep(600)
 
 
-def _one_step_of_zero_1(rank: int, world_size: int, rows: Tensor) -> tuple[Tensor, list[str]]:
-    import deepspeed  # here, and not above: the other ranks of this file are without it
+def _one_step_of_zero_1(rank: int, world_size: int, rows: Tensor) -> tuple[Tensor, list[str], bool]:
+    import deepspeed.ops  # here, and not above: the other ranks of this file are without it
 
     before = set(sys.modules)
     model = _weights()
@@ -124,7 +124,8 @@ def _one_step_of_zero_1(rank: int, world_size: int, rows: Tensor) -> tuple[Tenso
     )
     engine.backward(engine(rows[rank : rank + 1]).square().mean())
     engine.step()
-    return model.weight.detach(), sorted(set(sys.modules) - before)
+    may_compile = deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"]
+    return model.weight.detach(), sorted(set(sys.modules) - before), may_compile
 
 
 def _weights() -> torch.nn.Linear:
@@ -265,6 +266,17 @@ def test_a_server_that_died_is_told_and_replaced():
     assert first == second
 
 
+def test_a_module_that_starts_a_thread_is_refused_for_a_fork_would_lose_it(tmp_path: Path):
+    module = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
+    (tmp_path / "starts_a_thread.py").write_text(module + "def nothing(rank, world_size): ...\n", encoding="utf-8")
+    program = "from starts_a_thread import nothing; from tests.ranks import run_ranks; run_ranks(nothing, 1)"
+    answer = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "RuntimeError: importing starts_a_thread started the threads {'python'}" in answer.stderr
+
+
 def test_ranks_end_with_the_process_of_the_tests(tmp_path: Path):
     program = "import pathlib, tests.parity.test_ranks as t;"
     program += f"t.run_ranks(t._writes_its_pid_and_sleeps, 2, pathlib.Path({str(tmp_path)!r}))"
@@ -279,14 +291,15 @@ def test_ranks_end_with_the_process_of_the_tests(tmp_path: Path):
     _wait_until_gone(pids)
 
 
-def test_a_step_of_zero_1_equals_one_process_and_imports_next_to_nothing():
+def test_a_step_of_zero_1_equals_one_process_imports_next_to_nothing_and_compiles_nothing():
     rows = torch.arange(8.0).view(2, 4)
     results = run_ranks(_one_step_of_zero_1, 2, rows, needs_deepspeed=True)
     model = _weights()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
     model(rows).square().mean().backward()
     optimizer.step()
-    for weight, imported in results:
+    for weight, imported, may_compile in results:
         torch.testing.assert_close(weight, model.weight.detach(), rtol=1e-6, atol=1e-6)
         assert not torch.equal(weight, _weights().weight)
         assert len(imported) < 20, imported
+        assert not may_compile
