@@ -58,6 +58,10 @@ def _rank_1_dies(rank: int, world_size: int, cause: str) -> None:
     dist.barrier()
 
 
+def _all_leave(rank: int, world_size: int) -> None:
+    os._exit(0)
+
+
 def _rank_1_dies_and_the_others_sleep(rank: int, world_size: int) -> None:
     if rank == 1:
         os._exit(17)
@@ -206,6 +210,11 @@ def test_a_rank_that_dies_without_an_error_is_named_with_its_cause_within_second
     assert died == f"rank 1 died: {cause}"
     assert followed.startswith("rank 0 then raised RuntimeError: ")
     assert time.monotonic() - started < SOON_S
+
+
+def test_ranks_that_all_leave_without_a_result_and_without_an_error_have_failed():
+    with pytest.raises(RanksFailed, match="rank 0 died: exit code 0\nrank 1 died: exit code 0"):
+        run_ranks(_all_leave, 2)
 
 
 def test_a_rank_that_does_not_notice_the_death_of_another_is_ended_within_seconds():
