@@ -116,7 +116,7 @@ def _await(case: Case, running: dict[int, tuple[int, int]], connection: Connecti
     ends: dict[int, RankEnd] = {}
     deadline, is_ending = time.monotonic() + case.timeout_s, False
     while running:
-        watched = list(running) if is_ending else [connection, *running]
+        watched: list[Any] = list(running) if is_ending else [connection, *running]
         ready = wait(watched, timeout=max(0, deadline - time.monotonic()))
         for handle in [one for one in ready if isinstance(one, int)]:
             rank, pid = running.pop(handle)
