@@ -197,12 +197,12 @@ def _loads(run: RunLog, colour: int, *, has_name: bool) -> list[LoadPanel]:
     maps = (
         (
             "Expert load",
-            "Load of the busiest expert over the mean, by layer (left) and tokens; 1 is even. Right: the last value.",
+            "Of the busiest expert over the mean, by layer with experts (left) and tokens; 1 is even. Right: the last column.",
             build_heat_map(tokens, run.layers("expert_max_over_mean"), least=1.0),
         ),
         (
             "Dead experts",
-            "Experts that got no token in a step, by layer (left) and tokens. Right: the last value.",
+            "Experts that got no token in a step, by layer with experts (left) and tokens. Right: the last column.",
             build_heat_map(tokens, run.layers("dead_experts"), least=0.0),
         ),
     )
