@@ -1,7 +1,11 @@
 """Files that must survive a power cut."""
 
+import errno
 import os
 from pathlib import Path
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Error numbers of a write for which there is no room: the disk, a quota, a size limit."""
 
 
 def sync_path(*paths: Path) -> None:

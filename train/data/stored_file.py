@@ -4,7 +4,6 @@ Out: the file under its name when the block ends well, and nothing when it does 
 """
 
 import contextlib
-import errno
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +13,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from train.data.filesystem import open_atomically
-
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+from train.files import DISK_FULL
 
 
 class UnreadableFile(ValueError):

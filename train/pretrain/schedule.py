@@ -38,8 +38,8 @@ class ScheduleConfig(BaseModel):
     def _decay_is_of_wsd(self) -> Self:
         if self.decay_steps is not None and self.kind != "wsd":
             raise ValueError(
-                f"schedule.decay_steps = {self.decay_steps} has no effect with schedule.kind = '{self.kind}': remove it, or set "
-                "schedule.kind = 'wsd'"
+                f"schedule.decay_steps = {self.decay_steps} has no effect with schedule.kind = '{self.kind}': remove it, or "
+                "set schedule.kind = 'wsd'"
             )
         return self
 

@@ -1,6 +1,7 @@
 """The learning-rate schedule: against transformers, and what holds of every one."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -30,11 +31,15 @@ def _ours(config: ScheduleConfig, *, total_steps: int, steps: int) -> list[float
 def test_cosine_is_that_of_transformers_one_step_later(warmup: int, total: int, ratio: float):
     config = ScheduleConfig(kind="cosine", warmup_steps=warmup, min_lr_ratio=ratio)
     theirs = get_cosine_with_min_lr_schedule_with_warmup(_optimizer(), warmup, total, min_lr_rate=ratio)
-    assert _ours(config, total_steps=total, steps=total) == pytest.approx(_theirs(theirs, steps=total), rel=1e-12, abs=1e-18)
+    assert _ours(config, total_steps=total, steps=total) == pytest.approx(
+        _theirs(theirs, steps=total), rel=1e-12, abs=1e-18
+    )
 
 
 @pytest.mark.parametrize("shape", ["1-sqrt", "linear"])
-@pytest.mark.parametrize(("warmup", "decay", "total", "ratio"), [(0, 10, 50, 0.1), (10, 20, 50, 0.1), (7, 94, 101, 0.3)])
+@pytest.mark.parametrize(
+    ("warmup", "decay", "total", "ratio"), [(0, 10, 50, 0.1), (10, 20, 50, 0.1), (7, 94, 101, 0.3)]
+)
 def test_wsd_is_that_of_transformers_one_step_later_from_the_end_of_the_warmup_on(
     shape: str, warmup: int, decay: int, total: int, ratio: float
 ):
@@ -66,9 +71,9 @@ def test_the_rate_rises_to_the_peak_and_then_only_falls_to_its_end(
     rates = _ours(config, total_steps=total, steps=total + 10)
     end = PEAK if kind == "constant" else PEAK * ratio
     assert all(rate > 0 for rate in rates[: total - 1])
-    assert all(a < b for a, b in zip(rates[:warmup], rates[1:warmup], strict=False))
+    assert all(a < b for a, b in pairwise(rates[:warmup]))
     after = rates[max(0, warmup - 1) :]
-    assert all(a >= b - 1e-18 for a, b in zip(after, after[1:], strict=False))
+    assert all(a >= b - 1e-18 for a, b in pairwise(after))
     if warmup:
         assert rates[warmup - 1] == PEAK
         assert rates[0] == pytest.approx(PEAK / warmup)
@@ -86,7 +91,9 @@ def test_wsd_falls_in_the_last_fifth_unless_told_otherwise():
     "config", [ScheduleConfig(warmup_steps=51), ScheduleConfig(kind="wsd", warmup_steps=41, decay_steps=10)]
 )
 def test_a_schedule_longer_than_the_run_is_refused(config: ScheduleConfig):
-    with pytest.raises(ValueError, match=r"schedule\.warmup_steps = \d+ and \d+ steps of decay do not fit into .* 50 steps"):
+    with pytest.raises(
+        ValueError, match=r"schedule\.warmup_steps = \d+ and \d+ steps of decay do not fit into .* 50 steps"
+    ):
         check_schedule(config, total_steps=50)
     with pytest.raises(ValueError, match="do not fit"):
         learning_rate(0, peak_lr=PEAK, total_steps=50, config=config)

@@ -1,0 +1,202 @@
+"""A checkpoint that one division of the state saved loads into every other one, or says which file is at fault."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from train.pretrain.checkpoint import CheckpointConfig, CheckpointManager
+from train.pretrain.checkpoint_files import CheckpointError
+from train.pretrain.pieces import TensorPiece, flat_pieces
+
+STATE = {
+    "model.embed_tokens.weight": torch.randn(10, 6, generator=torch.Generator().manual_seed(1)),
+    "model.layers.0.mlp.experts.w1": torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(2)),
+    "model.norm.weight": torch.randn(6, generator=torch.Generator().manual_seed(3)),
+}
+Division = Callable[[str, Tensor, int, int], list[TensorPiece]]
+"""Of a tensor: the pieces of one of so many ranks, with memory of their own."""
+
+
+def _along(dim: int) -> Division:
+    def divide(name: str, whole: Tensor, rank: int, world: int) -> list[TensorPiece]:
+        axis = min(dim, whole.dim() - 1)
+        borders = [whole.shape[axis] * place // world for place in range(world + 1)]
+        start, stop = list(pairwise(borders))[rank]
+        offsets = tuple(start if at == axis else 0 for at in range(whole.dim()))
+        part = whole.narrow(axis, start, stop - start).clone()
+        return [TensorPiece("weight", name, tuple(whole.shape), offsets, part, True)]
+
+    return divide
+
+
+def _flat(name: str, whole: Tensor, rank: int, world: int) -> list[TensorPiece]:
+    start, stop = whole.numel() * rank // world, whole.numel() * (rank + 1) // world
+    part = whole.flatten()[start:stop].clone()
+    return flat_pieces(kind="weight", name=name, shape=tuple(whole.shape), start=start, tensor_1d=part, is_owner=True)
+
+
+def _replicated(name: str, whole: Tensor, rank: int, world: int) -> list[TensorPiece]:
+    return [TensorPiece("weight", name, tuple(whole.shape), (0,) * whole.dim(), whole.clone(), rank == 0)]
+
+
+DIVISIONS: dict[str, Division] = {"rows": _along(0), "columns": _along(1), "flat": _flat, "replicas": _replicated}
+
+
+def _managers(folder: Path, world: int, *, attempt: str = "a", **config: float) -> list[CheckpointManager]:
+    settings_ = CheckpointConfig(commit_timeout_s=20, **config)  # type: ignore[arg-type]
+    return [
+        CheckpointManager(folder, config=settings_, rank=rank, world_size=world, attempt=attempt)
+        for rank in range(world)
+    ]
+
+
+def _pieces(divide: Division, rank: int, world: int, *, fill: float | None = None) -> list[TensorPiece]:
+    found = [piece for name, whole in STATE.items() for piece in divide(name, whole, rank, world)]
+    for piece in found:
+        if fill is not None:
+            piece.tensor.fill_(fill)
+    return found
+
+
+def _save(managers: list[CheckpointManager], divide: Division, *, step: int = 7) -> None:
+    world = len(managers)
+    for rank, manager in enumerate(managers):
+        manager.save(step, _pieces(divide, rank, world), shared={"step": step}, own={"rank": rank})
+    for manager in managers:
+        manager.finish_staging()
+        info = manager.wait()
+        assert info is not None
+        assert info.step == step
+
+
+def _expect_loaded(folder: Path, divide: Division, world: int) -> None:
+    for rank, manager in enumerate(_managers(folder, world)):
+        info = manager.latest()
+        assert info is not None
+        pieces = _pieces(divide, rank, world, fill=float("nan"))
+        manager.load(info, pieces)
+        for piece in pieces:
+            box = tuple(slice(at, at + size) for at, size in zip(piece.offsets, piece.tensor.shape, strict=True))
+            assert torch.equal(piece.tensor, STATE[piece.name][box]), piece.name
+
+
+@pytest.mark.parametrize("saved", DIVISIONS)
+@pytest.mark.parametrize("loaded", DIVISIONS)
+def test_every_division_loads_into_every_other_bit_for_bit(tmp_path: Path, saved: str, loaded: str):
+    _save(_managers(tmp_path, 3), DIVISIONS[saved])
+    for world in (1, 2, 3, 4):
+        _expect_loaded(tmp_path, DIVISIONS[loaded], world)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=3), st.data())
+@settings(deadline=None, max_examples=60)
+def test_the_boxes_of_a_flat_range_hold_its_elements_once_and_are_few(shape: list[int], data: st.DataObject):
+    size = int(torch.tensor(shape).prod())
+    start = data.draw(st.integers(0, size))
+    stop = data.draw(st.integers(start, size))
+    whole = torch.arange(size)
+    pieces = flat_pieces(
+        kind="weight", name="w", shape=tuple(shape), start=start, tensor_1d=whole[start:stop].clone(), is_owner=True
+    )
+    boxes = [
+        whole.view(shape)[tuple(slice(a, a + n) for a, n in zip(piece.offsets, piece.tensor.shape, strict=True))]
+        for piece in pieces
+    ]
+    assert all(torch.equal(box, piece.tensor) for box, piece in zip(boxes, pieces, strict=True))
+    assert sorted(torch.cat([box.flatten() for box in boxes]).tolist() if boxes else []) == list(range(start, stop))
+    assert len(pieces) <= 2 * len(shape) - 1
+
+
+def test_own_state_comes_back_on_as_many_ranks_alone_and_shared_state_on_any_number(tmp_path: Path):
+    _save(_managers(tmp_path, 2), _along(0))
+    for world in (1, 2):
+        for rank, manager in enumerate(_managers(tmp_path, world)):
+            info = manager.latest()
+            assert info is not None
+            state = manager.load(info, _pieces(_along(0), rank, world))
+            assert state.shared == {"step": 7}
+            assert state.own == ({"rank": rank} if world == 2 else None)
+
+
+def test_a_folder_without_a_manifest_is_no_checkpoint_and_is_cleaned_away(tmp_path: Path):
+    _save(_managers(tmp_path, 1), _replicated, step=7)
+    _save(_managers(tmp_path, 1), _replicated, step=8)
+    manager = _managers(tmp_path, 1, attempt="b")[0]
+    newest = manager.latest()
+    assert newest is not None
+    (newest.folder / "manifest.json").unlink()
+    before = manager.latest()
+    assert before is not None
+    assert before.step == 7
+    manager.clean_uncommitted()
+    assert not newest.folder.exists()
+    assert before.folder.exists()
+
+
+@pytest.mark.parametrize("damage", ["altered", "truncated", "missing"])
+def test_a_damaged_file_is_named_with_the_checkpoint_to_resume_from_and_nothing_is_filled(tmp_path: Path, damage: str):
+    for step in (7, 8):
+        _save(_managers(tmp_path, 2), _along(0), step=step)
+    manager = _managers(tmp_path, 1)[0]
+    info = manager.latest()
+    assert info is not None
+    path = info.folder / "rank-00001.safetensors"
+    data = bytearray(path.read_bytes())
+    if damage == "altered":
+        data[-1] ^= 1
+        path.write_bytes(data)
+    elif damage == "truncated":
+        path.write_bytes(data[:-1])
+    else:
+        path.unlink()
+    pieces = _pieces(_replicated, 0, 1, fill=5.0)
+    with pytest.raises(CheckpointError, match=r"rank-00001.safetensors.*step-00000007"):
+        manager.load(info, pieces)
+    assert all(bool((piece.tensor == 5).all()) for piece in pieces)
+
+
+def test_pieces_with_a_gap_are_never_committed_and_the_failure_comes_from_wait(tmp_path: Path):
+    manager = _managers(tmp_path, 1)[0]
+    part = TensorPiece("weight", "w", (4, 2), (0, 0), torch.zeros(3, 2), True)
+    manager.save(1, [part], shared={}, own={})
+    with pytest.raises(CheckpointError, match="w"):
+        manager.wait()
+    assert manager.latest() is None
+
+
+def test_a_disk_without_room_is_said_before_writing_and_the_last_checkpoint_stays(tmp_path: Path):
+    _save(_managers(tmp_path, 1), _replicated)
+    full = CheckpointManager(
+        tmp_path, config=CheckpointConfig(), rank=0, world_size=1, attempt="b", free_bytes=lambda _: 100
+    )
+    full.save(8, _pieces(_replicated, 0, 1), shared={}, own={})
+    with pytest.raises(CheckpointError, match="100"):
+        full.wait()
+    latest = full.latest()
+    assert latest is not None
+    assert latest.step == 7
+    _expect_loaded(tmp_path, _replicated, 1)
+
+
+def test_the_last_checkpoints_stay_and_those_at_multiples(tmp_path: Path):
+    (manager,) = _managers(tmp_path, 1, keep_last=2, keep_every=4)
+    for step in range(1, 8):
+        manager.save_blocking(step, _pieces(_replicated, 0, 1), shared={}, own={})
+    assert [info.step for info in manager.committed()] == [4, 6, 7]
+
+
+def test_what_is_saved_is_the_state_when_staging_was_finished(tmp_path: Path):
+    (manager,) = _managers(tmp_path, 1)
+    pieces = _pieces(_replicated, 0, 1)
+    manager.save(7, pieces, shared={}, own={})
+    manager.finish_staging()
+    for piece in pieces:
+        piece.tensor.zero_()
+    manager.wait()
+    _expect_loaded(tmp_path, _replicated, 1)
