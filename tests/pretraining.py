@@ -11,12 +11,14 @@ from train.model.plan import ParallelPlan
 from train.pretrain.initialise import initialise
 from train.pretrain.mesh import RankMesh
 from train.pretrain.native import NativeEngine
-from train.pretrain.stage import StepTotals
+from train.pretrain.optimizer import OptimizerConfig
+from train.pretrain.step import StepTotals
 
 ROWS, LENGTH, VOCABULARY = 8, 16, 64
 CLIP_NORM = 0.5
 """Below the norms of these runs: every step is clipped."""
 LEARNING_RATE = 1e-3
+OPTIMIZER = OptimizerConfig(lr=LEARNING_RATE, clip_norm=CLIP_NORM)
 ModelKind = Literal["sigmoid", "softmax", "tied", "dense"]
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -74,20 +76,14 @@ def train_natively(kind: ModelKind, plan: ParallelPlan, *, steps: int) -> dict[s
     """Loss, balance terms and gradient norm of each step, and the sum of losses of an evaluation at the end."""
     config = tiny_config(kind)
     mesh = RankMesh.build(plan, device_type="cpu", is_tied=config.tie_word_embeddings)
-    engine = NativeEngine(config, mesh, device=torch.device("cpu"), sequence_length=LENGTH)
+    engine = NativeEngine(config, mesh, device=torch.device("cpu"), optimizer=OPTIMIZER, sequence_length=LENGTH)
     initialise(engine.pieces(), seed=1, std=config.initializer_range)
-    shards = [master.shard for master in engine.masters]
-    optimizer = torch.optim.AdamW(shards, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
     found: dict[str, list[float]] = {"loss": [], "auxiliary": [], "norm": [], "evaluation": []}
     for step in range(steps):
         batch = packed_batch(step)
         loss, auxiliary = engine.run(micro_batches(batch, mesh), totals_of(batch))
         norm = engine.gradient_norm()
-        engine.scale_gradients(min(1.0, CLIP_NORM / norm))
-        for master in engine.masters:
-            master.shard.grad = master.gradient()
-        optimizer.step()
-        engine.finish_step()
+        engine.update(lr=LEARNING_RATE, norm=norm)
         for name, value in (("loss", loss), ("auxiliary", auxiliary), ("norm", norm)):
             found[name].append(value)
     found["evaluation"].append(engine.evaluate(micro_batches(packed_batch(steps), mesh)))

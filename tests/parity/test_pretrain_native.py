@@ -89,7 +89,14 @@ def test_one_process_equals_a_plain_loop_with_torchs_optimizer_and_clipping(kind
         for name, value in model.named_parameters()
     ]
     initialise(weights, seed=1, std=config.initializer_range)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
+    named = dict(model.named_parameters())
+    decayed = [value for name, value in named.items() if value.dim() > 1 and name != "model.embed_tokens.weight"]
+    others = [value for value in named.values() if not any(value is one for one in decayed)]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+        lr=LEARNING_RATE,
+        betas=(0.9, 0.95),
+    )
     balance, expected = RouterBalance(config), _one_process(kind)
     for step in range(STEPS):
         batch = packed_batch(step)

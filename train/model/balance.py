@@ -173,6 +173,10 @@ class RouterBalance:
                 bias = layer.gate.bias
                 assert bias is not None
                 bias.copy_(updated_bias(bias, layer_counts.to(bias.device), rate=self.config.router.bias_update_rate))
+        self.discard_step()
+
+    def discard_step(self) -> None:
+        """Forget what was recorded since the last step: load and biases stay."""
         self._counts, self._tokens = None, torch.zeros(())
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -29,11 +29,19 @@ from train.model.moe import MoELayer
 from train.model.ranks import local_box, split_of
 from train.model.transformer import MoETransformer
 from train.pretrain.mesh import RankMesh
+from train.pretrain.optimizer import (
+    OptimizerConfig,
+    ParameterShard,
+    build_optimizer,
+    clip_factor,
+    optimizer_step_count,
+    optimizer_tensors,
+    set_optimizer_step_count,
+)
 from train.pretrain.pieces import TensorPiece
-from train.pretrain.stage import StageModule, StepTotals
+from train.pretrain.stage import StageModule, balance_pieces, gather_expert_load
+from train.pretrain.step import MicroBatch, StepSums, StepTotals
 
-MicroBatch = dict[str, Tensor]
-"""input_ids, labels, document_ids, position_ids, [rows, seq]."""
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 """It warns of in-place operations on such outputs; the model has none there."""
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -72,12 +80,14 @@ class NativeEngine:
         mesh: RankMesh,
         *,
         device: torch.device,
+        optimizer: OptimizerConfig,
         compute_dtype: torch.dtype = torch.float32,
         sequence_length: int,
         is_compiled: bool = False,
     ) -> None:
         """Weights are allocated, not set. `sequence_length`: tokens of a row, which pipeline stages have to know."""
         self.config, self.mesh, self.device = config, mesh, device
+        self._clip_norm, self._scale = optimizer.clip_norm, 1.0
         self.plan, self.compute_dtype = mesh.plan, compute_dtype
         plan = self.plan
         ranges = stage_ranges(config.num_hidden_layers, plan.pp * plan.virtual_stages)
@@ -86,6 +96,7 @@ class NativeEngine:
             for stage in self.stages:
                 stage.model.compile_regions()
         self.masters = list(self._list_masters())
+        self._optimizer = build_optimizer([self._optimized(master) for master in self.masters], optimizer)
         self._pipeline = self._build_pipeline(sequence_length) if plan.pp > 1 else None
 
     @property
@@ -95,13 +106,9 @@ class NativeEngine:
 
     # One optimizer step, in the order of the calls.
 
-    def run(
-        self, micro_batches: Sequence[MicroBatch], totals: StepTotals, *, scale: float = 1.0
-    ) -> tuple[float, float]:
-        """Forward and backward of all micro-batches: (loss, balance terms) of the step over all ranks.
-
-        `scale`: factor on gradients, against underflow in fp16.
-        """
+    def run(self, micro_batches: Sequence[MicroBatch], totals: StepTotals, *, scale: float = 1.0) -> StepSums:
+        """See TrainingEngine."""
+        self._scale = scale
         for stage in self.stages:
             stage.train()
             stage.totals, stage.scale = totals, scale
@@ -116,28 +123,45 @@ class NativeEngine:
         return self._sum_up(totals)
 
     def gradient_norm(self) -> float:
-        """Of all parameters of the model, over all ranks."""
+        """See TrainingEngine."""
         squares = [
             torch.linalg.vector_norm(master.gradient(), dtype=torch.float32).double().square() * master.share
             for master in self.masters
         ]
         total = torch.stack(squares).sum()
         dist.all_reduce(total)
-        return math.sqrt(float(total))
+        return math.sqrt(float(total)) / self._scale
 
-    def scale_gradients(self, factor: float) -> None:
-        """Multiply all gradients."""
+    def update(self, *, lr: float, norm: float) -> None:
+        """See TrainingEngine."""
+        factor = clip_factor(norm, clip_norm=self._clip_norm) / self._scale
+        gradients = [master.gradient() for master in self.masters]
         if factor != 1.0:
-            torch._foreach_mul_([master.gradient() for master in self.masters], factor)
-
-    def finish_step(self) -> None:
-        """After the update: selection biases and load move on."""
+            torch._foreach_mul_(gradients, factor)
+        for master, gradient in zip(self.masters, gradients, strict=True):
+            master.shard.grad = gradient
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self._forget_gradients()
         for stage in self.stages:
             stage.balance.finish_step(stage.model, group=self.mesh.stage_group)
 
+    def discard(self) -> None:
+        """See TrainingEngine."""
+        self._forget_gradients()
+        for stage in self.stages:
+            stage.balance.discard_step()
+
+    def _forget_gradients(self) -> None:
+        for stage in self.stages:
+            stage.zero_grad()
+        for master in self.masters:
+            master.shard.grad = None
+
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> float:
-        """Sum of the losses of these rows over all ranks, nats. As many micro-batches as the plan has."""
+        """See TrainingEngine."""
         for stage in self.stages:
             stage.eval()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -155,30 +179,40 @@ class NativeEngine:
 
     # The state.
 
+    @property
+    def num_updates(self) -> int:
+        """See TrainingEngine."""
+        return optimizer_step_count(self._optimizer)
+
+    @num_updates.setter
+    def num_updates(self, count: int) -> None:
+        set_optimizer_step_count(self._optimizer, count)
+
     def pieces(self) -> list[TensorPiece]:
-        """Weights, selection biases and load; the optimizer's tensors are in boxes of the weights' shape."""
-        found = [self.piece_of(master, "weight", master.shard) for master in self.masters]
+        """See TrainingEngine. The optimizer's tensors are in boxes of the weights' shape."""
+        found = [self._piece_of(master, "weight", master.shard) for master in self.masters]
+        kept = optimizer_tensors(self._optimizer)
+        for master in self.masters:
+            found += [self._piece_of(master, kind, tensor) for kind, tensor in kept[master.name].items()]
         for stage in self.stages:
-            found += self._balance_pieces(stage)
+            found += balance_pieces(stage, self.mesh, device=self.device)
         return found
 
-    def piece_of(self, master: Master, kind: str, tensor: Tensor) -> TensorPiece:
+    def weights_changed(self) -> None:
+        """See TrainingEngine. An evaluation may have left gathered weights behind."""
+        for stage in self.stages:
+            for module in stage.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+
+    def expert_load(self) -> Tensor:
+        """See TrainingEngine."""
+        return gather_expert_load(self.stages, self.mesh, device=self.device)
+
+    def _piece_of(self, master: Master, kind: str, tensor: Tensor) -> TensorPiece:
         """The box of `master`, for its shard or an optimizer's tensor of the same shape."""
         is_owner = master.share > 0 and (split_of(master.name) is not None or self.mesh.place("tp") == 0)
         return TensorPiece(kind, master.name, master.shape, master.offsets, tensor, is_owner)
-
-    def _balance_pieces(self, stage: StageModule) -> Iterator[TensorPiece]:
-        config, indices = self.config, stage.model.moe_layers
-        is_owner = self.mesh.is_first_of_stage
-        for name, buffer in stage.model.named_buffers():
-            yield TensorPiece("buffer", name, tuple(buffer.shape), (0,), buffer, is_owner)
-        if indices:
-            if stage.balance.load is None:  # what it counts as
-                even = config.num_experts_per_token / config.num_experts
-                stage.balance.load = torch.full((len(indices), config.num_experts), even, device=self.device)
-            shape = (len(config.moe_layers), config.num_experts)
-            first = config.moe_layers.index(indices[0])
-            yield TensorPiece("buffer", "router.load", shape, (first, 0), stage.balance.load, is_owner)
 
     # Building.
 
@@ -233,6 +267,30 @@ class NativeEngine:
                     offsets = tuple(start + step for start, step in zip(offsets, inside, strict=True))
                 share = 1.0 if split_of(name_) is not None else 1 / tp
                 yield Master(name_, parameter, shard, shape, offsets, 0.0 if is_tied_copy else share)
+
+    def _optimized(self, master: Master) -> ParameterShard:
+        """With muon, matrices are made whole along what FSDP and tensor parallelism cut; experts stay where they are."""
+
+        def gather(part: Tensor) -> Tensor:
+            if isinstance(master.parameter, DTensor):
+                whole = master.parameter
+                part = DTensor.from_local(
+                    part, whole.device_mesh, whole.placements, run_check=False, shape=whole.shape, stride=whole.stride()
+                ).full_tensor()
+            if split is None or split.axis != "tp" or self.mesh.ranks.tp is None:
+                return part
+            parts = [torch.empty_like(part) for _ in range(self.plan.tp)]
+            dist.all_gather(parts, part.contiguous(), group=self.mesh.ranks.tp)
+            return torch.cat(parts, dim=split.dim)
+
+        def take(whole: Tensor) -> Tensor:
+            is_of_experts = split is not None and split.axis == "ep"
+            first = self.mesh.ranks.coordinate("ep")[0] * len(whole) if is_of_experts else 0
+            starts = (master.offsets[0] - first, *master.offsets[1:])
+            return whole[tuple(slice(a, a + n) for a, n in zip(starts, master.shard.shape, strict=True))]
+
+        split = split_of(master.name)
+        return ParameterShard(master.name, master.shard, len(master.shape), gather=gather, take=take)
 
     def _build_pipeline(self, length: int) -> Any:
         plan, ranks = self.plan, self.mesh.ranks
@@ -301,11 +359,11 @@ class NativeEngine:
         """Whether this rank's loss counts: all tensor parallel ranks have the same one, and only the last stage has any."""
         return self.mesh.place("tp") == 0 and self.stages[-1].model.is_last
 
-    def _sum_up(self, totals: StepTotals) -> tuple[float, float]:
+    def _sum_up(self, totals: StepTotals) -> StepSums:
         loss_sum, auxiliary = (sum(parts) for parts in zip(*(stage.take_sums() for stage in self.stages), strict=True))
         sums = torch.tensor([loss_sum * self._speaks, auxiliary], dtype=torch.float64, device=self.device)
         dist.all_reduce(sums)
-        return float(sums[0]) / totals.num_loss_tokens, float(sums[1])
+        return StepSums(float(sums[0]) / totals.num_loss_tokens, float(sums[1]))
 
 
 def _shard_along(dim: int, _: nn.Parameter) -> Shard:

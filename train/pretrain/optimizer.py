@@ -121,6 +121,11 @@ def set_optimizer_step_count(optimizer: Optimizer, count: int) -> None:
         state["step"].fill_(count)
 
 
+def clip_factor(norm: float, *, clip_norm: float) -> float:
+    """What gradients of this norm are multiplied with, as in torch.nn.utils.clip_grad_norm_."""
+    return min(1.0, clip_norm / (norm + 1e-6))
+
+
 class MuonAdamW(Optimizer):
     """Muon for hidden matrices, AdamW for the rest. Of a whole matrix the update is that of torch.optim.Muon with
     `match_rms_adamw`; each rank that has a part of a matrix computes the update of the whole one."""

@@ -8,7 +8,7 @@ objective = sum of losses / labelled tokens of the step + balance terms of this 
 Earlier stages have no loss; the gradient of their balance terms enters where their output's gradient comes back.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -20,26 +20,9 @@ from torch.distributed import ProcessGroup
 from train.model.balance import RouterBalance, auxiliary_loss
 from train.model.moe import RouterStats
 from train.model.transformer import ModelOutput, MoETransformer
-
-
-@dataclass(frozen=True, slots=True)
-class StepTotals:
-    """Of a whole optimizer step, over all ranks and micro-batches."""
-
-    num_loss_tokens: int
-    """Labels that count."""
-    num_tokens: int
-    """Tokens that are not padding."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepSums:
-    """What a step's passes gave, over all ranks."""
-
-    loss: float
-    """Nats per labelled token, without balance terms."""
-    auxiliary: float
-    """Balance terms with their coefficients."""
+from train.pretrain.mesh import RankMesh
+from train.pretrain.pieces import TensorPiece
+from train.pretrain.step import StepTotals
 
 
 class StageModule(nn.Module):
@@ -52,7 +35,6 @@ class StageModule(nn.Module):
         self.totals = StepTotals(1, 1)
         self.scale = 1.0
         self._sequence_group = sequence_group
-        self._loss_sum, self._auxiliary = 0.0, 0.0
         self._sums: list[tuple[Tensor, Tensor]] = []
 
     def forward(
@@ -105,6 +87,35 @@ class StageModule(nn.Module):
             )
             for layer, counts in zip(stats, whole, strict=True)
         ]  # fmt: skip
+
+
+def balance_pieces(stage: StageModule, mesh: RankMesh, *, device: torch.device) -> Iterator[TensorPiece]:
+    """Selection biases and load of the layers that are here."""
+    config, indices = stage.model.config, stage.model.moe_layers
+    for name, buffer in stage.model.named_buffers():
+        yield TensorPiece("buffer", name, tuple(buffer.shape), (0,), buffer, mesh.is_first_of_stage)
+    if indices:
+        if stage.balance.load is None:  # what it counts as
+            even = config.num_experts_per_token / config.num_experts
+            stage.balance.load = torch.full((len(indices), config.num_experts), even, device=device)
+        shape = (len(config.moe_layers), config.num_experts)
+        first = config.moe_layers.index(indices[0])
+        yield TensorPiece("buffer", "router.load", shape, (first, 0), stage.balance.load, mesh.is_first_of_stage)
+
+
+def gather_expert_load(
+    stages: Sequence[StageModule], mesh: RankMesh, *, device: torch.device
+) -> Float[Tensor, "layers experts"]:
+    """Choices per token in the last step, of all layers with experts on every rank; even before the first step."""
+    config = stages[0].model.config
+    load = torch.zeros(len(config.moe_layers), config.num_experts, device=device)
+    if mesh.is_first_of_stage:
+        for stage in stages:
+            for piece in balance_pieces(stage, mesh, device=device):
+                if piece.name == "router.load":
+                    load[piece.offsets[0] : piece.offsets[0] + len(piece.tensor)] = piece.tensor
+    dist.all_reduce(load)
+    return load
 
 
 class _AddGradient(torch.autograd.Function):
