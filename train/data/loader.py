@@ -210,6 +210,16 @@ class StreamingDataLoader:
         self._num_behind += 1
         return batch
 
+    @property
+    def vocab_size(self) -> int:
+        """Of the tokenizer that made the shards."""
+        return self._sources.format.vocab_size
+
+    def skip(self, num_batches: int) -> None:
+        """Go on as if so many batches had been given out."""
+        self.close()
+        self._num_behind += num_batches
+
     def state_dict(self) -> dict[str, Any]:
         """For JSON: what `load_state_dict` needs to go on behind the last batch that was given out, on any number of ranks."""
         return self._identity() | self._synced().state_dict()

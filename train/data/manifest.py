@@ -1,10 +1,11 @@
 """What a finished run leaves: manifest.json, report.json, report.html, losses.jsonl.
 
 In: the commit records of a run whose jobs are all done. Out: the results; the manifest comes last and says that the run is
-finished. Its rows name every file with size and SHA-256, and the token shards with their sequences, which is what
-StreamingDataLoader reads.
+finished. Its rows name every file with size and SHA-256, and the token shards with their sequences and their source, which is
+what StreamingDataLoader reads.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,14 +75,25 @@ def write_results(run: Run) -> PipelineReport:
         ],
         "files": [_row(file) for file in sorted(files)],
         "token_shards": [
-            {"path": path.removeprefix("tokens/"), "num_sequences": number, "sha256": sha256}
-            for (path, _, sha256), number in zip(shards, sequences, strict=True)
+            {"path": path.removeprefix("tokens/"), "num_sequences": number, "sha256": sha256, "source": source}
+            for (path, _, sha256), number, source in zip(shards, sequences, _sources_of(run), strict=True)
         ],
     }  # fmt: skip
     _remember(run)
     folder.write_json(f"tokens/{MANIFEST_NAME}", {"token_shards": manifest["token_shards"]})
     folder.write_json(MANIFEST_NAME, manifest)
     return report
+
+
+def _sources_of(run: Run) -> list[str]:
+    """The source that most tokens of each shard come from."""
+    found = []
+    for plan in run.shard_plans:
+        tokens: Counter[str] = Counter()
+        for piece in plan.pieces:
+            tokens[run.units[piece.unit].source] += piece.stop - piece.start
+        found.append(tokens.most_common(1)[0][0])
+    return found
 
 
 def _write_pages(run: Run, report: PipelineReport) -> list[tuple[str, int, str]]:

@@ -13,12 +13,12 @@ import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.fs as pafs
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from train.data.address import address_of
 from train.data.batch import TokenRows
@@ -47,6 +47,21 @@ class SourceSpec(BaseModel):
     """Share of the sequences that training reads, relative to the other sources' weights."""
     name: str = ""
     """In statistics and errors; by default the folder's name."""
+    of: tuple[str, ...] = ()
+    """Only shards that the pipeline filled from these of its sources, by the folder's manifest; none: all shards."""
+    held_out_every: int = Field(0, ge=0)
+    """Each shard of this number, counted after `of`, is not read: it is held out. 0 reads all."""
+    reads_held_out: bool = False
+    """Read the shards that are held out, and no others."""
+
+    @model_validator(mode="after")
+    def _held_out_are_some(self) -> Self:
+        if self.held_out_every == 1 or (self.reads_held_out and not self.held_out_every):
+            raise ValueError(
+                f"held_out_every = {self.held_out_every} with reads_held_out = {self.reads_held_out} leaves no shard to read: "
+                "give 2 or more"
+            )
+        return self
 
 
 @jit
@@ -87,6 +102,8 @@ class _ShardEntry:
     """What tells it from others of its source, wherever that lies."""
     num_sequences: int
     sha256: str = ""
+    source: str = ""
+    """Of the pipeline's run, as its manifest says."""
     header: TokenShard | None = None
     """Of a shard that was opened to count its sequences."""
 
@@ -282,12 +299,34 @@ def _find_source(spec: SourceSpec, index: int, sequence_length: int) -> _Source:
         default_name = f"source{index}"
         storage = HDF5Storage(resolved[0][0])
         shards = tuple(_describe(storage, path, path.rpartition("/")[2], sequence_length) for _, path in resolved)
+    shards = _chosen(spec, shards, where=where)
     if not sum(shard.num_sequences for shard in shards):
         raise ValueError(
             f"{where}: no sequences in it ({len(shards)} token shards); give the folder that a run of the pipeline wrote its "
             f"shards (*{SHARD_SUFFIX}) to"
         )
     return _Source(spec.name or default_name, shards)
+
+
+def _chosen(spec: SourceSpec, shards: tuple[_ShardEntry, ...], *, where: str) -> tuple[_ShardEntry, ...]:
+    """Those that `of`, `held_out_every` and `reads_held_out` leave."""
+    if spec.of:
+        known = sorted({shard.source for shard in shards if shard.source})
+        if unknown := [name for name in spec.of if name not in known]:
+            raise ValueError(
+                f"{where}: no shard of source {unknown[0]!r} in it; its {MANIFEST_NAME} names {', '.join(known) or 'none'}: "
+                "give one of those in `of`, or run a pipeline of this version"
+            )
+        shards = tuple(shard for shard in shards if shard.source in spec.of)
+    if not spec.held_out_every:
+        return shards
+    every = spec.held_out_every
+    if len(shards) < every:
+        raise ValueError(
+            f"{where}: {len(shards)} shards, so none of number {every} to hold out; lower held_out_every, or pack fewer "
+            "sequences into a shard"
+        )
+    return tuple(shard for place, shard in enumerate(shards) if (place % every == every - 1) == spec.reads_held_out)
 
 
 def _found_shards(storage: HDF5Storage, folder: str, where: str, sequence_length: int) -> tuple[_ShardEntry, ...]:
@@ -315,7 +354,14 @@ def _listed_shards(storage: HDF5Storage, folder: str) -> tuple[_ShardEntry, ...]
         text = file.read()
     try:
         listed = [
-            _ShardEntry(storage, f"{folder}/{one['path']}", one["path"], int(one["num_sequences"]), str(one["sha256"]))
+            _ShardEntry(
+                storage,
+                f"{folder}/{one['path']}",
+                one["path"],
+                int(one["num_sequences"]),
+                str(one["sha256"]),
+                source=str(one.get("source", "")),
+            )
             for one in json.loads(text)["token_shards"]
         ]
     except (ValueError, KeyError, TypeError) as error:

@@ -359,3 +359,29 @@ def test_what_cannot_be_read_is_named_at_the_start(tmp_path: Path, web: str) -> 
         _loader(web, other)
     with pytest.raises(ValidationError, match="seed"):
         _loader(web, seed=-1)
+
+
+def test_a_source_reads_the_shards_of_a_part_without_those_that_are_held_out(tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    _write(str(folder), [3, 4, 5, 6, 7])
+    listed = [
+        {"path": f"{index:02d}.h5", "num_sequences": index + 3, "sha256": str(index), "source": "b" if index else "a"}
+        for index in range(5)
+    ]
+    (folder / "manifest.json").write_text(json.dumps({"token_shards": listed}))
+
+    def sizes(**fields: object) -> tuple[int, ...]:
+        spec = SourceSpec.model_validate({"location": str(folder), **fields})
+        with StreamingDataLoader([spec], config=LoaderConfig(sequence_length=LENGTH, global_batch_size=1)) as loader:
+            return next(loader).stats.num_sequences
+
+    assert sizes() == (25,)
+    assert sizes(of=("b",)) == (22,)
+    assert sizes(of=("b",), held_out_every=2) == (4 + 6,)
+    assert sizes(of=("b",), held_out_every=2, reads_held_out=True) == (5 + 7,)
+    with pytest.raises(ValueError, match=r"no shard of source 'c' in it; its manifest\.json names a, b"):
+        sizes(of=("c",))
+    with pytest.raises(ValueError, match="1 shards, so none of number 2 to hold out"):
+        sizes(of=("a",), held_out_every=2)
+    with pytest.raises(ValueError, match="leaves no shard to read"):
+        SourceSpec(location=str(folder), reads_held_out=True)
