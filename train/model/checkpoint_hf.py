@@ -6,9 +6,10 @@ pickle of a folder is ever executed. hf_layout.py knows the families and their n
 """
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,19 +238,55 @@ def save_model(
     (hf_layout.explain_layout says why). The folder appears complete or not at all.
     Raises ValueError if `folder` holds files already, or if weights are NaN or infinite.
     """
-    if max_shard_bytes < 1:
-        raise ValueError(f"max_shard_bytes = {max_shard_bytes}: give the size of a file, such as 5 * 10**9")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"folder = {folder} holds files already; name one that is empty or does not exist")
     if not model.is_whole:
         raise ValueError(
             "this process holds only a part of the model; save a checkpoint and export that (CheckpointManager)"
         )
+    parameters: dict[str, Tensor] = model.state_dict()
+    stored = {name: StoredShape(tuple(tensor.shape), tensor.dtype) for name, tensor in parameters.items()}
+
+    def read(name: str, expert: int | None) -> Tensor:
+        return parameters[name] if expert is None else parameters[name][expert]
+
+    return write_model_folder(
+        folder, model.config, stored, read, max_shard_bytes=max_shard_bytes, tokenizer_from=tokenizer_from
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredShape:
+    """Of a tensor of the model, all its experts together."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def write_model_folder(
+    folder: Path,
+    config: MoEConfig,
+    parameters: Mapping[str, StoredShape],
+    read: Callable[[str, int | None], Tensor],
+    *,
+    max_shard_bytes: int = 5 * 10**9,
+    tokenizer_from: Path | None = None,
+) -> Path:
+    """Write the folder of a model of which one shard at a time is in memory: see save_model.
+
+    `parameters`: those of MoETransformer.state_dict(). `read`: one of them, or one expert of it.
+    """
+    if max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes = {max_shard_bytes}: give the size of a file, such as 5 * 10**9")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"folder = {folder} holds files already; name one that is empty or does not exist")
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write_folder(model, partial, max_shard_bytes=max_shard_bytes, tokenizer_from=tokenizer_from)
+        layout = _write_configs(config, partial, dtype=parameters[EMBEDDING].dtype)
+        stored = list(stored_tensors(config, parameters=list(parameters), layout=layout))
+        _write_shards(partial, stored, parameters, read, max_shard_bytes=max_shard_bytes)
+        if tokenizer_from is not None:
+            _copy_tokenizer(tokenizer_from, partial)
         sync_path(*partial.iterdir(), partial)
         if folder.exists():
             folder.rmdir()
@@ -260,27 +297,35 @@ def save_model(
     return folder
 
 
-def _write_folder(model: MoETransformer, folder: Path, *, max_shard_bytes: int, tokenizer_from: Path | None) -> None:
-    config = model.config
-    written = to_hf_config(config, dtype=str(model.model.embed_tokens.weight.dtype).removeprefix("torch."))
+def _write_configs(config: MoEConfig, folder: Path, *, dtype: torch.dtype) -> str:
+    """config.json and generation_config.json. Returns the layout."""
+    written = to_hf_config(config, dtype=str(dtype).removeprefix("torch."))
     (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     ends = {name: written.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     generation = {name: value for name, value in ends.items() if value is not None}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
-    parameters = model.state_dict()
-    stored = list(stored_tensors(config, parameters=list(parameters), layout=written["model_type"]))
+    return str(written["model_type"])
 
-    def value_of(one: StoredTensor) -> Tensor:
-        whole: Tensor = parameters[one.parameter]
-        return whole if one.expert is None else whole[one.expert]
 
-    shards = _plan_shards(stored, value_of, max_shard_bytes=max_shard_bytes)
+def _write_shards(
+    folder: Path,
+    stored: list[StoredTensor],
+    parameters: Mapping[str, StoredShape],
+    read: Callable[[str, int | None], Tensor],
+    *,
+    max_shard_bytes: int,
+) -> None:
+    def size_of(one: StoredTensor) -> int:
+        whole = parameters[one.parameter]
+        return math.prod(whole.shape[0 if one.expert is None else 1 :]) * whole.dtype.itemsize
+
+    shards = list(_cut(stored, size_of, max_shard_bytes=max_shard_bytes))
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = WEIGHTS_NAME if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {}
         for one in shard:
-            value = value_of(one).detach()
+            value = read(one.parameter, one.expert).detach()
             if not torch.isfinite(value).all():
                 raise ValueError(f"{one.name} holds values that are NaN or infinite; nothing was written")
             tensors[one.name] = value.cpu().contiguous()
@@ -288,35 +333,29 @@ def _write_folder(model: MoETransformer, folder: Path, *, max_shard_bytes: int, 
         (folder / name).chmod(0o644)
         weight_map |= dict.fromkeys(tensors, name)
     if len(shards) > 1:
-        total = sum(value_of(one).numel() * value_of(one).element_size() for one in stored)
+        total = sum(size_of(one) for one in stored)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    if tokenizer_from is not None:
-        found = [tokenizer_from / name for name in TOKENIZER_FILES if (tokenizer_from / name).is_file()]
-        if not found:
-            raise ValueError(
-                f"tokenizer_from = {tokenizer_from} holds no tokenizer files; name a model folder that does"
-            )
-        for path in found:
-            shutil.copyfile(path, folder / path.name)
 
 
-def _plan_shards(
-    stored: list[StoredTensor], value_of: Callable[[StoredTensor], Tensor], *, max_shard_bytes: int
-) -> list[list[StoredTensor]]:
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if not found:
+        raise ValueError(f"tokenizer_from = {source} holds no tokenizer files; name a model folder that does")
+    for path in found:
+        shutil.copyfile(path, folder / path.name)
+
+
+def _cut(
+    stored: list[StoredTensor], size_of: Callable[[StoredTensor], int], *, max_shard_bytes: int
+) -> Iterator[list[StoredTensor]]:
     """Tensors in order, cut where a shard would grow beyond the limit; a tensor is never split."""
-
-    def cut() -> Iterator[list[StoredTensor]]:
-        shard: list[StoredTensor] = []
-        size = 0
-        for one in stored:
-            value = value_of(one)
-            num_bytes = value.numel() * value.element_size()
-            if shard and size + num_bytes > max_shard_bytes:
-                yield shard
-                shard, size = [], 0
-            shard.append(one)
-            size += num_bytes
-        yield shard
-
-    return list(cut())
+    shard: list[StoredTensor] = []
+    size = 0
+    for one in stored:
+        if shard and size + size_of(one) > max_shard_bytes:
+            yield shard
+            shard, size = [], 0
+        shard.append(one)
+        size += size_of(one)
+    yield shard
