@@ -93,6 +93,8 @@ def parse_count(text: str, *, option: str) -> float:
 
 
 def _print(planning: "Planning", *, top: int) -> None:
+    from train.model.failures import estimate_failures
+
     costs, request, console = planning.costs, planning.request, output()
     experts = f"; {costs.num_experts} experts" if costs.num_experts else ""
     console.print(
@@ -116,6 +118,13 @@ def _print(planning: "Planning", *, top: int) -> None:
     console.print("Plan 1, GB per GPU: " + ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts), markup=False)
     traffic = ", ".join(f"{kind} {size / 1e9:,.0f}" for kind, size in sent.items() if size)
     console.print(f"Plan 1, GB sent by a GPU per step: {traffic or 'none'}", markup=False)
+    failures = estimate_failures(request.gpus, state_bytes=memory.optimizer)
+    console.print(
+        f"Plan 1, failures: one in {failures.hours_between_failures:,.0f} hours; a checkpoint every "
+        f"{failures.interval_s / 60:.0f} minutes ({failures.write_s:.0f} s to write, {failures.stall_s:.1f} s stall); "
+        f"{failures.goodput:.1%} of the time trains",
+        markup=False,
+    )
     console.print(
         "GB: memory of a GPU. sent: GB that a GPU sends per step. batch: sequences of a micro-batch x micro-batches (x\n"
         "pieces of a stage). Estimates; formulas, limits and errors against published runs: docs/planning.md",
@@ -142,6 +151,8 @@ def _cells(one: "RankedPlan") -> tuple[Any, ...]:
 def _to_json(planning: "Planning", *, top: int) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from train.model.failures import estimate_failures
+
     costs = planning.costs
     plans = [
         {
@@ -150,6 +161,7 @@ def _to_json(planning: "Planning", *, top: int) -> dict[str, Any]:
             "traffic_bytes": one.estimate.traffic_bytes, "bubble": one.estimate.bubble, "exposed": one.estimate.exposed,
             "mfu": one.estimate.mfu, "step_s": one.estimate.step_s, "tokens_per_s": one.estimate.tokens_per_s,
             "days": one.days, "cost_usd": one.cost_usd,
+            "failures": asdict(estimate_failures(planning.request.gpus, state_bytes=one.estimate.memory.optimizer)),
         }
         for one in planning.plans[:top]
     ]  # fmt: skip
