@@ -1,5 +1,6 @@
 """A tiny training run for the parity tests of engines: its models, its batches, and its loop over a plan."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -7,12 +8,13 @@ from torch import Tensor
 
 from train.model.config import MoEConfig, RouterConfig
 from train.model.loss import IGNORE, next_token_labels
-from train.model.plan import ParallelPlan
+from train.model.plan import Engine, ParallelPlan
+from train.model.transformer import MoETransformer
 from train.pretrain.initialise import initialise
 from train.pretrain.mesh import RankMesh
 from train.pretrain.native import NativeEngine
 from train.pretrain.optimizer import OptimizerConfig
-from train.pretrain.step import StepTotals
+from train.pretrain.step import StepTotals, TrainingEngine
 
 ROWS, LENGTH, VOCABULARY = 8, 16, 64
 CLIP_NORM = 0.5
@@ -72,19 +74,50 @@ def micro_batches(batch: dict[str, Tensor], mesh: RankMesh) -> list[dict[str, Te
     ]
 
 
-def train_natively(kind: ModelKind, plan: ParallelPlan, *, steps: int) -> dict[str, list[float]]:
-    """Loss, balance terms and gradient norm of each step, and the sum of losses of an evaluation at the end."""
+def build_engine(
+    name: Engine,
+    kind: ModelKind,
+    plan: ParallelPlan,
+    *,
+    compute_dtype: torch.dtype = torch.float32,
+    prepare: Callable[[MoETransformer], None] = lambda _: None,
+    optimizer: OptimizerConfig = OPTIMIZER,
+) -> TrainingEngine:
+    """An engine with the initial weights. That of DeepSpeed is imported only where it is asked for."""
     config = tiny_config(kind)
     mesh = RankMesh.build(plan, device_type="cpu", is_tied=config.tie_word_embeddings)
-    engine = NativeEngine(config, mesh, device=torch.device("cpu"), optimizer=OPTIMIZER, sequence_length=LENGTH)
+    options: dict[str, Any] = {
+        "device": torch.device("cpu"), "optimizer": optimizer, "sequence_length": LENGTH, "compute_dtype": compute_dtype,
+        "prepare": prepare,
+    }  # fmt: skip
+    engine: TrainingEngine
+    if name == "native":
+        engine = NativeEngine(config, mesh, **options)
+    else:
+        from train.pretrain.deepspeed_engine import DeepSpeedEngine
+
+        engine = DeepSpeedEngine(config, mesh, **options)
     initialise(engine.pieces(), seed=1, std=config.initializer_range)
-    found: dict[str, list[float]] = {"loss": [], "auxiliary": [], "norm": [], "evaluation": []}
-    for step in range(steps):
+    engine.weights_changed()
+    return engine
+
+
+def train(engine: TrainingEngine, steps: range, *, scale: float = 1.0) -> dict[str, list[float]]:
+    """Loss, balance terms and gradient norm of each step."""
+    found: dict[str, list[float]] = {"loss": [], "auxiliary": [], "norm": []}
+    for step in steps:
         batch = packed_batch(step)
-        loss, auxiliary = engine.run(micro_batches(batch, mesh), totals_of(batch))
+        loss, auxiliary = engine.run(micro_batches(batch, engine.mesh), totals_of(batch), scale=scale)
         norm = engine.gradient_norm()
         engine.update(lr=LEARNING_RATE, norm=norm)
         for name, value in (("loss", loss), ("auxiliary", auxiliary), ("norm", norm)):
             found[name].append(value)
-    found["evaluation"].append(engine.evaluate(micro_batches(packed_batch(steps), mesh)))
     return found
+
+
+def train_and_evaluate(name: Engine, kind: ModelKind, plan: ParallelPlan, *, steps: int) -> dict[str, list[float]]:
+    """What `train` gives, and the sum of losses of an evaluation at the end."""
+    engine = build_engine(name, kind, plan)
+    found = train(engine, range(steps))
+    evaluation = engine.evaluate(micro_batches(packed_batch(steps), engine.mesh))
+    return found | {"evaluation": [evaluation]}

@@ -9,3 +9,9 @@ adapt/      LoRA adapters: build, save, load
 dtype       the precision that hardware is fast in; allocator: malloc for training on a CPU
 continual/  learning items and replay, so that new knowledge does not push out the old
 """
+
+import os
+
+# transformers imports torchao where it is installed, and that tells of each compiled extension which is not for this machine.
+# None of them is used: the float8 of pre-training is plain torch.
+os.environ.setdefault("TORCHAO_FORCE_SKIP_LOADING_SO_FILES", "1")

@@ -16,7 +16,7 @@ from tests.pretraining import (
     packed_batch,
     tiny_config,
     totals_of,
-    train_natively,
+    train_and_evaluate,
 )
 from tests.ranks import run_ranks
 from train.model.balance import RouterBalance, auxiliary_loss
@@ -61,7 +61,7 @@ CASES: list[tuple[ModelKind, str]] = [
 
 
 def _run(rank: int, world: int, kind: ModelKind, plan: ParallelPlan) -> dict[str, list[float]]:
-    return train_natively(kind, plan, steps=STEPS)
+    return train_and_evaluate("native", kind, plan, steps=STEPS)
 
 
 @cache

@@ -169,7 +169,8 @@ class Assumptions(BaseModel):
 
 def refusals(plan: ParallelPlan, costs: ModelCosts) -> dict[Engine, str]:
     """Why an engine cannot run `plan` (design rule 9): engine -> the first reason; an engine that can is not in it."""
-    reasons: dict[Engine, list[str]] = {"deepspeed": _deepspeed_refuses(plan, costs), "native": _native_refuses(plan)}
+    shared = _splits_heads(plan, costs)
+    reasons: dict[Engine, list[str]] = {"deepspeed": _deepspeed_refuses(plan) + shared, "native": shared}
     return {engine: found[0] for engine, found in reasons.items() if found}
 
 
@@ -194,23 +195,21 @@ def shape_problems(plan: ParallelPlan, costs: ModelCosts, *, per_node: int = 8) 
     return problems
 
 
-def _deepspeed_refuses(plan: ParallelPlan, costs: ModelCosts) -> list[str]:
+def _splits_heads(plan: ParallelPlan, costs: ModelCosts) -> list[str]:
+    heads = plan.tp * plan.cp
+    if plan.cp == 1 or costs.num_kv_heads % heads == 0:
+        return []
+    return [f"Ulysses splits heads: tp x cp = {heads} does not divide {costs.num_kv_heads} key-value heads"]
+
+
+def _deepspeed_refuses(plan: ParallelPlan) -> list[str]:
     reasons = []
     if plan.pp > 1 and plan.zero_stage > 1:
         reasons.append("ZeRO-2 and ZeRO-3 are incompatible with pipeline parallelism")
     if plan.virtual_stages > 1:
         reasons.append("its pipeline has no interleaved schedule")
-    if costs.num_experts and plan.tp > 1:
+    if plan.zero_stage == 3 and plan.recomputation == "selective":
         reasons.append(
-            "tensor parallelism on a model with experts: AutoTP alone has no rule for them, and folded with EP the gradient "
-            "norm is wrong"
+            "selective recomputation with ZeRO-3: torch takes the gathering of weights for a part of the layer; use full"
         )
-    if plan.pp > 1 and (plan.tp > 1 or plan.cp > 1):
-        reasons.append("its pipeline takes neither tensor nor context parallelism here")
-    if costs.num_kv_heads % plan.cp:
-        reasons.append(f"Ulysses splits heads: cp = {plan.cp} does not divide {costs.num_kv_heads} key-value heads")
     return reasons
-
-
-def _native_refuses(plan: ParallelPlan) -> list[str]:
-    return ["FSDP2 shards gradients always: use zero_stage 2 or 3"] if plan.zero_stage == 1 else []

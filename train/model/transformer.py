@@ -47,7 +47,7 @@ ATTENTION_CORES = frozenset(
 """What selective recomputation keeps: the part of attention whose cost grows with the square of the context."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: DeepSpeed's hooks look for tensors in __dict__
 class ModelOutput:
     """What one forward pass gives. Without labels `logits`, with labels `loss_sum` and `num_loss_tokens`; of a part of the
     model that does not hold the last layer, `hidden` alone."""

@@ -10,7 +10,7 @@ Sources: FSDP2 (torch.distributed.fsdp), 1F1B and its interleaved form (arXiv:21
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -18,13 +18,14 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from train.model.config import MoEConfig
 from train.model.costs import stage_ranges
+from train.model.generate import Generated, SamplingConfig
 from train.model.moe import MoELayer
 from train.model.ranks import local_box, split_of
 from train.model.transformer import MoETransformer
@@ -83,10 +84,13 @@ class NativeEngine:
         optimizer: OptimizerConfig,
         compute_dtype: torch.dtype = torch.float32,
         sequence_length: int,
+        prepare: Callable[[MoETransformer], None] = lambda _: None,
         is_compiled: bool = False,
     ) -> None:
-        """Weights are allocated, not set. `sequence_length`: tokens of a row, which pipeline stages have to know."""
+        """Weights are allocated, not set. `sequence_length`: tokens of a row, which pipeline stages have to know. `prepare`
+        may exchange modules of the model before it is sharded."""
         self.config, self.mesh, self.device = config, mesh, device
+        self._prepare = prepare
         self._clip_norm, self._scale = optimizer.clip_norm, 1.0
         self.plan, self.compute_dtype = mesh.plan, compute_dtype
         plan = self.plan
@@ -177,6 +181,11 @@ class NativeEngine:
         dist.all_reduce(total)
         return float(total)
 
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> list[Generated]:
+        """See TrainingEngine."""
+        (stage,) = self.stages
+        return stage.generate(prompts, sampling)
+
     # The state.
 
     @property
@@ -219,6 +228,7 @@ class NativeEngine:
     def _build(self, layers: range) -> StageModule:
         model = MoETransformer(self.config, device="meta", dtype=torch.float32, ranks=self.mesh.ranks, layers=layers)
         model.set_recomputation(self.plan.recomputation)
+        self._prepare(model)
         stage = StageModule(model, sequence_group=self.mesh.sequence_group)
         is_cast = self.compute_dtype != torch.float32
         if is_cast or self.mesh.shard.size() > 1 or self.mesh.expert_shard.size() > 1:
@@ -233,7 +243,9 @@ class NativeEngine:
         return stage
 
     def _shard(self, stage: StageModule) -> None:
-        policy = MixedPrecisionPolicy(param_dtype=self.compute_dtype, reduce_dtype=torch.float32)
+        policy = MixedPrecisionPolicy(
+            param_dtype=self.compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
         options: dict[str, Any] = {"mp_policy": policy, "reshard_after_forward": self.plan.zero_stage == 3}
         replicas = self.mesh.expert_shard.size()
         for layer in stage.model.layers:
@@ -246,6 +258,7 @@ class NativeEngine:
                 )  # fmt: skip
             fully_shard(layer, mesh=self.mesh.shard, **options)
         fully_shard(stage, mesh=self.mesh.shard, **options)
+        register_fsdp_forward_method(cast(nn.Module, stage), "generate")
         for module in stage.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from train.model.balance import RouterBalance, auxiliary_loss
+from train.model.generate import Generated, SamplingConfig
 from train.model.moe import RouterStats
 from train.model.transformer import ModelOutput, MoETransformer
 from train.pretrain.mesh import RankMesh
@@ -64,6 +65,10 @@ class StageModule(nn.Module):
         if output.hidden is not None:
             return cast(Tensor, _AddGradient.apply(output.hidden, auxiliary * self.scale))  # type: ignore[no-untyped-call]
         return (loss_sum / self.totals.num_loss_tokens + auxiliary) * self.scale
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> list[Generated]:
+        """Texts of the whole model; on all ranks that share it at once."""
+        return self.model.generate(prompts, sampling)
 
     def take_sums(self) -> tuple[float, float]:
         """(sum of losses, balance terms) of this process's passes since the last call."""

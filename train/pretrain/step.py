@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from train.model.config import MoEConfig
+from train.model.generate import Generated, SamplingConfig
 from train.pretrain.mesh import RankMesh
 from train.pretrain.pieces import TensorPiece
 
@@ -64,6 +65,10 @@ class TrainingEngine(Protocol):
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> float:
         """Sum of the losses of these rows over all ranks, nats. As many micro-batches as the plan has."""
+        ...
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> list[Generated]:
+        """Continue each prompt (token ids), the same on every rank. For plans without tp, pp and cp."""
         ...
 
     def expert_load(self) -> Float[Tensor, "layers experts"]:

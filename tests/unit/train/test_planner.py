@@ -315,11 +315,14 @@ def test_bad_plans_are_named():
     ("plan", "engine", "words"),
     [
         (ParallelPlan(pp=2, dp=2, zero_stage=2), "deepspeed", "ZeRO-2 and ZeRO-3 are incompatible with pipeline"),
-        (ParallelPlan(tp=2, dp=2), "deepspeed", "tensor parallelism on a model with experts"),
         (ParallelPlan(pp=2, virtual_stages=2, num_micro_batches=2), "deepspeed", "no interleaved schedule"),
-        (ParallelPlan(pp=2, cp=2), "deepspeed", "neither tensor nor context parallelism"),
-        (ParallelPlan(dp=2, cp=16), "deepspeed", "cp = 16 does not divide 8 key-value heads"),
-        (ParallelPlan(dp=2, zero_stage=1), "native", "use zero_stage 2 or 3"),
+        (
+            ParallelPlan(dp=2, zero_stage=3, recomputation="selective"),
+            "deepspeed",
+            "selective recomputation with ZeRO-3",
+        ),
+        (ParallelPlan(dp=2, tp=2, cp=8), "deepspeed", "tp x cp = 16 does not divide 8 key-value heads"),
+        (ParallelPlan(dp=2, cp=16), "native", "tp x cp = 16 does not divide 8 key-value heads"),
     ],
 )
 def test_an_engine_refuses_what_it_cannot_run_with_the_reason(plan: ParallelPlan, engine: str, words: str):
