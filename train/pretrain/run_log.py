@@ -48,6 +48,8 @@ class EvaluationRecord(_Record):
     step: int
     tokens: int
     loss: float
+    by_source: dict[str, float] = {}
+    """Of each source of the data."""
 
 
 class SampleRecord(_Record):

@@ -1,0 +1,50 @@
+"""Pre-train on a Ray cluster that runs already.
+
+    ray job submit --working-dir . -- python -m cluster.jobs.pretrain --config configs/models/small.toml
+
+Token shards and the output lie on storage that every node reaches. A job that is killed and submitted again goes on from its
+last committed checkpoint. A file named `stop` in the output folder ends it behind a checkpoint.
+"""
+
+import argparse
+import logging
+from functools import partial
+from pathlib import Path
+
+import ray
+
+from cluster.cli_train import following, parse_changes, read_stop_file
+from train.launch import run_training
+from train.pretrain.config import load_pretraining_config
+from train.pretrain.loop import TrainingFailed
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Connect to the cluster of this job, train, say how it ended."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="TOML file, relative to the working directory")
+    parser.add_argument("--output", type=Path, help="folder instead of the file's `output`")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    arguments = parser.parse_args()
+    try:
+        config = load_pretraining_config(
+            arguments.config, output=arguments.output, overrides=parse_changes(arguments.set)
+        )
+        ray.init()
+        (config.output / "stop").unlink(missing_ok=True)
+        with following(config, _log_progress):
+            end = run_training(config, stop_reason=partial(read_stop_file, config.output / "stop"))
+    except (ValueError, OSError, TrainingFailed) as error:  # a sentence for who submitted the job
+        raise SystemExit(f"error: {error}") from error
+    logger.info("%s after %d steps and %d tokens: %s", end.ending, end.step, end.tokens, config.output)
+
+
+def _log_progress(done: int, total: int, note: str) -> None:
+    logger.info("step %d of %d: %s", done, total, note)
+
+
+if __name__ == "__main__":
+    main()

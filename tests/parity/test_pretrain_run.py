@@ -1,0 +1,181 @@
+"""Whole runs: one that is killed anywhere ends as if it had not been, bit for bit; on other ranks within rounding."""
+
+import contextlib
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.pretrain_runs import STEPS, Kill, final_state, loader_state, read_log, run_rank, tiny_run, write_shards
+from tests.ranks import RanksFailed, run_ranks
+from train.model.checkpoint_hf import load_model
+from train.pretrain.checkpoint_files import CheckpointError
+from train.pretrain.checkpoint_store import CheckpointStore
+from train.pretrain.config import PretrainingConfig
+from train.pretrain.engine import PretrainingEngine
+from train.pretrain.export import export_checkpoint
+from train.pretrain.loop import RunEnd
+from train.pretrain.step import StepSums
+
+TWO = {"workers__num_workers": 2, "parallel__ep": 2, "parallel__zero_stage": 2}
+
+
+def _copy_of(config: PretrainingConfig, output: Path) -> PretrainingConfig:
+    return config.model_copy(update={"output": output})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_shards(folder / "tokens")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path) -> dict[int, PretrainingConfig]:
+    """Uninterrupted, on one rank and on two."""
+    configs = {1: tiny_run(data, output=data / "one"), 2: tiny_run(data, output=data / "two", **TWO)}
+    for world, config in configs.items():
+        ends = run_ranks(run_rank, world, config)
+        assert [(end.ending, end.step) for end in ends] == [("finished", STEPS)] * world
+    return configs
+
+
+def _assert_same(config: PretrainingConfig, expected: PretrainingConfig) -> None:
+    ours, theirs = final_state(config), final_state(expected)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
+    assert loader_state(config) == loader_state(expected)
+    first, second = read_log(config), read_log(expected)
+    assert first.column("loss").tolist() == second.column("loss").tolist()
+    assert first.column("grad_norm").tolist() == second.column("grad_norm").tolist()
+    assert [one.loss for one in first.evaluations] == [one.loss for one in second.evaluations]
+
+
+def test_a_run_learns_and_leaves_its_records(runs: dict[int, PretrainingConfig]) -> None:
+    log = read_log(runs[1])
+    assert [record.step for record in log.steps] == list(range(1, STEPS + 1))
+    assert log.evaluations[-1].loss < log.steps[0].loss - 0.1
+    assert [record.step for record in log.evaluations] == [4, 8, 12]
+    assert log.evaluations[0].by_source.keys() == {"walks"}
+    assert all(len(record.expert_max_over_mean) == 3 for record in log.steps)
+    assert log.steps[-1].seconds.keys() >= {"data", "forward and backward", "update"}
+    output = runs[1].output
+    assert (output / "report.html").stat().st_size > 10_000
+    assert (output / f"model-{STEPS:08d}" / "config.json").is_file()
+    assert any((output / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_model_folder_has_the_trained_weights_and_transformers_computes_the_same(
+    runs: dict[int, PretrainingConfig], world: int
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    config = runs[world]
+    folder = config.output / f"model-{STEPS:08d}"
+    ours = load_model(folder)
+    state = final_state(config)
+    for name, tensor in ours.state_dict().items():
+        if name != "lm_head.weight":
+            assert torch.equal(tensor, state[f"weight/{name}"].bfloat16()), name
+    info = CheckpointStore(config.output / "checkpoints").find(6)
+    with pytest.raises(CheckpointError, match=r"mlp\.gate\.weight has shape .* export with the model that was trained"):
+        export_checkpoint(info, folder.with_name("other"), config=config.model.replace(num_experts=4))
+    single = export_checkpoint(info, folder.with_name("float32"), config=config.model, dtype="float32")
+    ids = torch.arange(1, 33).view(2, 16)
+    with torch.no_grad():
+        expected = load_model(single)(ids).logits
+        found = AutoModelForCausalLM.from_pretrained(single, dtype=torch.float32)(ids).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("world", "steps"), [(1, (1, 5, 9, 10)), (2, (2, 7))])
+def test_a_run_that_is_killed_before_random_steps_ends_bitwise_equal(
+    runs: dict[int, PretrainingConfig], tmp_path: Path, world: int, steps: tuple[int, ...]
+) -> None:
+    config = _copy_of(runs[world], tmp_path / "killed")
+    for step in steps:
+        with pytest.raises(RanksFailed, match="SIGKILL"):
+            run_ranks(run_rank, world, config, Kill(step=step, rank=world - 1))
+    run_ranks(run_rank, world, config)
+    _assert_same(config, runs[world])
+    assert sum(event.event == "resume" for event in read_log(config).events) >= len(steps) - 1
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_run_that_is_killed_while_it_saves_ends_bitwise_equal(
+    runs: dict[int, PretrainingConfig], tmp_path: Path, world: int
+) -> None:
+    config = _copy_of(runs[world], tmp_path / "killed")
+    for number, delay_ms in ((1, 0.0), (2, 1.0), (1, 4.0), (2, 9.0), (1, 20.0)):
+        with contextlib.suppress(RanksFailed):  # or it was done before it was killed
+            run_ranks(run_rank, world, config, Kill(save=number, delay_ms=delay_ms))
+    run_ranks(run_rank, world, config)
+    _assert_same(config, runs[world])
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4)])
+def test_a_run_that_goes_on_with_another_number_of_ranks_has_the_same_losses(
+    runs: dict[int, PretrainingConfig], data: Path, tmp_path: Path, before: int, after: int
+) -> None:
+    config = _copy_of(runs[before], tmp_path / "moved")
+    with pytest.raises(RanksFailed, match="SIGKILL"):
+        run_ranks(run_rank, before, config, Kill(step=8))
+    options = {} if after == 1 else {"parallel__ep": 2, "parallel__zero_stage": 3, "micro_batch": 1}
+    run_ranks(run_rank, after, tiny_run(data, output=config.output, **options))
+    assert read_log(config).column("loss") == pytest.approx(read_log(runs[1]).column("loss"), rel=1e-5)
+    assert read_log(config).column("grad_norm") == pytest.approx(read_log(runs[1]).column("grad_norm"), rel=1e-5)
+    assert loader_state(config) == loader_state(runs[1])
+    expected = final_state(runs[1])
+    for name, tensor in final_state(config).items():
+        if name.startswith("weight/"):
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def _run_with_nan(rank: int, world: int, config: PretrainingConfig, batches: tuple[int, ...]) -> RunEnd:
+    """The loss of these batches, counted from 0, is NaN, as a broken device would give it."""
+    engine = PretrainingEngine(config, device=torch.device("cpu"))
+    run, count = engine.trainer.engine.run, iter(range(1000))
+
+    def broken(*arguments: Any, **options: Any) -> StepSums:
+        sums = run(*arguments, **options)
+        return sums._replace(loss=math.nan) if next(count) in batches else sums
+
+    engine.trainer.engine.run = broken  # type: ignore[method-assign]
+    return engine.run()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_step_that_is_not_finite_is_skipped_and_changes_nothing(data: Path, tmp_path: Path, world: int) -> None:
+    config = tiny_run(data, output=tmp_path / "run", **(TWO if world == 2 else {}), checkpoint__every_steps=1)
+    run_ranks(_run_with_nan, world, config, (4,))
+    log, store = read_log(config), CheckpointStore(config.output / "checkpoints")
+    assert [record.step for record in log.steps] == [1, 2, 3, 4, *range(6, STEPS + 1)]
+    assert [event.step for event in log.events if event.event == "skip"] == [5]
+    last = store.latest()
+    assert last is not None
+    assert last.manifest.shared["num_updates"] == STEPS - 1
+
+
+def test_a_loss_that_stays_bad_goes_back_to_the_last_checkpoint_and_reads_on_behind_it(
+    data: Path, tmp_path: Path
+) -> None:
+    config = tiny_run(data, output=tmp_path / "run", checkpoint__every_steps=4)
+    (end,) = run_ranks(_run_with_nan, 1, config, (5, 6, 7, 8))
+    assert (end.ending, end.step) == ("finished", STEPS)
+    log = read_log(config)
+    assert [(event.event, event.step) for event in log.events if event.event in ("skip", "rewind")] == [
+        ("skip", 6), ("skip", 7), ("skip", 8), ("rewind", 8),
+    ]  # fmt: skip
+    assert [record.step for record in log.steps] == list(range(1, STEPS + 1))
+    assert loader_state(config)["position"] == (9 + STEPS - 4) * config.global_batch_size
+
+
+def test_a_loss_that_never_recovers_ends_the_run_with_what_to_do(data: Path, tmp_path: Path) -> None:
+    config = tiny_run(data, output=tmp_path / "run")
+    with pytest.raises(RanksFailed, match=r"TrainingFailed: the loss of step .* is nan, and the run went back 3 times"):
+        run_ranks(_run_with_nan, 1, config, tuple(range(2, 500)))

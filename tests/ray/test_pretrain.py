@@ -1,0 +1,60 @@
+"""Pre-training on Ray Train: a worker that dies is started again, and the run ends as if it had not; a stop ends it."""
+
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+import ray.train
+
+from tests.pretrain_runs import STEPS, final_state, read_log, tiny_run, write_shards
+from train.launch import run_training
+from train.pretrain.loop import TrainingFailed
+from train.pretrain.run_log import load_run
+
+WORKERS = {
+    "workers__num_workers": 2, "workers__threads": 1, "workers__resources": {"CPU": 0.5}, "parallel__ep": 2,
+    "parallel__zero_stage": 2,
+}  # fmt: skip
+
+
+def _die_once(folder: Path) -> str | None:
+    """On the workers: the second one dies, once, when a checkpoint behind step 0 is committed."""
+    log = load_run(folder / "run" / "metrics.jsonl", name="run")
+    is_committed = any(event.event == "checkpoint" and event.step > 2 for event in log.events)
+    marker = folder / "died"
+    if is_committed and ray.train.get_context().get_world_rank() == 1 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return None
+
+
+def _stop_at(folder: Path, step: int) -> str | None:
+    log = load_run(folder / "run" / "metrics.jsonl", name="run")
+    return "it is enough" if log.steps and log.steps[-1].step >= step else None
+
+
+def test_a_run_whose_worker_dies_goes_on_from_its_last_commit_and_a_stopped_one_can_be_resumed(tmp_path: Path) -> None:
+    write_shards(tmp_path / "tokens")
+    config = tiny_run(tmp_path, **WORKERS, workers__max_failures=1)
+    end = run_training(config, stop_reason=partial(_die_once, tmp_path))
+    assert (tmp_path / "died").exists()
+    assert (end.ending, end.step) == ("finished", STEPS)
+    log = read_log(config)
+    assert [event.step for event in log.events if event.event == "resume"] in ([3], [6], [9])
+
+    other = tiny_run(tmp_path, **WORKERS, output=tmp_path / "stopped" / "run")
+    end = run_training(other, stop_reason=partial(_stop_at, tmp_path / "stopped", 7))
+    assert (end.ending, end.step, end.reason) == ("stopped", 7, "it is enough")
+    assert run_training(other).ending == "finished"
+    ours, theirs = final_state(config), final_state(other)
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+    assert log.column("loss").tolist() == read_log(other).column("loss").tolist()
+
+
+def test_a_worker_that_fails_more_often_than_allowed_ends_the_run_with_its_reason(tmp_path: Path) -> None:
+    write_shards(tmp_path / "tokens")
+    config = tiny_run(tmp_path, data__tokenizer=tmp_path / "nowhere", evaluation__prompts=("a",), workers__threads=1)
+    with pytest.raises(TrainingFailed, match=r"worker 0: .*evaluation\.prompts needs the tokenizer of the shards"):
+        run_training(config)

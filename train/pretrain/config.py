@@ -1,0 +1,267 @@
+"""PretrainingConfig: one pre-training run, from token shards to a model folder; read from a TOML file.
+
+Each section is the configuration of one component and is documented there. Paths may begin with ~; relative ones are taken
+from the folder of the configuration file. The resolved configuration is saved as `config.json` in the run's folder.
+"""
+
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from train.data.token_sources import SourceSpec
+from train.model.config import MoEConfig
+from train.model.plan import Engine
+from train.model.presets import config_of
+from train.model.transformer import Recomputation
+from train.pretrain.anomaly import AnomalyConfig
+from train.pretrain.checkpoint import CheckpointConfig
+from train.pretrain.optimizer import OptimizerConfig
+from train.pretrain.precision import PrecisionConfig
+from train.pretrain.schedule import ScheduleConfig, check_schedule
+
+
+class PretrainingConfigError(ValueError):
+    """A configuration that cannot be used: names the field, the value and the fix."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(_Section):
+    """The tokens, as `autonomous data run` wrote them."""
+
+    sources: tuple[SourceSpec, ...] = Field(min_length=1)
+    """What is read, in which shares. With `held_out_every` some of its shards are left for evaluation."""
+    sequence_length: int = Field(ge=8)
+    """Tokens of a sequence; that of the shards."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer that made the shards: for samples, and copied into the model folder. None: `tokenizer` beside
+    the first source's folder."""
+    reservoir_size: int = Field(4096, ge=1, le=1 << 22)
+    """See LoaderConfig."""
+    block_sequences: int = Field(1, ge=1)
+    """See LoaderConfig."""
+    prefetch_batches: int = Field(2, ge=0)
+    """See LoaderConfig."""
+    mask_documents: bool = True
+    """See LoaderConfig."""
+
+
+class ParallelConfig(_Section):
+    """How the run is spread over its workers: in these numbers, or as the planner says."""
+
+    engine: Engine = "deepspeed"
+    """deepspeed: ZeRO with expert parallelism. native: PyTorch's FSDP2 and pipelines, for all five degrees at once."""
+    planned_for: str | None = None
+    """A GPU of `autonomous plan` (h100-80gb, ...): the planner's fastest plan for all workers replaces the degrees, the ZeRO
+    stage, the recomputation and the micro-batch. None: they are taken from here."""
+    dp: int | None = Field(None, gt=0)
+    """Data parallel ranks. None: workers / (tp x pp x cp), which lets the number of workers change."""
+    tp: int = Field(1, gt=0)
+    """See ParallelPlan, as for the others."""
+    pp: int = Field(1, gt=0)
+    ep: int = Field(1, gt=0)
+    cp: int = Field(1, gt=0)
+    zero_stage: Literal[1, 2, 3] = 1
+    virtual_stages: int = Field(1, gt=0)
+    recomputation: Recomputation = "none"
+    timeout_s: float = Field(600.0, gt=0)
+    """After so long in a collective a rank takes the others for dead and fails, seconds."""
+
+
+class WorkerConfig(_Section):
+    """The processes, and what happens when one of them dies."""
+
+    num_workers: int = Field(1, gt=0)
+    """Processes; on GPUs one per GPU."""
+    min_workers: int | None = Field(None, gt=0)
+    """Go on with fewer workers, down to this many, where the cluster has lost some. None: always `num_workers`."""
+    threads: int | None = Field(None, gt=0)
+    """CPU threads of a worker. None: the machine's cores divided by its workers."""
+    resources: dict[str, float] | None = None
+    """What Ray reserves for a worker. None: `threads` CPUs, and a GPU where `device` has one."""
+    max_failures: int = Field(0, ge=-1)
+    """How often the workers are started again after one died; each time from the last committed checkpoint. -1: always."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+
+    @model_validator(mode="after")
+    def _fewer_are_fewer(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(
+                f"workers.min_workers = {self.min_workers} is more than workers.num_workers = {self.num_workers}: lower it"
+            )
+        return self
+
+
+class EvaluationConfig(_Section):
+    """Loss on held-out shards, and what the model writes."""
+
+    every_steps: int = Field(100, gt=0)
+    """Optimizer steps between two evaluations; there is one at the end of the run as well."""
+    num_sequences: int = Field(512, gt=0)
+    """Sequences of each source; rounded up to whole batches."""
+    prompts: tuple[str, ...] = ()
+    """The model continues them at each evaluation."""
+    max_new_tokens: int = Field(48, gt=0)
+    """Of a sample."""
+    temperature: float = Field(0.7, ge=0)
+    """Of samples; 0 takes the most probable token."""
+    bigram_tokens: int = Field(0, ge=0)
+    """A bigram model is fitted on this many tokens of the training stream, as a baseline on the held-out ones. 0: none."""
+
+
+class SaveConfig(CheckpointConfig):
+    """When checkpoints are saved, and which of them stay."""
+
+    every_steps: int = Field(500, gt=0)
+    """Optimizer steps between two; there is one at the end of the run as well."""
+
+
+class PretrainingConfig(_Section):
+    """One run."""
+
+    output: Path
+    """Folder of the run; on a cluster on storage that all nodes share. A run that is there is resumed."""
+    model: MoEConfig
+    """The model. In a file `preset` names a preset or a model folder that the other fields change."""
+    data: DataConfig
+    tokens: int = Field(gt=0)
+    """Tokens that the run reads, padding included; rounded up to whole steps."""
+    micro_batch: int = Field(1, gt=0)
+    """Sequences of one pass on a data parallel rank."""
+    accumulation: int | None = Field(32, gt=0)
+    """Passes of an optimizer step on a data parallel rank. None: what global_batch_size leaves to the ranks that there are."""
+    global_batch_size: int = Field(4096, gt=0)
+    """Sequences of an optimizer step over all ranks: data parallel ranks x micro_batch x accumulation."""
+    seed: int = Field(0, ge=0, lt=1 << 63)
+    """Of the first weights and of the order of the data."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    workers: WorkerConfig = WorkerConfig()
+    checkpoint: SaveConfig = SaveConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    anomaly: AnomalyConfig = AnomalyConfig()
+    is_compiled: bool = False
+    """Compile parts of each layer: faster on GPUs, after a first step of many seconds."""
+    log_every_steps: int = Field(10, gt=0)
+    """Optimizer steps between two reports to TensorBoard, Ray and the terminal; the metrics file has every step."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.data.sequence_length > self.model.max_position_embeddings:
+            raise ValueError(
+                f"data.sequence_length = {self.data.sequence_length} is beyond model.max_position_embeddings = "
+                f"{self.model.max_position_embeddings}: raise that, or pack shorter sequences"
+            )
+        if self.evaluation.prompts and self.parallel.planned_for is None and self._is_divided:
+            raise ValueError(
+                "evaluation.prompts: a model that is divided by tp, pp, cp or ep writes no samples; remove the prompts, and "
+                "ask the exported model"
+            )
+        check_schedule(self.schedule, total_steps=self.total_steps)
+        return self
+
+    @property
+    def _is_divided(self) -> bool:
+        parallel = self.parallel
+        return parallel.tp * parallel.pp * parallel.cp * parallel.ep > 1
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Padding included."""
+        return self.global_batch_size * self.data.sequence_length
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        return math.ceil(self.tokens / self.tokens_per_step)
+
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """Where the tokenizer lies; None if none was named and none is beside the first source."""
+        if self.data.tokenizer is not None:
+            return self.data.tokenizer
+        location = self.data.sources[0].location
+        first = location if isinstance(location, str) else location[0]
+        folder = Path(first).parent / "tokenizer"
+        return folder if "://" not in first and folder.is_dir() else None
+
+
+def load_pretraining_config(
+    path: Path, *, output: Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> PretrainingConfig:
+    """Read a TOML file. `output`, if given, is taken instead of the file's, and from the current folder if it is relative;
+    `overrides` changes single fields, by dotted names. Raises PretrainingConfigError naming the file, the field, the fix.
+    """
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise PretrainingConfigError(
+            f"configuration {path} cannot be read ({error.strerror}): give --config an existing file"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PretrainingConfigError(f"configuration {path} is no valid TOML: {error}") from error
+    data = _with_absolute_paths(data, path.resolve().parent)
+    for name, value in (overrides or {}).items():
+        _set(data, name, value)
+    if output is not None:
+        data["output"] = os.path.abspath(output.expanduser())
+    try:
+        if isinstance(data.get("model"), dict):
+            data["model"] = _from_preset(data["model"])
+        return PretrainingConfig.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, one['loc'])) or 'configuration'}: {one['msg']}" for one in error.errors()]
+        raise PretrainingConfigError(f"configuration {path}: " + "; ".join(lines)) from error
+    except (ValueError, OSError) as error:
+        raise PretrainingConfigError(f"configuration {path}: {error}") from error
+
+
+def _from_preset(model: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the preset, and over them those of the file."""
+    fields = dict(model)
+    preset = fields.pop("preset", None)
+    return fields if preset is None else config_of(preset).model_dump(exclude_unset=True) | fields
+
+
+def _set(data: dict[str, Any], name: str, value: Any) -> None:
+    *sections, field = name.split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise PretrainingConfigError(f"{name}: {section} is no section of the configuration; name a field of it")
+    data[field] = value
+
+
+def _with_absolute_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def absolute(value: Any) -> Any:
+        if isinstance(value, list):
+            return [absolute(one) for one in value]
+        if not isinstance(value, str) or "://" in value or not value:
+            return value
+        return os.path.normpath(folder / Path(value).expanduser())
+
+    data = dict(data)
+    if "output" in data:
+        data["output"] = absolute(data["output"])
+    tokens = data.get("data")
+    if isinstance(tokens, dict):
+        tokens = dict(tokens)
+        if "tokenizer" in tokens:
+            tokens["tokenizer"] = absolute(tokens["tokenizer"])
+        if isinstance(tokens.get("sources"), list):
+            tokens["sources"] = [
+                one | {"location": absolute(one["location"])} if isinstance(one, dict) and "location" in one else one
+                for one in tokens["sources"]
+            ]
+        data["data"] = tokens
+    return data

@@ -1,0 +1,294 @@
+"""PretrainingEngine: one process's part of a run, from a configuration to a model folder.
+
+In: a PretrainingConfig, and torch.distributed initialised. Out: in the run's folder `config.json`, `metrics.jsonl`,
+`tensorboard/`, `checkpoints/`, and at the end `report.html` and `model-<step>/`. A run that is in the folder is resumed from
+its last committed checkpoint: weights, optimizer, balancing, precision, decisions about anomalies, place in the data, random
+states. The loop itself is loop.py.
+"""
+
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+from train.model.costs import count_costs
+from train.pretrain.anomaly import AnomalyState
+from train.pretrain.checkpoint import CheckpointManager
+from train.pretrain.checkpoint_files import CheckpointError, CheckpointInfo, write_durably
+from train.pretrain.config import PretrainingConfig
+from train.pretrain.evaluation import Evaluator
+from train.pretrain.export import export_checkpoint
+from train.pretrain.flops import peak_flops
+from train.pretrain.initialise import initialise
+from train.pretrain.loop import RunEnd, train
+from train.pretrain.parallel import DistributedTrainer4D, agree, check_run
+from train.pretrain.random_state import random_state, set_random_state
+from train.pretrain.report import write_report
+from train.pretrain.run_log import load_run
+from train.pretrain.run_writer import METRICS_NAME, OnProgress, PhaseTimer, Publish, RunWriter
+from train.pretrain.step import StepSums
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS_NAME, CONFIG_NAME, REPORT_NAME = "checkpoints", "config.json", "report.html"
+MAX_FAILED_SAVES = 3
+"""In a row: then the run ends, since what it learns could be lost."""
+
+
+@dataclass(slots=True)
+class RunState:
+    """What the loop counts."""
+
+    step: int = 0
+    """Optimizer steps that are done, those that were skipped included."""
+    tokens: int = 0
+    """That were read, without padding."""
+    anomaly: AnomalyState = field(default_factory=AnomalyState)
+
+
+class PretrainingEngine:
+    """A run on this process. Every rank makes one, and calls `run`."""
+
+    def __init__(
+        self,
+        config: PretrainingConfig,
+        *,
+        device: torch.device,
+        stop_reason: Callable[[], str | None] = lambda: None,
+        is_preempted: Callable[[], bool] = lambda: False,
+        publish: Publish = lambda _: None,
+        report: Callable[[Mapping[str, float]], None] = lambda _: None,
+        on_progress: OnProgress = lambda *_: None,
+    ) -> None:
+        """`stop_reason`: asked before every step; a text ends the run behind a checkpoint. `is_preempted`: asked on all ranks
+        every few steps, and the same on all; once it is so, a checkpoint is saved and training goes on. `publish` and
+        `on_progress` are called on rank 0, `report` on every rank after each evaluation.
+
+        Raises ValueError for a configuration that these processes or these shards do not fit.
+        """
+        self.config, self.stop_reason = config, stop_reason
+        self._report, self._is_preempted, self._was_preempted = report, is_preempted, False
+        self.trainer = DistributedTrainer4D(config, device=device)
+        self.loader = self.trainer.loader(config.data.sources)
+        self.evaluator = Evaluator(self.trainer, tokenizer=config.tokenizer_folder)
+        self.is_first_rank = dist.get_rank() == 0
+        self.attempt = agree(uuid.uuid4().hex[:12])[0] or ""
+        self.checkpoints = CheckpointManager(
+            config.output / CHECKPOINTS_NAME, config=config.checkpoint, rank=dist.get_rank(),
+            world_size=dist.get_world_size(), attempt=self.attempt,
+        )  # fmt: skip
+        self.writer: RunWriter | None = None
+        if self.is_first_rank:
+            self.writer = RunWriter(
+                config.output, every_steps=config.log_every_steps, total_steps=config.total_steps, publish=publish,
+                on_progress=on_progress,
+            )  # fmt: skip
+            write_durably(config.output / CONFIG_NAME, config.model_dump_json(indent=1).encode() + b"\n")
+        self.state, self.timer = RunState(), PhaseTimer()
+        self._failed_saves: list[str] = []
+        self._step_end = time.perf_counter()
+        costs = count_costs(config.model, name=config.output.name, context=config.data.sequence_length)
+        peak = peak_flops(device, self.trainer.precision.compute_dtype) * dist.get_world_size()
+        self._mfu_per_rate = costs.flops_per_token / peak
+
+    def run(self) -> RunEnd:
+        """Begin or resume, train, and leave a model. Raises TrainingFailed, CheckpointError, and what reading data raises."""
+        try:
+            self._begin()
+            end = train(self)
+            self._finish(end)
+        finally:
+            self.loader.close()
+            if self.writer is not None:
+                self.writer.close()
+        return end
+
+    # What the loop calls.
+
+    def record_step(self, sums: StepSums, *, norm: float, lr: float, num_tokens: int) -> None:
+        """A step's record. On every rank: the experts' load is gathered for some steps."""
+        state, now = self.state, time.perf_counter()
+        seconds, self._step_end = now - self._step_end, now
+        is_due = state.step % self.config.log_every_steps == 0 or state.step == self.config.total_steps
+        load = self.trainer.engine.expert_load().cpu() if is_due else torch.zeros(0, 1)
+        if self.writer is None:
+            return
+        rate = num_tokens / seconds
+        self.writer.step(
+            state.step, tokens=state.tokens, loss=sums.loss, lr=lr, grad_norm=norm, tokens_per_s=rate,
+            mfu=rate * self._mfu_per_rate, seconds=self.timer.take(),
+            expert_max_over_mean=[float(layer.max() / layer.mean()) for layer in load],
+            dead_experts=[int((layer == 0).sum()) for layer in load],
+        )  # fmt: skip
+
+    def evaluate(self) -> None:
+        """Held-out loss and samples."""
+        found = self.evaluator.loss()
+        samples = self.evaluator.samples()
+        state = self.state
+        if self.writer is not None and found is not None:
+            self.writer.evaluation(state.step, tokens=state.tokens, loss=found.loss, by_source=found.by_source)
+        if self.writer is not None:
+            for prompt, text in samples:
+                self.writer.sample(state.step, prompt=prompt, text=text)
+        self._step_end = time.perf_counter()  # the next step's rate is its own
+        self._report({"step": state.step, "tokens": state.tokens} | ({"held_out_loss": found.loss} if found else {}))
+
+    def is_save_due(self) -> bool:
+        """After this step: by the configuration, at the end, or because machines will be taken away."""
+        step, config = self.state.step, self.config
+        if step % config.log_every_steps == 0 and not self._was_preempted and self._is_preempted():
+            self._was_preempted = True
+            self.tell("preemption", "a worker's node will be taken away; a checkpoint is saved")
+            return True
+        # Not behind a step that was skipped: going back has to lead to where all was well.
+        is_sane = self.state.anomaly.num_skips == 0
+        return (is_sane and step % config.checkpoint.every_steps == 0) or step == config.total_steps
+
+    def save(self, *, is_last: bool = False) -> None:
+        """Begin a checkpoint, when the one before it is done; the last one is waited for. A failure is counted, not raised:
+        training goes on, and `is_stuck` tells when that was tried too often. Of the last one it is raised."""
+        self.poll_save(waits=True)
+        state, trainer = self.state, self.trainer
+        shared = {
+            "step": state.step, "tokens": state.tokens, "num_updates": trainer.engine.num_updates,
+            "loader": self.loader.state_dict(), "precision": trainer.precision.state_dict(),
+            "anomaly": state.anomaly.model_dump(mode="json"), "config": self.config.model_dump(mode="json"),
+        }  # fmt: skip
+        self.checkpoints.save(state.step, trainer.engine.pieces(), shared=shared, own={"random": random_state()})
+        if is_last and (info := self.checkpoints.wait()) is not None:
+            self._saved(info)
+
+    def poll_save(self, *, waits: bool = False) -> None:
+        """Tell of a checkpoint that was committed since the last call, or that failed."""
+        try:
+            info = self.checkpoints.wait() if waits else self.checkpoints.poll()
+        except CheckpointError as error:
+            self._failed_saves.append(str(error))
+            self.tell("checkpoint failed", str(error))
+            logger.error("%s", error)
+            return
+        if info is not None:
+            self._saved(info)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether too many checkpoints in a row could not be written."""
+        return len(self._failed_saves) >= MAX_FAILED_SAVES
+
+    def explain_saves(self) -> str:
+        """Why."""
+        last = self._failed_saves[-1] if self._failed_saves else "see the logs of the other ranks"
+        return (
+            f"{MAX_FAILED_SAVES} checkpoints in a row were not written ({last}); the run ends: mend that and resume it"
+        )
+
+    def rewind(self) -> None:
+        """Back to the last checkpoint, but behind the batches that were read since."""
+        position = self.loader.state_dict()["position"]
+        self.poll_save(waits=True)
+        info = self.checkpoints.latest()
+        assert info is not None, "a run begins with a checkpoint"
+        anomaly = self.state.anomaly
+        self._restore(info)
+        self.state.anomaly = anomaly
+        behind = self.loader.state_dict()["position"]
+        self.loader.skip((position - behind) // self.config.global_batch_size)
+
+    def tell(self, event: str, detail: str) -> None:
+        """An event of the run."""
+        if self.writer is not None:
+            self.writer.event(self.state.step, event, detail)
+
+    # Beginning and end.
+
+    def _begin(self) -> None:
+        self.checkpoints.clean_uncommitted()
+        info = self.checkpoints.latest()
+        if info is None:
+            initialise(self.trainer.engine.pieces(), seed=self.config.seed, std=self.config.model.initializer_range)
+            self.trainer.engine.weights_changed()
+            self.tell("start", f"attempt {self.attempt}, {self.trainer.plan.describe()}")
+            self.save()
+        else:
+            self._restore(info)
+            self.tell("resume", f"attempt {self.attempt}, {self.trainer.plan.describe()}, from {info.name}")
+        self._step_end = time.perf_counter()
+
+    def _restore(self, info: CheckpointInfo) -> None:
+        engine = self.trainer.engine
+        loaded = self.checkpoints.load(info, engine.pieces(), agree=agree)
+        shared = loaded.shared
+        engine.weights_changed()
+        engine.num_updates = int(shared["num_updates"])
+        self.loader.load_state_dict(shared["loader"])
+        self.trainer.precision.load_state_dict(shared["precision"])
+        self.state.step, self.state.tokens = shared["step"], shared["tokens"]
+        self.state.anomaly = AnomalyState.model_validate(shared["anomaly"])
+        if loaded.own is not None:
+            set_random_state(loaded.own["random"])
+
+    def _saved(self, info: CheckpointInfo) -> None:
+        self._failed_saves.clear()
+        self.tell("checkpoint", info.name)
+
+    def _finish(self, end: RunEnd) -> None:
+        """Rank 0 exports the model and writes the report; the others wait for it."""
+        config, info = self.config, self.checkpoints.latest()
+        if self.writer is not None and info is not None:
+            if end.ending == "finished":
+                for name, loss in self.evaluator.bigram_losses().items():
+                    self.writer.write("baseline", end.step, name=name, loss=loss)
+                folder = config.output / f"model-{info.step:08d}"
+                if not folder.exists():
+                    export_checkpoint(info, folder, config=config.model, tokenizer_from=config.tokenizer_folder)
+                self.tell("export", str(folder.name))
+            log = load_run(config.output / METRICS_NAME, name=config.output.name, config=config.model_dump(mode="json"))
+            write_report([log], path=config.output / REPORT_NAME, title=config.output.name)
+        dist.barrier()
+
+
+def open_run(folder: Path) -> PretrainingConfig:
+    """The configuration of a run's folder. Raises ValueError if there is none."""
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {CONFIG_NAME}: give the output folder of a pre-training run")
+    return PretrainingConfig.model_validate_json(path.read_text("utf-8"))
+
+
+def run_alone(
+    config: PretrainingConfig,
+    *,
+    stop_reason: Callable[[], str | None] = lambda: None,
+    on_progress: OnProgress = lambda *_: None,
+) -> RunEnd:
+    """The run in this process, without Ray. Raises ValueError for a configuration of more than one worker, or as `run`."""
+    if config.workers.num_workers != 1:
+        raise ValueError(
+            f"workers.num_workers = {config.workers.num_workers}: this process is one worker; run it on Ray, or set 1"
+        )
+    check_run(config)
+    kind = config.workers.device
+    device = torch.device("cuda" if kind == "cuda" or (kind == "auto" and torch.cuda.is_available()) else "cpu")
+    if config.workers.threads:
+        torch.set_num_threads(config.workers.threads)
+    with in_a_group_of_one("nccl" if device.type == "cuda" else "gloo", timeout_s=config.parallel.timeout_s):
+        return PretrainingEngine(config, device=device, stop_reason=stop_reason, on_progress=on_progress).run()
+
+
+@contextlib.contextmanager
+def in_a_group_of_one(backend: str, *, timeout_s: float) -> Iterator[None]:
+    """torch.distributed for a process that is alone."""
+    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timedelta(seconds=timeout_s))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,186 @@
+"""DistributedTrainer4D: everything of a run that depends on how it is spread: plan, groups, engine, shares of a batch.
+
+In: a configuration, and torch.distributed initialised by whoever started the processes. Out: one object that the loop runs
+steps with, whatever the plan: data parallel with ZeRO, tensor, pipeline, expert and context parallel.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from train.data.batch import TokenBatch
+from train.data.loader import LoaderConfig, StreamingDataLoader
+from train.data.token_sources import SourceSpec
+from train.model.costs import ModelCosts, count_costs
+from train.model.plan import Engine, ParallelPlan, refusals, shape_problems
+from train.model.planner import PlanRequest, make_plans
+from train.pretrain.config import PretrainingConfig, PretrainingConfigError
+from train.pretrain.mesh import RankMesh
+from train.pretrain.native import NativeEngine
+from train.pretrain.precision import MixedPrecisionManager
+from train.pretrain.step import MicroBatch, StepTotals, TrainingEngine
+
+
+def resolve_plan(config: PretrainingConfig, *, world_size: int) -> ParallelPlan:
+    """The plan for so many processes: the configuration's, or the planner's. Raises PretrainingConfigError with the reason
+    for which the engine cannot run it, or for which it does not make the batch.
+    """
+    costs = count_costs(config.model, name=config.output.name, context=config.data.sequence_length)
+    plan = _planned(config, costs, world_size) if config.parallel.planned_for else _configured(config, world_size)
+    problems = shape_problems(plan, costs)
+    if reason := refusals(plan, costs).get(config.parallel.engine):
+        problems.append(f"the engine {config.parallel.engine} refuses it: {reason}")
+    if problems:
+        raise PretrainingConfigError(f"parallel ({plan.describe()}): {problems[0]}")
+    if plan.sequences != config.global_batch_size:
+        raise PretrainingConfigError(
+            f"global_batch_size = {config.global_batch_size}, but dp {plan.dp} x micro_batch {plan.micro_batch} x "
+            f"accumulation {plan.num_micro_batches} = {plan.sequences}: make them equal"
+        )
+    return plan
+
+
+def _configured(config: PretrainingConfig, world_size: int) -> ParallelPlan:
+    parallel = config.parallel
+    per_replica = parallel.tp * parallel.pp * parallel.cp
+    dp = parallel.dp or max(1, world_size // per_replica)
+    if dp * per_replica != world_size:
+        raise PretrainingConfigError(
+            f"parallel: dp {dp} x tp {parallel.tp} x pp {parallel.pp} x cp {parallel.cp} = {dp * per_replica}, but there are "
+            f"{world_size} workers: change workers.num_workers, or the degrees"
+        )
+    accumulation = config.accumulation
+    if accumulation is None:
+        accumulation, rest = divmod(config.global_batch_size, dp * config.micro_batch)
+        if rest or not accumulation:
+            raise PretrainingConfigError(
+                f"global_batch_size = {config.global_batch_size} is no multiple of dp {dp} x micro_batch "
+                f"{config.micro_batch}: choose one, such as {max(1, accumulation) * dp * config.micro_batch}"
+            )
+    fields = parallel.model_dump(include={"tp", "pp", "ep", "cp", "zero_stage", "virtual_stages", "recomputation"})
+    try:
+        return ParallelPlan(dp=dp, micro_batch=config.micro_batch, num_micro_batches=accumulation, **fields)
+    except ValueError as error:
+        raise PretrainingConfigError(f"parallel: {error}") from error
+
+
+def _planned(config: PretrainingConfig, costs: ModelCosts, world_size: int) -> ParallelPlan:
+    assert config.parallel.planned_for is not None
+    precision = "fp8" if config.precision.kind == "fp8" else "bf16"
+    request = PlanRequest(
+        gpus=world_size, gpu=config.parallel.planned_for, tokens=config.tokens, batch_tokens=config.tokens_per_step,
+        precision=precision,
+    )  # fmt: skip
+    planning = make_plans(costs, request)
+    usable = [one.estimate.plan for one in planning.plans if config.parallel.engine in one.engines]
+    if not usable:
+        best = planning.best  # raises where nothing fits at all
+        raise PretrainingConfigError(
+            f"parallel.planned_for = {config.parallel.planned_for!r}: no plan that fits is one of the engine "
+            f"{config.parallel.engine}; take parallel.engine = {best.engines[0]!r}"
+        )
+    return usable[0]
+
+
+def _native(config: PretrainingConfig, mesh: RankMesh, options: dict[str, Any]) -> TrainingEngine:
+    return NativeEngine(config.model, mesh, is_compiled=config.is_compiled, **options)
+
+
+def _deepspeed(config: PretrainingConfig, mesh: RankMesh, options: dict[str, Any]) -> TrainingEngine:
+    from train.pretrain.deepspeed_engine import DeepSpeedEngine  # imports for seconds
+
+    return DeepSpeedEngine(config.model, mesh, **options)
+
+
+ENGINES: dict[Engine, Callable[[PretrainingConfig, RankMesh, dict[str, Any]], TrainingEngine]] = {
+    "native": _native,
+    "deepspeed": _deepspeed,
+}
+
+
+def check_run(config: PretrainingConfig) -> None:
+    """Before processes are started: the plan, and the shards as far as this machine sees them. Raises ValueError."""
+    resolve_plan(config, world_size=config.workers.num_workers)
+    settings = LoaderConfig(sequence_length=config.data.sequence_length, global_batch_size=1)
+    open_loader(config, config.data.sources, settings).close()
+
+
+def open_loader(
+    config: PretrainingConfig, sources: tuple[SourceSpec, ...], settings: LoaderConfig, *, rank: int = 0, ranks: int = 1
+) -> StreamingDataLoader:
+    """Raises PretrainingConfigError for shards of another vocabulary than the model's, ValueError as the loader does."""
+    loader = StreamingDataLoader(sources, config=settings, rank=rank, world_size=ranks)
+    if loader.vocab_size > config.model.vocab_size:
+        loader.close()
+        raise PretrainingConfigError(
+            f"model.vocab_size = {config.model.vocab_size}, but the shards of data.sources have tokens of a vocabulary of "
+            f"{loader.vocab_size}: set model.vocab_size to at least that, or pack with another tokenizer"
+        )
+    return loader
+
+
+class DistributedTrainer4D:
+    """One process's part of a run that is spread by a plan."""
+
+    def __init__(self, config: PretrainingConfig, *, device: torch.device) -> None:
+        """Every rank at once. Weights are allocated, not set. Raises as resolve_plan."""
+        self.config, self.device = config, device
+        self.plan = resolve_plan(config, world_size=dist.get_world_size())
+        self.mesh = RankMesh.build(self.plan, device_type=device.type, is_tied=config.model.tie_word_embeddings)
+        self.precision = MixedPrecisionManager(config.precision, device_type=device.type)
+        options = {
+            "device": device, "optimizer": config.optimizer, "compute_dtype": self.precision.compute_dtype,
+            "sequence_length": config.data.sequence_length, "prepare": self.precision.convert,
+        }  # fmt: skip
+        self.engine = ENGINES[config.parallel.engine](config, self.mesh, options)
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether no process has all heads, positions and layers."""
+        return self.plan.tp * self.plan.pp * self.plan.cp > 1
+
+    def loader(
+        self, sources: tuple[SourceSpec, ...], *, is_evaluation: bool = False, is_whole: bool = False
+    ) -> StreamingDataLoader:
+        """This rank's rows of each step, or all rows (`is_whole`). An evaluation reads single passes, with no thread.
+
+        Raises as open_loader.
+        """
+        config, data = self.config, self.config.data
+        passes = self.plan.num_micro_batches if self.plan.pp > 1 or not is_evaluation else 1
+        settings = LoaderConfig(
+            sequence_length=data.sequence_length, seed=config.seed, mask_documents=data.mask_documents,
+            global_batch_size=self.plan.dp * self.plan.micro_batch * passes,
+            reservoir_size=1 if is_evaluation else data.reservoir_size, block_sequences=data.block_sequences,
+            prefetch_batches=0 if is_evaluation else data.prefetch_batches,
+        )  # fmt: skip
+        rank, ranks = (0, 1) if is_whole else (self.mesh.place("dp"), self.plan.dp)
+        return open_loader(config, sources, settings, rank=rank, ranks=ranks)
+
+    def divide(self, batch: TokenBatch) -> tuple[list[MicroBatch], StepTotals]:
+        """This rank's micro-batches, and the whole step's totals."""
+        tensors = batch.to_torch(self.device)
+        rows, size = len(batch.input_ids), self.plan.micro_batch
+        micro_batches = [
+            {name: tensor[start : start + size] for name, tensor in tensors.items()} for start in range(0, rows, size)
+        ]
+        speaks = all(self.mesh.place(axis) == 0 for axis in ("tp", "cp", "pp"))  # the others have the same rows
+        num_tokens = int((batch.document_ids >= 0).sum())
+        sums = torch.tensor([batch.num_loss_tokens, num_tokens], dtype=torch.float64, device=self.device) * speaks
+        dist.all_reduce(sums)
+        return micro_batches, StepTotals(*map(int, sums.tolist()))
+
+    def any_rank(self, *flags: bool) -> list[bool]:
+        """Of each flag, whether any rank has raised it."""
+        raised = torch.tensor(flags, dtype=torch.int32, device=self.device)
+        dist.all_reduce(raised)
+        return [count > 0 for count in raised.tolist()]
+
+
+def agree(text: str | None) -> list[str | None]:
+    """A text of every rank, on every rank."""
+    found: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, text)
+    return found
