@@ -106,6 +106,18 @@ def test_a_run_that_is_killed_before_random_steps_ends_bitwise_equal(
     assert sum(event.event == "resume" for event in read_log(config).events) >= len(steps) - 1
 
 
+def test_a_run_of_the_deepspeed_engine_has_the_losses_of_the_native_one_and_survives_a_kill(
+    runs: dict[int, PretrainingConfig], data: Path, tmp_path: Path
+) -> None:
+    config = tiny_run(data, output=tmp_path / "deepspeed", **TWO, parallel__engine="deepspeed")
+    with pytest.raises(RanksFailed, match="SIGKILL"):
+        run_ranks(run_rank, 2, config, Kill(step=8, rank=1), needs_deepspeed=True)
+    run_ranks(run_rank, 2, config, needs_deepspeed=True)
+    assert read_log(config).column("loss") == pytest.approx(read_log(runs[2]).column("loss"), rel=1e-5)
+    assert read_log(config).column("grad_norm") == pytest.approx(read_log(runs[2]).column("grad_norm"), rel=1e-5)
+    assert loader_state(config) == loader_state(runs[2])
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_run_that_is_killed_while_it_saves_ends_bitwise_equal(
     runs: dict[int, PretrainingConfig], tmp_path: Path, world: int

@@ -15,7 +15,7 @@ from train.pretrain.run_log import load_run
 
 WORKERS = {
     "workers__num_workers": 2, "workers__threads": 1, "workers__resources": {"CPU": 0.5}, "parallel__ep": 2,
-    "parallel__zero_stage": 2,
+    "parallel__zero_stage": 2, "parallel__engine": "deepspeed",
 }  # fmt: skip
 
 
