@@ -167,6 +167,11 @@ class PretrainingConfig(_Section):
                 "evaluation.prompts: a model that is divided by tp, pp, cp or ep writes no samples; remove the prompts, and "
                 "ask the exported model"
             )
+        if self.optimizer.kind != "adamw" and self.parallel.engine == "deepspeed":
+            raise ValueError(
+                f"optimizer.kind = {self.optimizer.kind!r} with parallel.engine = 'deepspeed': its ZeRO cuts matrices into flat "
+                "ranges, which that optimizer does not know; use 'adamw', or the engine 'native'"
+            )
         check_schedule(self.schedule, total_steps=self.total_steps)
         return self
 

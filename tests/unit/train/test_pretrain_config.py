@@ -87,6 +87,7 @@ def test_the_tokenizer_is_the_one_beside_the_shards_unless_named(tmp_path: Path)
             "a model that is divided by tp, pp, cp or ep writes no samples",
         ),
         ({"tokens.x": 1}, "tokens is no section"),
+        ({"optimizer.kind": "muon"}, "use 'adamw', or the engine 'native'"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_field_and_the_fix(
