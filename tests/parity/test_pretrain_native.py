@@ -13,9 +13,11 @@ from tests.pretraining import (
     LEARNING_RATE,
     ROWS,
     ModelKind,
+    build_engine,
     packed_batch,
     tiny_config,
     totals_of,
+    train,
     train_and_evaluate,
 )
 from tests.ranks import run_ranks
@@ -23,11 +25,14 @@ from train.model.balance import RouterBalance, auxiliary_loss
 from train.model.plan import ParallelPlan
 from train.model.transformer import MoETransformer
 from train.pretrain.initialise import initialise
+from train.pretrain.optimizer import OptimizerConfig
 from train.pretrain.pieces import TensorPiece
 
 STEPS = 20
 TOLERANCE = 2e-6
 """Relative, over 20 steps, float32."""
+MUON_TOLERANCE = 2e-5
+"""Making a matrix orthogonal divides by its small singular values, and so multiplies rounding."""
 ONE = ParallelPlan(micro_batch=2, num_micro_batches=4)
 PLANS: dict[str, ParallelPlan] = {
     "no accumulation": ParallelPlan(micro_batch=8),
@@ -114,3 +119,19 @@ def test_one_process_equals_a_plain_loop_with_torchs_optimizer_and_clipping(kind
         assert norm > CLIP_NORM
         assert expected["loss"][step] == pytest.approx(float(loss.detach()), rel=TOLERANCE)
         assert expected["norm"][step] == pytest.approx(float(norm), rel=TOLERANCE)
+
+
+def _run_muon(rank: int, world: int, plan: ParallelPlan) -> dict[str, list[float]]:
+    optimizer = OptimizerConfig(kind="muon", lr=LEARNING_RATE, clip_norm=CLIP_NORM, orthogonal_dtype="float32")
+    return train(build_engine("native", "sigmoid", plan, optimizer=optimizer), range(STEPS))
+
+
+@pytest.mark.parametrize(
+    "plan", ["dp 2, ZeRO-3", "tp 2", "pp 2", "dp 2 = ep 2", "dp 4, ep 2, ZeRO-3", "pp 2, dp 2, tp 2, ep 4"]
+)
+def test_muon_makes_whole_matrices_of_divided_ones(plan: str):
+    chosen = (PLANS | EXPERT_PLANS)[plan]
+    expected = run_ranks(_run_muon, 1, ONE)[0]
+    for found in run_ranks(_run_muon, chosen.world_size, chosen):
+        assert found["loss"] == pytest.approx(expected["loss"], rel=MUON_TOLERANCE)
+        assert found["norm"] == pytest.approx(expected["norm"], rel=MUON_TOLERANCE)
