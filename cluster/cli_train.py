@@ -1,19 +1,13 @@
 """`autonomous train`: a model from token shards, and what its runs wrote."""
 
-import contextlib
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cluster.cli_common import Failure, JsonOption, examples, output, print_json, table
+from cluster.pretraining import DriverName, run_pretraining
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,15 +16,6 @@ if TYPE_CHECKING:
     from train.pretrain.loop import RunEnd
 
 PANEL = "Training"
-FOLLOW_EVERY_S = 1.0
-"""How often the metrics file of a run on Ray is looked at for the bar, seconds."""
-
-
-class DriverName(StrEnum):
-    """What runs the workers."""
-
-    LOCAL = "local"
-    RAY = "ray"
 
 
 def register(app: typer.Typer) -> None:
@@ -52,7 +37,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="train", rich_help_panel=PANEL)
 
 
-def pretrain(
+def pretrain(  # noqa: PLR0917 - the command's options
     config: Annotated[Path, typer.Option("--config", metavar="FILE", help="Configuration of the run (TOML).")],
     out: Annotated[
         Path | None, typer.Option("--output", metavar="FOLDER", help="Folder instead of the file's `output`.")
@@ -63,17 +48,22 @@ def pretrain(
     driver: Annotated[
         DriverName, typer.Option(help="Workers on Ray (started here, or joined), or this process alone.")
     ] = DriverName.RAY,
+    home: Annotated[
+        Path | None,
+        typer.Option(help="The system whose emergency stop ends the run. Default: this machine's, where there is one."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train, and leave checkpoints, metrics, a report and a model folder that vLLM serves.
 
-    A run that was killed goes on from its last committed checkpoint; Ctrl-C ends it behind one.
+    A run that was killed goes on from its last committed checkpoint. Ctrl-C, a file named `stop` in the output folder and
+    `autonomous emergency-stop` end it behind one.
     """
     from train.pretrain.config import load_pretraining_config
 
     settings = load_pretraining_config(config, output=out, overrides=parse_changes(changes or []))
     console = output(stderr=as_json)
-    end = run_pretraining(settings, driver=driver, console=console)
+    end = run_pretraining(settings, driver=driver, home=home, console=console)
     _tell_end(settings, end, as_json=as_json, console=console)
     if end.ending != "finished":
         raise Failure(f"stopped at step {end.step}: {end.reason}; the same command goes on from there", code=130)
@@ -156,91 +146,6 @@ def parse_changes(changes: list[str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             found[name] = text
     return found
-
-
-def run_pretraining(settings: "PretrainingConfig", *, driver: DriverName, console: "Console") -> "RunEnd":
-    """Run with a bar; starts or joins Ray where the driver needs it."""
-    from cluster.progress import CountBar
-
-    with CountBar(console, "training") as bar:
-        if driver is DriverName.LOCAL:
-            from train.allocator import restart_for_training
-            from train.pretrain.engine import run_alone
-
-            restart_for_training([sys.executable, "-m", "cluster.cli", *sys.argv[1:]])
-
-            with _interrupts() as stop_reason:
-                return run_alone(settings, stop_reason=stop_reason, on_progress=bar.update)
-        import ray
-
-        from train.launch import run_training
-
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False)
-        stop_file = settings.output / "stop"
-        stop_file.unlink(missing_ok=True)
-        with following(settings, bar.update), _interrupts(lambda: stop_file.write_text("interrupted")):
-            return run_training(settings, stop_reason=partial(read_stop_file, stop_file))
-
-
-def read_stop_file(path: Path) -> str | None:
-    """On the workers: why they are asked to stop."""
-    return path.read_text("utf-8") or "stopped" if path.exists() else None
-
-
-@contextlib.contextmanager
-def following(settings: "PretrainingConfig", on_progress: Callable[[int, int, str], None]) -> Iterator[None]:
-    """Show the steps that the workers write to the metrics file, until the block ends."""
-    import json
-
-    from train.pretrain.run_writer import METRICS_NAME
-
-    path, is_over = settings.output / METRICS_NAME, threading.Event()
-    start = path.stat().st_size if path.exists() else 0
-
-    def follow() -> None:
-        place = start
-        while not is_over.wait(FOLLOW_EVERY_S):
-            if not path.exists():
-                continue
-            with path.open("rb") as file:
-                file.seek(place)
-                lines = file.read().split(b"\n")
-            place += sum(len(line) + 1 for line in lines[:-1])
-            steps = [json.loads(line) for line in lines[:-1] if b'"kind": "step"' in line]
-            if steps:
-                last = steps[-1]
-                note = f"loss {last['loss']:.4f}, {last.get('tokens_per_s', 0):,.0f} tokens/s"
-                on_progress(last["step"], settings.total_steps, note)
-
-    thread = threading.Thread(target=follow, name="follow-metrics", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
-
-
-@contextlib.contextmanager
-def _interrupts(ask: Callable[[], object] = lambda: None) -> Iterator[Callable[[], str | None]]:
-    """Ctrl-C and SIGTERM are a wish to stop behind a checkpoint; the second one ends at once."""
-    wishes: list[str] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def wish(number: int, _: Any) -> None:
-        wishes.append(signal.Signals(number).name)
-        ask()
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-    for number in before:
-        signal.signal(number, wish)
-    try:
-        yield lambda: f"{wishes[0]} was received" if wishes else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _tell_end(settings: "PretrainingConfig", end: "RunEnd", *, as_json: bool, console: "Console") -> None:

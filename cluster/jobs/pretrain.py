@@ -3,17 +3,17 @@
     ray job submit --working-dir . -- python -m cluster.jobs.pretrain --config configs/models/small.toml
 
 Token shards and the output lie on storage that every node reaches. A job that is killed and submitted again goes on from its
-last committed checkpoint. A file named `stop` in the output folder ends it behind a checkpoint.
+last committed checkpoint. A file named `stop` in the output folder, and the system's emergency stop, end it behind one.
 """
 
 import argparse
 import logging
-from functools import partial
 from pathlib import Path
 
 import ray
 
-from cluster.cli_train import following, parse_changes, read_stop_file
+from cluster.cli_train import parse_changes
+from cluster.pretraining import following, stop_of
 from train.launch import run_training
 from train.pretrain.config import load_pretraining_config
 from train.pretrain.loop import TrainingFailed
@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="TOML file, relative to the working directory")
     parser.add_argument("--output", type=Path, help="folder instead of the file's `output`")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field")
+    parser.add_argument("--home", type=Path, help="folder of the system whose emergency stop ends the run")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     arguments = parser.parse_args()
     try:
@@ -34,9 +35,8 @@ def main() -> None:
             arguments.config, output=arguments.output, overrides=parse_changes(arguments.set)
         )
         ray.init()
-        (config.output / "stop").unlink(missing_ok=True)
         with following(config, _log_progress):
-            end = run_training(config, stop_reason=partial(read_stop_file, config.output / "stop"))
+            end = run_training(config, stop_reason=stop_of(config, arguments.home))
     except (ValueError, OSError, TrainingFailed) as error:  # a sentence for who submitted the job
         raise SystemExit(f"error: {error}") from error
     logger.info("%s after %d steps and %d tokens: %s", end.ending, end.step, end.tokens, config.output)

@@ -169,8 +169,8 @@ class PretrainingConfig(_Section):
             )
         if self.optimizer.kind != "adamw" and self.parallel.engine == "deepspeed":
             raise ValueError(
-                f"optimizer.kind = {self.optimizer.kind!r} with parallel.engine = 'deepspeed': its ZeRO cuts matrices into flat "
-                "ranges, which that optimizer does not know; use 'adamw', or the engine 'native'"
+                f"optimizer.kind = {self.optimizer.kind!r} with parallel.engine = 'deepspeed': its ZeRO cuts matrices into "
+                "flat ranges, which that optimizer does not know; use 'adamw', or the engine 'native'"
             )
         check_schedule(self.schedule, total_steps=self.total_steps)
         return self

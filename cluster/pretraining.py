@@ -1,0 +1,142 @@
+"""A pre-training run from a terminal or a job: started, shown while it goes, and stopped.
+
+In: a PretrainingConfig. Out: how it ended. What the workers are asked before every step (`read_stop`) is a file in the run's
+folder and the system's emergency stop, both on storage that they see.
+"""
+
+import contextlib
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from train.pretrain.config import PretrainingConfig
+    from train.pretrain.loop import RunEnd
+
+FOLLOW_EVERY_S = 1.0
+"""How often the metrics file of a run on Ray is looked at for the bar, seconds."""
+STOP_NAME = "stop"
+"""A file of this name in the run's folder ends the run; what it holds is the reason."""
+
+
+class DriverName(StrEnum):
+    """What runs the workers."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+def run_pretraining(
+    settings: "PretrainingConfig", *, driver: DriverName, home: Path | None, console: "Console"
+) -> "RunEnd":
+    """Run with a bar; starts or joins Ray where the driver needs it. `home`: see `stop_of`."""
+    from cluster.progress import CountBar
+
+    if driver is DriverName.LOCAL:
+        from train.allocator import restart_for_training
+        from train.pretrain.engine import run_alone
+
+        restart_for_training([sys.executable, "-m", "cluster.cli", *sys.argv[1:]])
+        with CountBar(console, "training") as bar, _interrupts(_stop_file(settings)):
+            return run_alone(settings, stop_reason=stop_of(settings, home), on_progress=bar.update)
+    import ray
+
+    from train.launch import run_training
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    with CountBar(console, "training") as bar, _interrupts(_stop_file(settings)), following(settings, bar.update):
+        return run_training(settings, stop_reason=stop_of(settings, home))
+
+
+def stop_of(settings: "PretrainingConfig", home: Path | None) -> Callable[[], str | None]:
+    """What the workers ask; a stop of an earlier attempt is forgotten.
+
+    `home`: of the system whose emergency stop counts; None is this machine's default, where it has one.
+    """
+    _stop_file(settings).unlink(missing_ok=True)
+    if home is None:
+        from cluster.cli_common import find_config
+        from cluster.config import load_config
+
+        home = load_config(find_config(None)).home.expanduser()
+    latch = home / "safety" / "latch"
+    return partial(read_stop, _stop_file(settings), latch if latch.exists() else None)
+
+
+def read_stop(stop_file: Path, latch: Path | None) -> str | None:
+    """Why the run has to stop; None if it may go on. Called on the workers."""
+    from autonomous.safety.latch import Latch
+
+    if stop_file.exists():
+        return stop_file.read_text("utf-8").strip() or f"{stop_file} is there"
+    if latch is not None and (state := Latch.open(latch).state()).mode != "armed":
+        return f"the emergency stop stands ({state.mode}): {state.reason}"
+    return None
+
+
+@contextlib.contextmanager
+def following(settings: "PretrainingConfig", on_progress: Callable[[int, int, str], None]) -> Iterator[None]:
+    """Show the steps that the workers write to the metrics file, until the block ends."""
+    from train.pretrain.run_writer import METRICS_NAME
+
+    path, is_over = settings.output / METRICS_NAME, threading.Event()
+    start = path.stat().st_size if path.exists() else 0
+
+    def follow() -> None:
+        place, is_last = start, False
+        while not is_last:
+            is_last = is_over.wait(FOLLOW_EVERY_S)  # and look once more
+            if not path.exists():
+                continue
+            with path.open("rb") as file:
+                file.seek(place)
+                lines = file.read().split(b"\n")
+            place += sum(len(line) + 1 for line in lines[:-1])
+            steps = [json.loads(line) for line in lines[:-1] if b'"kind": "step"' in line]
+            if steps:
+                last = steps[-1]
+                note = f"loss {last['loss']:.4f}, {last.get('tokens_per_s', 0):,.0f} tokens/s"
+                on_progress(last["step"], settings.total_steps, note)
+
+    thread = threading.Thread(target=follow, name="follow-metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def _stop_file(settings: "PretrainingConfig") -> Path:
+    return settings.output / STOP_NAME
+
+
+@contextlib.contextmanager
+def _interrupts(stop_file: Path) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask the workers to stop behind a checkpoint; the second one ends this process at once."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(number: int, _: Any) -> None:
+        restore()
+        stop_file.parent.mkdir(parents=True, exist_ok=True)
+        stop_file.write_text(f"{signal.Signals(number).name} was received", "utf-8")
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        restore()
