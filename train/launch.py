@@ -98,7 +98,7 @@ class _Gauges:
         from ray.util.metrics import Gauge
 
         for name, value in values.items():
-            key = GAUGE_PREFIX + name.replace("/", "_").replace(" ", "_")
+            key = GAUGE_PREFIX + name.replace("/", "_")
             if key not in self._gauges:
                 self._gauges[key] = Gauge(key, description=f"Pre-training: {name} of the last logged step")
             self._gauges[key].set(value)

@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 
 from cluster.cli_train import parse_changes
-from cluster.pretraining import following, stop_of
+from cluster.pretraining import stop_of
 from train.launch import run_training
 from train.pretrain.config import load_pretraining_config
 from train.pretrain.loop import TrainingFailed
@@ -35,15 +35,10 @@ def main() -> None:
             arguments.config, output=arguments.output, overrides=parse_changes(arguments.set)
         )
         ray.init()
-        with following(config, _log_progress):
-            end = run_training(config, stop_reason=stop_of(config, arguments.home))
+        end = run_training(config, stop_reason=stop_of(config, arguments.home))  # the workers log the steps
     except (ValueError, OSError, TrainingFailed) as error:  # a sentence for who submitted the job
         raise SystemExit(f"error: {error}") from error
     logger.info("%s after %d steps and %d tokens: %s", end.ending, end.step, end.tokens, config.output)
-
-
-def _log_progress(done: int, total: int, note: str) -> None:
-    logger.info("step %d of %d: %s", done, total, note)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class RunWriter:
         self.write("step", step, **fields)
         if step % self._every and step != self._total:
             return
-        seconds = {f"seconds/{phase}": value for phase, value in fields["seconds"].items()}
+        seconds = {f"seconds/{phase.replace(' ', '_')}": value for phase, value in fields["seconds"].items()}
         values = {name: value for name, value in fields.items() if isinstance(value, int | float)} | seconds
         for name in ("expert_max_over_mean", "dead_experts"):
             if fields[name]:
