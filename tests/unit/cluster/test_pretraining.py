@@ -39,11 +39,13 @@ def test_a_stop_of_an_earlier_attempt_is_forgotten(tmp_path: Path) -> None:
 
 def test_the_first_signal_asks_and_the_second_one_is_the_process_s_own(tmp_path: Path) -> None:
     stop = tmp_path / "run" / "stop"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may ignore it
     with _interrupts(stop):
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.read_text() == "SIGINT was received"
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_what_the_workers_write_is_shown_to_the_last_step(tmp_path: Path) -> None:
