@@ -36,6 +36,7 @@ def _run(rank: int, world: int, name: Engine, kind: str, plan: ParallelPlan) -> 
     [
         ("native", "bf16", PLANS[0]),
         ("native", "bf16", PLANS[1]),
+        ("native", "bf16", ParallelPlan(pp=2, dp=2, ep=2, micro_batch=2, num_micro_batches=2)),
         ("native", "fp16", PLANS[1]),
         ("native", "fp8", PLANS[0]),
         ("native", "fp8", PLANS[1]),

@@ -15,7 +15,7 @@ def check_inputs(
     *,
     input_ids: Tensor | None,
     inputs_embeds: Tensor | None,
-    embedding_dtype: torch.dtype,
+    embedding_dtype: torch.dtype | None,
     position_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
     document_ids: Tensor | None = None,
@@ -61,7 +61,7 @@ def check_inputs(
 
 
 def _check_tokens(
-    config: MoEConfig, input_ids: Tensor | None, inputs_embeds: Tensor | None, embedding_dtype: torch.dtype
+    config: MoEConfig, input_ids: Tensor | None, inputs_embeds: Tensor | None, embedding_dtype: torch.dtype | None
 ) -> tuple[int, int]:
     """(batch, seq)."""
     if (input_ids is None) == (inputs_embeds is None):
@@ -82,7 +82,7 @@ def _check_tokens(
         )
     if inputs_embeds.numel() == 0:
         raise ValueError(f"inputs_embeds has shape {list(inputs_embeds.shape)}; give at least one token")
-    if inputs_embeds.dtype != embedding_dtype and not torch.is_autocast_enabled(inputs_embeds.device.type):
+    if embedding_dtype not in (None, inputs_embeds.dtype) and not torch.is_autocast_enabled(inputs_embeds.device.type):
         raise ValueError(f"inputs_embeds has dtype {inputs_embeds.dtype}, the model {embedding_dtype}; convert it")
     return inputs_embeds.shape[0], inputs_embeds.shape[1]
 

@@ -284,7 +284,7 @@ class MoETransformer(nn.Module):
         """
         check_inputs(
             self.config, input_ids=input_ids, inputs_embeds=inputs_embeds,
-            embedding_dtype=next(self.parameters()).dtype, position_ids=position_ids,
+            embedding_dtype=self.model.embed_tokens.weight.dtype if self.is_first else None, position_ids=position_ids,
             attention_mask=attention_mask, document_ids=document_ids, labels=labels, replay_routes=replay_routes,
             logits_to_keep=logits_to_keep, sequence_parts=1 if self.is_first else self.ranks.cp_size * self.ranks.tp_size,
         )  # fmt: skip

@@ -195,7 +195,7 @@ class PretrainingEngine:
         """Back to the last checkpoint, but behind the batches that were read since."""
         position = self.loader.state_dict()["position"]
         self.poll_save(waits=True)
-        info = self.checkpoints.latest()
+        info = self._latest()
         assert info is not None, "a run begins with a checkpoint"
         anomaly = self.state.anomaly
         self._restore(info)
@@ -212,7 +212,7 @@ class PretrainingEngine:
 
     def _begin(self) -> None:
         self.checkpoints.clean_uncommitted()
-        info = self.checkpoints.latest()
+        info = self._latest()
         if info is None:
             initialise(self.trainer.engine.pieces(), seed=self.config.seed, std=self.config.model.initializer_range)
             self.trainer.engine.weights_changed()
@@ -222,6 +222,12 @@ class PretrainingEngine:
             self._restore(info)
             self.tell("resume", f"attempt {self.attempt}, {self.trainer.plan.describe()}, from {info.name}")
         self._step_end = time.perf_counter()
+
+    def _latest(self) -> CheckpointInfo | None:
+        """The newest committed checkpoint, as rank 0 sees it: a shared file system may show it to others later."""
+        seen = self.checkpoints.latest() if self.is_first_rank else None
+        name = agree(None if seen is None else seen.name)[0]
+        return None if name is None else self.checkpoints.find(name)
 
     def _restore(self, info: CheckpointInfo) -> None:
         engine = self.trainer.engine
