@@ -15,6 +15,7 @@ from itertools import pairwise
 from torch import nn
 
 from train.model.config import AttentionConfig, AttentionKind, MoEConfig
+from train.model.layers import RMSNorm
 from train.model.loss import CHUNK_LOGITS
 from train.model.moe import FeedForward, MoELayer
 from train.model.transformer import DecoderLayer, MoETransformer
@@ -213,9 +214,10 @@ def _count_layer(config: MoEConfig, index: int, layer: DecoderLayer, context: in
     else:
         shared = layer.mlp
     shared_params = 0 if shared is None else _count(shared)
+    query_norms = sum(_count(part) for part in layer.self_attn.modules() if isinstance(part, RMSNorm))
     return LayerCosts(
-        attention_params=_count(layer.self_attn),
-        norm_params=_count(layer.input_layernorm) + _count(layer.post_attention_layernorm),
+        attention_params=_count(layer.self_attn) - query_norms,
+        norm_params=query_norms + _count(layer.input_layernorm) + _count(layer.post_attention_layernorm),
         feed_forward_params=shared_params,
         router_params=router,
         expert_params=experts,

@@ -73,7 +73,7 @@ def estimate(
     precision: Precision = "bf16",
 ) -> Estimate:
     """Memory and speed of `plan`. Raises ValueError for fp8 on a GPU without it."""
-    step = _Step(costs, plan, gpu, assumptions, precision)
+    step = StepFormulas(costs, plan, gpu, assumptions, precision)
     stages = split_stages(costs, plan.pp)
     candidates = distinct_stages(costs, plan.pp)
     memory = max((step.memory(stages[stage], stage) for stage in candidates), key=lambda found: found.total)
@@ -95,7 +95,7 @@ def estimate(
     )  # fmt: skip
 
 
-class _Step:
+class StepFormulas:
     """The formulas, for one plan."""
 
     def __init__(
@@ -229,21 +229,33 @@ class _Step:
         hidden = BF16 * costs.hidden_size * self.tokens
         sent: dict[Traffic, float] = dict.fromkeys(("tensor", "expert", "context", "pipeline", "data"), 0.0)
         for layer, count in layers.items():
-            blocks = 1 + (layer.feed_forward_params > 0)
-            # all-gather and reduce-scatter forward, both again backward; and forward again if it is recomputed
-            sent["tensor"] += count * blocks * (6 if full else 4) * hidden * (plan.tp - 1) / plan.tp
+            # all-gather and reduce-scatter forward, both again backward; forward again of what is recomputed, but for the
+            # layer's last one, whose output nothing needs
+            blocks = (4 if plan.recomputation == "none" else 6) + (layer.feed_forward_params > 0) * (5 if full else 4)
+            sent["tensor"] += count * blocks * hidden * (plan.tp - 1) / plan.tp
             if layer.expert_params:
                 row = layer.top_k * costs.hidden_size * self.tokens / plan.tp * (plan.ep - 1) / plan.ep
                 there, back = self.assumptions.dispatch_bytes, BF16  # to the experts, and their results
                 sent["expert"] += count * row * ((there + back) * (3 if full else 2))
-            others = min(self.tokens * (plan.cp - 1), plan.micro_batch * layer.reach) if plan.cp > 1 else 0.0
-            sent["context"] += count * BF16 * layer.kv_width * others / plan.tp * (4 if full else 3)
+            sent["context"] += count * self._context_bytes(layer)
         if plan.pp > 1:
             sent["pipeline"] = 2 * hidden / plan.tp * plan.virtual_stages
         each = self.assumptions.gradient_bytes if self.scatters_each_micro_batch else 0
         each += 2 * BF16 if plan.zero_stage == 3 else 0  # gathered forward and backward
         sent["data"] = each * self._between_replicas(*self.local_params(layers, stage))
         return sent
+
+    def _context_bytes(self, layer: LayerCosts) -> float:
+        """Of one layer and micro-batch: heads for positions and back (queries, keys, values, outputs), or around a ring."""
+        plan = self.plan
+        if plan.cp == 1:
+            return 0.0
+        if self.assumptions.context_exchange == "heads":
+            width = (layer.score_width + layer.kv_width) / plan.tp
+            times = 2 if plan.recomputation == "none" else 3
+            return times * BF16 * width * self.tokens * (plan.cp - 1) / plan.cp
+        others = min(self.tokens * (plan.cp - 1), plan.micro_batch * layer.reach)
+        return BF16 * layer.kv_width * others / plan.tp * (4 if plan.recomputation == "full" else 3)
 
     def once_per_step(self, layers: Stage, stage: int, *, hide_s: float) -> tuple[float, dict[Traffic, float]]:
         """(seconds, bytes) of what happens once: gradients and parameters under ZeRO-1 or 2, and the optimizer."""

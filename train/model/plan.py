@@ -153,6 +153,9 @@ class Assumptions(BaseModel):
     """Share of tensor parallel traffic hidden behind matmuls."""
     ep_overlap: float = Field(0.0, ge=0, le=1)
     """Share of the experts' all-to-all hidden behind compute (DualPipe: all of it)."""
+    context_exchange: Literal["heads", "ring"] = "heads"
+    """What context parallel ranks send: heads for positions, as both engines here do, or keys and values around a ring, as
+    the published runs did."""
     dispatch_bytes: int = Field(2, gt=0)
     """Bytes of an element on its way to an expert (fp8 dispatch: 1)."""
     gradient_bytes: int = Field(4, gt=0)

@@ -13,7 +13,7 @@ from train.model.estimate import Estimate, estimate
 from train.model.plan import Assumptions, ParallelPlan, Precision, gpu
 from train.model.presets import preset
 
-_AS_PUBLISHED = Assumptions(is_loss_chunked=False)
+_AS_PUBLISHED = Assumptions(context_exchange="ring", is_loss_chunked=False)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,9 @@ _LLAMA = "Llama 3 (arXiv:2407.21783), table 4 and section 3.3.2"
 _TITAN = "torchtitan, benchmarks/llama3_h100_202412_torchtitan.md"
 _GIB = 2**30
 
-_DUAL_PIPE = Assumptions(is_loss_chunked=False, ep_overlap=1.0, dispatch_bytes=1, optimizer_bytes=8)
+_DUAL_PIPE = Assumptions(
+    context_exchange="ring", is_loss_chunked=False, ep_overlap=1.0, dispatch_bytes=1, optimizer_bytes=8
+)
 _8B = {"width": 4096, "layers": 32, "feed_forward": 14_336}
 
 PUBLISHED: tuple[PublishedRun, ...] = (

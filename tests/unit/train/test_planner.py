@@ -211,7 +211,9 @@ def test_a_windowed_layer_needs_no_keys_from_beyond_its_window():
     windowed = config.replace(attention=AttentionConfig(pattern=("sliding",), window=1024, num_sinks=64))
     plan = ParallelPlan(cp=8)
     full, near = (
-        estimate(count_costs(one, name="x", context=32_768), plan, gpu=H100, assumptions=Assumptions())
+        estimate(
+            count_costs(one, name="x", context=32_768), plan, gpu=H100, assumptions=Assumptions(context_exchange="ring")
+        )
         for one in (config, windowed)
     )
     each = 3 * 32 * 2 * 2 * 1024  # forward once, backward twice; 32 layers; bytes; keys and values of 8 heads of 128
