@@ -50,7 +50,7 @@ def tiny_run(folder: Path, **changes: Any) -> PretrainingConfig:
     """`STEPS` steps of eight sequences, with checkpoints and evaluations at every third and fourth step."""
     fields: dict[str, Any] = {
         "output": folder / "run",
-        "model": SHAPE | {"router": SOFTMAX.model_dump(), "tie_word_embeddings": True},
+        "model": SHAPE | {"router": SOFTMAX.model_dump(), "tie_word_embeddings": True, "num_shared_experts": 0},
         "data": {
             "sequence_length": LENGTH,
             "sources": [{"location": str(folder / "tokens"), "name": "walks", "held_out_every": 4}],
