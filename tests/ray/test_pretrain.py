@@ -58,3 +58,13 @@ def test_a_worker_that_fails_more_often_than_allowed_ends_the_run_with_its_reaso
     config = tiny_run(tmp_path, data__tokenizer=tmp_path / "nowhere", evaluation__prompts=("a",), workers__threads=1)
     with pytest.raises(TrainingFailed, match=r"worker 0: .*evaluation\.prompts needs the tokenizer of the shards"):
         run_training(config)
+
+
+def test_a_run_takes_as_many_workers_as_there_is_room_for(tmp_path: Path) -> None:
+    write_shards(tmp_path / "tokens")
+    config = tiny_run(
+        tmp_path, workers__num_workers=2, workers__min_workers=1, workers__threads=1, workers__resources={"CPU": 1.5}
+    )
+    assert run_training(config).ending == "finished"
+    (start,) = [event for event in read_log(config).events if event.event == "start"]
+    assert "dp 1 " in start.detail
