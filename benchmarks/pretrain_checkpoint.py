@@ -6,7 +6,10 @@ They take turns in one run. A stall is the time in which the loop stands still; 
 """
 
 import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,15 +23,22 @@ EXPERTS = 36
 """Of each layer: 91M parameters, 1.1 GB of state."""
 LEAST = 5.0
 WARMUP_STEPS = 2
+THREADS = {"OMP_NUM_THREADS": "1"}
 PLAIN, ASYNCHRONOUS, BLOCKING = "plain", "asynchronous", "blocking"
 
 
 def run(context: BenchContext) -> Iterable[Claim]:
     """The claims of this file."""
-    import torch.multiprocessing as processes
-
     rounds = 2 if context.quick else 4
-    processes.spawn(_rank, args=(str(context.folder), rounds), nprocs=RANKS)
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), str(context.folder), str(rounds)], env=os.environ | THREADS
+        )
+        for rank in range(RANKS)
+    ]
+    ends = [rank.wait() for rank in ranks]
+    if any(ends):
+        raise RuntimeError("a rank failed: its error is above")
     found = [json.loads((context.folder / f"rank{rank}.json").read_text()) for rank in range(RANKS)]
     slowest = {
         kind: statistics.median(max(of_ranks) for of_ranks in zip(*(one["stalls"][kind] for one in found), strict=True))
@@ -120,3 +130,7 @@ def _rank(rank: int, folder: str, rounds: int) -> None:
     report = {"stalls": stalls, "steps": steps, "write_s": write_s, "bytes": manager.timings.size_bytes}
     (Path(folder) / f"rank{rank}.json").write_text(json.dumps(report))
     dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _rank(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

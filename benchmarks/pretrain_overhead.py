@@ -6,6 +6,7 @@ workers (some 10 s) does not count. The metrics file says where the time of a st
 """
 
 import os
+import secrets
 import shutil
 import statistics
 from collections.abc import Iterable
@@ -102,12 +103,11 @@ def _alone(config: Any) -> None:
 
 
 def _ray(config: Any) -> None:
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # before Ray is imported
     import ray
 
     from train.launch import run_training
 
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_AUTH_TOKEN", "benchmark" * 4)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     run_training(config)
     ray.shutdown()
