@@ -2,7 +2,8 @@
 
 Whole runs of configs/models/small.toml's model, shortened, on token shards that are made for it: the same run in one process
 and on Ray Train with one worker, in turns. Compared is the median time of a step behind the first ones, so that starting
-workers (some 10 s) does not count. The metrics file says where the time of a step went.
+workers (some 10 s) does not count. One thread trains, so that Ray's own processes have a core: on two cores with two threads they
+and the training stand in each other's way. The metrics file says where the time of a step went.
 """
 
 import os
@@ -19,6 +20,7 @@ from cluster.config import REPOSITORY
 from train.allocator import training_environment
 
 WARMUP_STEPS = 5
+THREADS = 1
 SAVE_EVERY = 25
 """Steps; a checkpoint of 0.5 GB each minute."""
 MOST_SHARE, MOST_OVERHEAD = 0.03, 0.02
@@ -33,10 +35,10 @@ def run(context: BenchContext) -> Iterable[Claim]:
     found = run_variants(
         Path(__file__), ["alone", "ray"],
         arguments={"tokens": str(tokens), "output": str(context.folder / "run"), "steps": steps},
-        rounds=2 if context.quick else 3, environment=training_environment(), note=context.note,
+        rounds=2 if context.quick else 3, environment=training_environment(), num_threads=THREADS, note=context.note,
     )  # fmt: skip
     share = found["alone"].median_of("share")
-    conditions = f"{steps} steps, a checkpoint every {SAVE_EVERY}, 2 threads; "
+    conditions = f"{steps} steps, a checkpoint every {SAVE_EVERY}, {THREADS} thread; "
     yield judge(
         "reading data and saving, share of a run's steps", f"<= {MOST_SHARE:.0%}", round(100 * share, 2), "%",
         is_met=share <= MOST_SHARE, conditions=conditions + f"a step of {found['alone'].median_s:.2f} s",
@@ -72,7 +74,7 @@ def _config(tokens: Path, output: Path, *, steps: int) -> Any:
     changes: dict[str, Any] = {
         "data.sources": [{"location": str(tokens), "name": "tokens"}], "parallel.engine": "native",
         "checkpoint.every_steps": SAVE_EVERY, "evaluation.prompts": [], "evaluation.bigram_tokens": 0,
-        "workers.threads": 2, "schedule.warmup_steps": 10,
+        "workers.threads": THREADS, "schedule.warmup_steps": 10,
     }  # fmt: skip
     path = REPOSITORY / "configs/models/small.toml"
     config = load_pretraining_config(path, output=output, overrides=changes)
