@@ -2,8 +2,8 @@
 
 Whole runs of configs/models/small.toml's model, shortened, on token shards that are made for it: the same run in one process
 and on Ray Train with one worker, in turns. Compared is the median time of a step behind the first ones, so that starting
-workers (some 10 s) does not count. One thread trains, so that Ray's own processes have a core: on two cores with two threads they
-and the training stand in each other's way. The metrics file says where the time of a step went.
+workers (some 10 s) does not count. One thread trains, so that Ray's own processes have a core: with two threads on two cores
+they and the training stand in each other's way. The metrics file says where the time of a step went.
 """
 
 import os
