@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from autonomous.config import AutonomousConfig
 from autonomous.ingest import IngestConfig
 from serve.config import EngineConfig, HttpConfig, RAGConfig
+from train.toml_file import set_fields
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = REPOSITORY / "configs" / "laptop.toml"
@@ -118,12 +119,7 @@ def load_config(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Sy
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    for name, value in (overrides or {}).items():
-        *sections, field = name.split(".")
-        table = raw
-        for section in sections:
-            table = table.setdefault(section, {})
-        table[field] = value
+    set_fields(raw, overrides or {}, error=ConfigError)
     try:
         return SystemConfig.model_validate(raw)
     except ValidationError as error:

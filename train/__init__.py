@@ -6,6 +6,7 @@ model/      what is trained and served: the Mixture-of-Experts transformer, the 
 pretrain/   packed tokens in, a trained model out
 data/       documents in, clean text and token batches out
 adapt/      LoRA adapters: build, save, load
+toml_file   configuration files: read, changed, their paths; files: what must survive a power cut
 dtype       the precision that hardware is fast in; allocator: malloc for training on a CPU
 continual/  learning items and replay, so that new knowledge does not push out the old
 """

@@ -251,8 +251,12 @@ def _refusal(rank: int, world: int, plan: ParallelPlan, changes: dict[str, Any])
     [
         ({"optimizer": OPTIMIZER.model_copy(update={"kind": "muon"})}, ONE, "optimizer.kind = 'muon'"),
         ({"device": torch.device("cuda")}, ONE, "set the environment variable DS_ACCELERATOR=cuda"),
-        ({}, ONE.model_copy(update={"zero_stage": 3, "recomputation": "selective"}), "recomputation = 'selective'"),
-        ({}, ONE.model_copy(update={"zero_stage": 2, "pp": 2}), "its pipeline runs with 1 and 1"),
+        (
+            {},
+            ONE.model_copy(update={"zero_stage": 3, "recomputation": "selective"}),
+            "selective recomputation with ZeRO-3",
+        ),
+        ({}, ONE.model_copy(update={"zero_stage": 2, "pp": 2}), "zero_stage = 2 with pp = 2"),
     ],
 )
 def test_what_it_does_not_run_is_refused_with_the_field_and_the_way_out(

@@ -7,7 +7,6 @@ from the folder of the configuration file.
 import hashlib
 import json
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -24,6 +23,7 @@ from train.data.quality import QualityConfig
 from train.data.source_code import CodeConfig
 from train.data.source_config import SourceConfig
 from train.data.tokenizer import TokenizerConfig
+from train.toml_file import absolute_path, explain, read_toml, with_absolute_locations
 
 
 class DataConfigError(ValueError):
@@ -134,14 +134,7 @@ def load_pipeline_config(
     `overrides` replaces top-level fields. Raises DataConfigError naming the file, the field, the fix.
     """
     path = Path(path)
-    try:
-        data = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise DataConfigError(
-            f"configuration {path} cannot be read ({error.strerror}): give --config an existing file"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataConfigError(f"configuration {path} is no valid TOML: {error}") from error
+    data = read_toml(path, error=DataConfigError)
     folder = path.resolve().parent
     data |= dict(overrides or {})
     if output:
@@ -149,26 +142,16 @@ def load_pipeline_config(
     try:
         return PipelineConfig.model_validate(_with_absolute_paths(data, folder))
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, one['loc'])) or 'configuration'}: {one['msg']}" for one in error.errors()]
-        raise DataConfigError(f"configuration {path}: " + "; ".join(lines)) from error
+        raise DataConfigError(explain(path, error)) from error
 
 
 def _with_absolute_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    def absolute(value: Any) -> Any:
-        if not isinstance(value, str) or "://" in value or not value:
-            return value
-        return str(folder / Path(value).expanduser())
-
-    data = dict(data)
     if "output" in data:
-        data["output"] = absolute(data["output"])
+        data["output"] = absolute_path(data["output"], folder=folder)
     for section, field in (("sources", "location"), ("evaluation_sets", "path")):
-        if isinstance(data.get(section), list):
-            data[section] = [
-                one | {field: absolute(one[field])} if isinstance(one, dict) and field in one else one
-                for one in data[section]
-            ]
+        if section in data:
+            data[section] = with_absolute_locations(data[section], field=field, folder=folder)
     for section, field in (("index", "path"), ("tokenizer", "folder")):
         if isinstance(data.get(section), dict) and field in data[section]:
-            data[section] = data[section] | {field: absolute(data[section][field])}
+            data[section] = data[section] | {field: absolute_path(data[section][field], folder=folder)}
     return data

@@ -6,6 +6,7 @@ each rank its part: together one all-reduce, cut in two (arXiv:2205.05198). `hea
 all-to-all of Ulysses (arXiv:2309.14509).
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -44,6 +45,14 @@ def add_up(x: Tensor, group: ProcessGroup) -> Tensor:
     total = x.detach().clone()
     dist.all_reduce(total, group=group)
     return total
+
+
+def add_up_together(tensors: Sequence[Tensor], group: ProcessGroup) -> None:
+    """Each of them becomes the sum over all ranks, in one exchange."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat, group=group)
+    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(total.view_as(tensor))
 
 
 def _gather(x_BSD: Tensor, group: ProcessGroup) -> Tensor:

@@ -176,7 +176,7 @@ class MoELayer(nn.Module):
     def __init__(self, config: MoEConfig, *, ranks: ModelRanks = ALONE) -> None:
         """Under expert parallelism each rank holds its share of the experts. Raises ValueError if they do not divide."""
         super().__init__()
-        check_division(config, ranks)
+        check_division(config, tp=ranks.tp_size, cp=ranks.cp_size, ep=ranks.ep_size)
         self.ep = ranks.ep
         self.gate = ExpertRouter(config)
         self.experts = Experts(

@@ -173,7 +173,10 @@ class Assumptions(BaseModel):
 def refusals(plan: ParallelPlan, costs: ModelCosts) -> dict[Engine, str]:
     """Why an engine cannot run `plan` (design rule 9): engine -> the first reason; an engine that can is not in it."""
     shared = _splits_heads(plan, costs)
-    reasons: dict[Engine, list[str]] = {"deepspeed": _deepspeed_refuses(plan) + shared, "native": shared}
+    reasons: dict[Engine, list[str]] = {
+        "deepspeed": deepspeed_refusals(plan) + shared,
+        "native": native_refusals(plan) + shared,
+    }
     return {engine: found[0] for engine, found in reasons.items() if found}
 
 
@@ -205,14 +208,31 @@ def _splits_heads(plan: ParallelPlan, costs: ModelCosts) -> list[str]:
     return [f"Ulysses splits heads: tp x cp = {heads} does not divide {costs.num_kv_heads} key-value heads"]
 
 
-def _deepspeed_refuses(plan: ParallelPlan) -> list[str]:
+def native_refusals(plan: ParallelPlan) -> list[str]:
+    """What the native engine does not run, whatever the model."""
+    if plan.num_micro_batches >= plan.pp:
+        return []
+    return [
+        f"num_micro_batches = {plan.num_micro_batches} is less than pp = {plan.pp}: its pipeline needs at least one "
+        "micro-batch per stage"
+    ]
+
+
+def deepspeed_refusals(plan: ParallelPlan) -> list[str]:
+    """What the DeepSpeed engine does not run, whatever the model."""
     reasons = []
     if plan.pp > 1 and plan.zero_stage > 1:
-        reasons.append("ZeRO-2 and ZeRO-3 are incompatible with pipeline parallelism")
+        reasons.append(
+            f"zero_stage = {plan.zero_stage} with pp = {plan.pp}: ZeRO-2 and ZeRO-3 are incompatible with pipeline parallelism; "
+            "use zero_stage 1, or the engine native"
+        )
     if plan.virtual_stages > 1:
-        reasons.append("its pipeline has no interleaved schedule")
+        reasons.append(
+            f"virtual_stages = {plan.virtual_stages}: its pipeline has no interleaved schedule; use 1, or the engine native"
+        )
     if plan.zero_stage == 3 and plan.recomputation == "selective":
         reasons.append(
-            "selective recomputation with ZeRO-3: torch takes the gathering of weights for a part of the layer; use full"
+            "selective recomputation with ZeRO-3: torch takes the gathering of weights for a part of the layer; use full, "
+            "zero_stage 1 or 2, or the engine native"
         )
     return reasons

@@ -113,9 +113,8 @@ def local_box(name: str, local_shape: tuple[int, ...], ranks: ModelRanks) -> tup
     return tuple(shape), tuple(offsets)
 
 
-def check_division(config: MoEConfig, ranks: ModelRanks) -> None:
-    """Raises ValueError, naming field and value, for a model that cannot be divided so."""
-    tp, cp, ep = ranks.tp_size, ranks.cp_size, ranks.ep_size
+def check_division(config: MoEConfig, *, tp: int, cp: int, ep: int) -> None:
+    """Raises ValueError, naming field and value, for a model that cannot be divided among so many ranks."""
     if ep > 1 and config.num_experts % ep:
         raise ValueError(
             f"num_experts = {config.num_experts} is not divisible by the {ep} ranks of expert parallelism; change one of them"

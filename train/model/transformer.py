@@ -170,7 +170,7 @@ class MoETransformer(nn.Module):
         Raises ValueError for a model that cannot be divided so.
         """
         super().__init__()
-        check_division(config, ranks)
+        check_division(config, tp=ranks.tp_size, cp=ranks.cp_size, ep=ranks.ep_size)
         self.config, self.ranks = config, ranks
         self.layer_range = range(config.num_hidden_layers) if layers is None else layers
         previous = torch.get_default_dtype()

@@ -6,7 +6,6 @@ from the folder of the configuration file. The resolved configuration is saved a
 
 import math
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -20,9 +19,10 @@ from train.model.presets import config_of
 from train.model.transformer import Recomputation
 from train.pretrain.anomaly import AnomalyConfig
 from train.pretrain.checkpoint import CheckpointConfig
-from train.pretrain.optimizer import OptimizerConfig
+from train.pretrain.optimizer import OptimizerConfig, check_flat_ranges
 from train.pretrain.precision import PrecisionConfig
 from train.pretrain.schedule import ScheduleConfig, check_schedule
+from train.toml_file import absolute_path, explain, read_toml, set_fields, with_absolute_locations
 
 
 class PretrainingConfigError(ValueError):
@@ -164,21 +164,18 @@ class PretrainingConfig(_Section):
             )
         if self.evaluation.prompts and self.parallel.planned_for is None and self._is_divided:
             raise ValueError(
-                "evaluation.prompts: a model that is divided by tp, pp, cp or ep writes no samples; remove the prompts, and "
-                "ask the exported model"
+                "evaluation.prompts: a model that is divided by tp, pp or cp writes no samples; remove the prompts, and ask "
+                "the exported model"
             )
-        if self.optimizer.kind != "adamw" and self.parallel.engine == "deepspeed":
-            raise ValueError(
-                f"optimizer.kind = {self.optimizer.kind!r} with parallel.engine = 'deepspeed': its ZeRO cuts matrices into "
-                "flat ranges, which that optimizer does not know; use 'adamw', or the engine 'native'"
-            )
+        if self.parallel.engine == "deepspeed":
+            check_flat_ranges(self.optimizer)
         check_schedule(self.schedule, total_steps=self.total_steps)
         return self
 
     @property
     def _is_divided(self) -> bool:
         parallel = self.parallel
-        return parallel.tp * parallel.pp * parallel.cp * parallel.ep > 1
+        return parallel.tp * parallel.pp * parallel.cp > 1
 
     @property
     def tokens_per_step(self) -> int:
@@ -207,17 +204,8 @@ def load_pretraining_config(
     """Read a TOML file. `output`, if given, is taken instead of the file's, and from the current folder if it is relative;
     `overrides` changes single fields, by dotted names. Raises PretrainingConfigError naming the file, the field, the fix.
     """
-    try:
-        data = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise PretrainingConfigError(
-            f"configuration {path} cannot be read ({error.strerror}): give --config an existing file"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PretrainingConfigError(f"configuration {path} is no valid TOML: {error}") from error
-    data = _with_absolute_paths(data, path.resolve().parent)
-    for name, value in (overrides or {}).items():
-        _set(data, name, value)
+    data = _with_absolute_paths(read_toml(path, error=PretrainingConfigError), path.resolve().parent)
+    set_fields(data, overrides or {}, error=PretrainingConfigError)
     if output is not None:
         data["output"] = os.path.abspath(output.expanduser())
     try:
@@ -225,8 +213,7 @@ def load_pretraining_config(
             data["model"] = _from_preset(data["model"])
         return PretrainingConfig.model_validate(data)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, one['loc'])) or 'configuration'}: {one['msg']}" for one in error.errors()]
-        raise PretrainingConfigError(f"configuration {path}: " + "; ".join(lines)) from error
+        raise PretrainingConfigError(explain(path, error)) from error
     except (ValueError, OSError) as error:
         raise PretrainingConfigError(f"configuration {path}: {error}") from error
 
@@ -238,35 +225,13 @@ def _from_preset(model: dict[str, Any]) -> dict[str, Any]:
     return fields if preset is None else config_of(preset).model_dump(exclude_unset=True) | fields
 
 
-def _set(data: dict[str, Any], name: str, value: Any) -> None:
-    *sections, field = name.split(".")
-    for section in sections:
-        data = data.setdefault(section, {})
-        if not isinstance(data, dict):
-            raise PretrainingConfigError(f"{name}: {section} is no section of the configuration; name a field of it")
-    data[field] = value
-
-
 def _with_absolute_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    def absolute(value: Any) -> Any:
-        if isinstance(value, list):
-            return [absolute(one) for one in value]
-        if not isinstance(value, str) or "://" in value or not value:
-            return value
-        return os.path.normpath(folder / Path(value).expanduser())
-
-    data = dict(data)
     if "output" in data:
-        data["output"] = absolute(data["output"])
+        data["output"] = absolute_path(data["output"], folder=folder)
     tokens = data.get("data")
     if isinstance(tokens, dict):
-        tokens = dict(tokens)
         if "tokenizer" in tokens:
-            tokens["tokenizer"] = absolute(tokens["tokenizer"])
-        if isinstance(tokens.get("sources"), list):
-            tokens["sources"] = [
-                one | {"location": absolute(one["location"])} if isinstance(one, dict) and "location" in one else one
-                for one in tokens["sources"]
-            ]
-        data["data"] = tokens
+            tokens["tokenizer"] = absolute_path(tokens["tokenizer"], folder=folder)
+        if "sources" in tokens:
+            tokens["sources"] = with_absolute_locations(tokens["sources"], field="location", folder=folder)
     return data

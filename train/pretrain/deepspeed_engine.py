@@ -19,24 +19,40 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import AdamW
 
+from train.model.collectives import add_up_together
 from train.model.config import MoEConfig
 from train.model.costs import stage_ranges
 from train.model.generate import Generated, SamplingConfig
 from train.model.moe import MoELayer
+from train.model.plan import deepspeed_refusals
 from train.model.ranks import local_box, split_of
 from train.model.transformer import MoETransformer
 from train.pretrain.deepspeed_moe import MeshForDeepSpeed, expert_groups, mark_experts
 from train.pretrain.deepspeed_passes import Passes, PipelinePasses, WholePasses
 from train.pretrain.deepspeed_zero import Fragment, ZeroState, whole_shape, zero_state
 from train.pretrain.mesh import RankMesh
-from train.pretrain.optimizer import FUSED_DEVICES, OptimizerConfig, ParameterShard, clip_factor, has_decay
+from train.pretrain.optimizer import (
+    FUSED_DEVICES,
+    OptimizerConfig,
+    ParameterShard,
+    check_flat_ranges,
+    clip_factor,
+    has_decay,
+)
 from train.pretrain.pieces import TensorPiece, flat_pieces
-from train.pretrain.stage import StageModule, balance_pieces, gather_expert_load
+from train.pretrain.stage import (
+    EMBEDDING,
+    StageModule,
+    balance_pieces,
+    gather_expert_load,
+    speaks,
+    sum_up,
+    whole_name,
+)
 from train.pretrain.step import MicroBatch, StepSums, StepTotals
 
 BUCKET_ELEMENTS = 200_000_000
 """Most gradients or weights that travel at once; DeepSpeed allocates as much."""
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -65,7 +81,7 @@ class DeepSpeedEngine:
         self._clip_norm, self._scale = optimizer.clip_norm, 1.0
         self._index = _join(device)
         self.stage = self._build(prepare)
-        self._names = {one: self._name_of(name) for name, one in self.stage.model.named_parameters()}
+        self._names = {one: whole_name(name, config) for name, one in self.stage.model.named_parameters()}
         self._passes = self._initialise(optimizer)
         self._zero: ZeroState = zero_state(self._passes.optimizer, stage=self.plan.zero_stage)
         self._states = [self._make_state(master) for master in self._zero.masters]
@@ -78,7 +94,7 @@ class DeepSpeedEngine:
         self.stage.totals, self.stage.scale = totals, scale
         self._passes.train(micro_batches)
         self._add_up_shared_gradients()
-        return self._sum_up(totals)
+        return sum_up([self.stage], self.mesh, totals, device=self.device)
 
     def gradient_norm(self) -> float:
         """See TrainingEngine."""
@@ -108,7 +124,7 @@ class DeepSpeedEngine:
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> float:
         """See TrainingEngine."""
-        total = self._passes.evaluate(micro_batches) * self._speaks
+        total = self._passes.evaluate(micro_batches) * speaks([self.stage], self.mesh)
         dist.all_reduce(total)
         return float(total)
 
@@ -195,10 +211,6 @@ class DeepSpeedEngine:
         for module in (model.model.embed_tokens, model.model.norm, model.lm_head):
             module.to_empty(device=self.device)
 
-    def _name_of(self, name: str) -> str:
-        """In the whole model. A tied head of another stage than the embedding's is a copy of that."""
-        return EMBEDDING if name == HEAD and self.config.tie_word_embeddings else name
-
     @property
     def _tied_copy(self) -> Tensor | None:
         """The head of a last stage, where the first one holds the same weight."""
@@ -267,23 +279,8 @@ class DeepSpeedEngine:
             return
         pairs = zip(self._zero.fragments, self._zero.gradients(), strict=True)
         shared = [gradient for fragment, gradient in pairs if not self._is_split(fragment)]
-        if not shared:
-            return
-        flat = torch.cat(shared)
-        dist.all_reduce(flat, group=self.mesh.ranks.tp)
-        for gradient, total in zip(shared, flat.split([one.numel() for one in shared]), strict=True):
-            gradient.copy_(total)
-
-    @property
-    def _speaks(self) -> bool:
-        """Whether this rank's loss counts: all tensor parallel ranks have the same one, and only the last stage has any."""
-        return self.mesh.place("tp") == 0 and self.stage.model.is_last
-
-    def _sum_up(self, totals: StepTotals) -> StepSums:
-        loss_sum, auxiliary = self.stage.take_sums()
-        sums = torch.tensor([loss_sum * self._speaks, auxiliary], dtype=torch.float64, device=self.device)
-        dist.all_reduce(sums)
-        return StepSums(float(sums[0]) / totals.num_loss_tokens, float(sums[1]))
+        if shared:
+            add_up_together(shared, self.mesh.ranks.tp)
 
 
 def _join(device: torch.device) -> int:
@@ -300,22 +297,9 @@ def _join(device: torch.device) -> int:
 
 
 def _check(mesh: RankMesh, optimizer: OptimizerConfig, device: torch.device) -> None:
-    if optimizer.kind != "adamw":
-        raise ValueError(
-            f"optimizer.kind = {optimizer.kind!r} with the engine deepspeed: its ZeRO cuts matrices into flat ranges, which "
-            "that optimizer does not know; use 'adamw', or the engine native"
-        )
-    plan = mesh.plan
-    if plan.pp > 1 and (plan.zero_stage > 1 or plan.virtual_stages > 1):
-        raise ValueError(
-            f"pp = {plan.pp} with zero_stage = {plan.zero_stage}, virtual_stages = {plan.virtual_stages} and the engine "
-            "deepspeed: its pipeline runs with 1 and 1; use these, or the engine native"
-        )
-    if plan.zero_stage == 3 and plan.recomputation == "selective":
-        raise ValueError(
-            "recomputation = 'selective' with zero_stage = 3 and the engine deepspeed: torch's selective checkpointing "
-            "takes the gathering of weights for a part of the layer; use 'full', zero_stage 1 or 2, or the engine native"
-        )
+    check_flat_ranges(optimizer)
+    for reason in deepspeed_refusals(mesh.plan):
+        raise ValueError(f"the engine deepspeed: {reason}")
     chosen = deepspeed.get_accelerator().device_name()
     if chosen != device.type:
         raise ValueError(

@@ -247,19 +247,20 @@ class PretrainingEngine:
         self.tell("checkpoint", info.name)
 
     def _finish(self, end: RunEnd) -> None:
-        """Rank 0 exports the model and writes the report; the others wait for it."""
+        """Rank 0 exports the model and writes the report. The others do not wait: a large model takes longer to write than
+        a collective may."""
+        if self.writer is None:
+            return
         config, info = self.config, self.checkpoints.latest()
-        if self.writer is not None and info is not None:
-            if end.ending == "finished":
-                for name, loss in self.evaluator.bigram_losses().items():
-                    self.writer.write("baseline", end.step, name=name, loss=loss)
-                folder = config.output / f"model-{info.step:08d}"
-                if not folder.exists():
-                    export_checkpoint(info, folder, config=config.model, tokenizer_from=config.tokenizer_folder)
-                self.tell("export", str(folder.name))
-            log = load_run(config.output / METRICS_NAME, name=config.output.name, config=config.model_dump(mode="json"))
-            write_report([log], path=config.output / REPORT_NAME, title=config.output.name)
-        dist.barrier()
+        assert info is not None, "a run ends with a checkpoint"
+        folder = config.output / f"model-{info.step:08d}"
+        if end.ending == "finished" and not folder.exists():
+            for name, loss in self.evaluator.bigram_losses().items():
+                self.writer.write("baseline", end.step, name=name, loss=loss)
+            export_checkpoint(info, folder, config=config.model, tokenizer_from=config.tokenizer_folder)
+            self.tell("export", folder.name)
+        log = load_run(config.output / METRICS_NAME, name=config.output.name, config=config.model_dump(mode="json"))
+        write_report([log], path=config.output / REPORT_NAME, title=config.output.name)
 
 
 def open_run(folder: Path) -> PretrainingConfig:

@@ -23,10 +23,12 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleIn
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from train.model.collectives import add_up_together
 from train.model.config import MoEConfig
 from train.model.costs import stage_ranges
 from train.model.generate import Generated, SamplingConfig
 from train.model.moe import MoELayer
+from train.model.plan import native_refusals
 from train.model.ranks import local_box, split_of
 from train.model.transformer import MoETransformer
 from train.pretrain.mesh import RankMesh
@@ -40,12 +42,19 @@ from train.pretrain.optimizer import (
     set_optimizer_step_count,
 )
 from train.pretrain.pieces import TensorPiece
-from train.pretrain.stage import StageModule, balance_pieces, gather_expert_load
+from train.pretrain.stage import (
+    EMBEDDING,
+    StageModule,
+    balance_pieces,
+    gather_expert_load,
+    speaks,
+    sum_up,
+    whole_name,
+)
 from train.pretrain.step import MicroBatch, StepSums, StepTotals
 
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 """It warns of in-place operations on such outputs; the model has none there."""
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +97,10 @@ class NativeEngine:
         is_compiled: bool = False,
     ) -> None:
         """Weights are allocated, not set. `sequence_length`: tokens of a row, which pipeline stages have to know. `prepare`
-        may exchange modules of the model before it is sharded."""
+        may exchange modules of the model before it is sharded. Raises ValueError for a plan that this engine does not run.
+        """
+        for reason in native_refusals(mesh.plan):
+            raise ValueError(reason)
         self.config, self.mesh, self.device = config, mesh, device
         self._prepare = prepare
         self._clip_norm, self._scale = optimizer.clip_norm, 1.0
@@ -124,7 +136,7 @@ class NativeEngine:
         else:
             self._step_pipeline(self._pipeline.step, micro_batches, [])
         self._add_up_shared_gradients()
-        return self._sum_up(totals)
+        return sum_up(self.stages, self.mesh, totals, device=self.device)
 
     def gradient_norm(self) -> float:
         """See TrainingEngine."""
@@ -177,7 +189,7 @@ class NativeEngine:
             self._step_pipeline(self._pipeline.eval, micro_batches, losses)
             if losses:
                 total += torch.stack(losses).sum()
-        total *= self._speaks
+        total *= speaks(self.stages, self.mesh)
         dist.all_reduce(total)
         return float(total)
 
@@ -268,8 +280,7 @@ class NativeEngine:
         tp = self.plan.tp
         for stage in self.stages:
             for name, parameter in stage.model.named_parameters():
-                is_tied_copy = name == HEAD and self.config.tie_word_embeddings
-                name_ = EMBEDDING if is_tied_copy else name
+                name_ = whole_name(name, self.config)
                 shape, offsets = local_box(name_, tuple(parameter.shape), self.mesh.ranks)
                 shard: Tensor = parameter.data
                 if isinstance(parameter, DTensor):
@@ -279,7 +290,7 @@ class NativeEngine:
                     )
                     offsets = tuple(start + step for start, step in zip(offsets, inside, strict=True))
                 share = 1.0 if split_of(name_) is not None else 1 / tp
-                yield Master(name_, parameter, shard, shape, offsets, 0.0 if is_tied_copy else share)
+                yield Master(name_, parameter, shard, shape, offsets, share if name_ == name else 0.0)
 
     def _optimized(self, master: Master) -> ParameterShard:
         """With muon, matrices are made whole along what FSDP and tensor parallelism cut; experts stay where they are."""
@@ -307,11 +318,6 @@ class NativeEngine:
 
     def _build_pipeline(self, length: int) -> Any:
         plan, ranks = self.plan, self.mesh.ranks
-        if plan.num_micro_batches < plan.pp:
-            raise ValueError(
-                f"num_micro_batches = {plan.num_micro_batches} is less than pp = {plan.pp}: a pipeline needs at least one "
-                "micro-batch per stage; raise it, or lower pp"
-            )
         part = len(range(length)[ranks.token_part(length)])
         tokens = torch.empty(plan.micro_batch, length, dtype=torch.long, device="meta")
         hidden = torch.empty(
@@ -357,26 +363,12 @@ class NativeEngine:
     def _add_up_shared_gradients(self) -> None:
         """Of what every tensor parallel rank holds for its own positions, and of a weight that two stages hold."""
         if self.mesh.ranks.tp is not None:
-            grads = [master.gradient() for master in self.masters if split_of(master.name) is None]
-            flat = torch.cat([grad.flatten() for grad in grads])
-            dist.all_reduce(flat, group=self.mesh.ranks.tp)
-            for grad, total in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-                grad.copy_(total.view_as(grad))
+            shared = [master.gradient() for master in self.masters if split_of(master.name) is None]
+            add_up_together(shared, self.mesh.ranks.tp)
         if self.mesh.tied_group is not None:
             for master in self.masters:
                 if master.name == EMBEDDING:
                     dist.all_reduce(master.gradient(), group=self.mesh.tied_group)
-
-    @property
-    def _speaks(self) -> bool:
-        """Whether this rank's loss counts: all tensor parallel ranks have the same one, and only the last stage has any."""
-        return self.mesh.place("tp") == 0 and self.stages[-1].model.is_last
-
-    def _sum_up(self, totals: StepTotals) -> StepSums:
-        loss_sum, auxiliary = (sum(parts) for parts in zip(*(stage.take_sums() for stage in self.stages), strict=True))
-        sums = torch.tensor([loss_sum * self._speaks, auxiliary], dtype=torch.float64, device=self.device)
-        dist.all_reduce(sums)
-        return StepSums(float(sums[0]) / totals.num_loss_tokens, float(sums[1]))
 
 
 def _shard_along(dim: int, _: nn.Parameter) -> Shard:

@@ -121,6 +121,15 @@ def set_optimizer_step_count(optimizer: Optimizer, count: int) -> None:
         state["step"].fill_(count)
 
 
+def check_flat_ranges(config: OptimizerConfig) -> None:
+    """Raises ValueError for an optimizer that needs whole matrices, for an engine that cuts them into flat ranges."""
+    if config.kind != "adamw":
+        raise ValueError(
+            f"optimizer.kind = {config.kind!r} with the engine deepspeed: its ZeRO cuts matrices into flat ranges, which that "
+            "optimizer does not know; use 'adamw', or the engine native"
+        )
+
+
 def clip_factor(norm: float, *, clip_norm: float) -> float:
     """What gradients of this norm are multiplied with, as in torch.nn.utils.clip_grad_norm_."""
     return min(1.0, clip_norm / (norm + 1e-6))

@@ -16,6 +16,7 @@ from train.data.token_sources import SourceSpec
 from train.model.costs import ModelCosts, count_costs
 from train.model.plan import Engine, ParallelPlan, refusals, shape_problems
 from train.model.planner import PlanRequest, make_plans
+from train.model.ranks import check_division
 from train.pretrain.config import PretrainingConfig, PretrainingConfigError
 from train.pretrain.mesh import RankMesh
 from train.pretrain.native import NativeEngine
@@ -24,8 +25,8 @@ from train.pretrain.step import MicroBatch, StepTotals, TrainingEngine
 
 
 def resolve_plan(config: PretrainingConfig, *, world_size: int) -> ParallelPlan:
-    """The plan for so many processes: the configuration's, or the planner's. Raises PretrainingConfigError with the reason
-    for which the engine cannot run it, or for which it does not make the batch.
+    """The plan for so many processes: the configuration's, or the planner's. Raises ValueError with the reason for which the
+    engine cannot run it, for which the model cannot be divided so, or for which it does not make the batch.
     """
     costs = count_costs(config.model, name=config.output.name, context=config.data.sequence_length)
     plan = _planned(config, costs, world_size) if config.parallel.planned_for else _configured(config, world_size)
@@ -34,6 +35,7 @@ def resolve_plan(config: PretrainingConfig, *, world_size: int) -> ParallelPlan:
         problems.append(f"the engine {config.parallel.engine} refuses it: {reason}")
     if problems:
         raise PretrainingConfigError(f"parallel ({plan.describe()}): {problems[0]}")
+    check_division(config.model, tp=plan.tp, cp=plan.cp, ep=plan.ep)
     if plan.sequences != config.global_batch_size:
         raise PretrainingConfigError(
             f"global_batch_size = {config.global_batch_size}, but dp {plan.dp} x micro_batch {plan.micro_batch} x "

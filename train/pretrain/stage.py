@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from train.model.balance import RouterBalance, auxiliary_loss
+from train.model.config import MoEConfig
 from train.model.generate import Generated, SamplingConfig
 from train.model.moe import RouterStats
 from train.model.transformer import ModelOutput, MoETransformer
 from train.pretrain.mesh import RankMesh
 from train.pretrain.pieces import TensorPiece
-from train.pretrain.step import StepTotals
+from train.pretrain.step import StepSums, StepTotals
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 class StageModule(nn.Module):
@@ -92,6 +95,24 @@ class StageModule(nn.Module):
             )
             for layer, counts in zip(stats, whole, strict=True)
         ]  # fmt: skip
+
+
+def whole_name(name: str, config: MoEConfig) -> str:
+    """In the whole model: a head that is the embedding as well is a copy of that, on another stage."""
+    return EMBEDDING if name == HEAD and config.tie_word_embeddings else name
+
+
+def speaks(stages: Sequence[StageModule], mesh: RankMesh) -> bool:
+    """Whether this rank's loss counts: all tensor parallel ranks have the same one, and only the last stage has any."""
+    return mesh.place("tp") == 0 and stages[-1].model.is_last
+
+
+def sum_up(stages: Sequence[StageModule], mesh: RankMesh, totals: StepTotals, *, device: torch.device) -> StepSums:
+    """What the passes of all ranks since the last call gave."""
+    loss_sum, auxiliary = (sum(parts) for parts in zip(*(stage.take_sums() for stage in stages), strict=True))
+    sums = torch.tensor([loss_sum * speaks(stages, mesh), auxiliary], dtype=torch.float64, device=device)
+    dist.all_reduce(sums)
+    return StepSums(float(sums[0]) / totals.num_loss_tokens, float(sums[1]))
 
 
 def balance_pieces(stage: StageModule, mesh: RankMesh, *, device: torch.device) -> Iterator[TensorPiece]:

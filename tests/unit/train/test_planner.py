@@ -324,6 +324,7 @@ def test_bad_plans_are_named():
             "selective recomputation with ZeRO-3",
         ),
         (ParallelPlan(dp=2, tp=2, cp=8), "deepspeed", "tp x cp = 16 does not divide 8 key-value heads"),
+        (ParallelPlan(pp=4, num_micro_batches=3), "native", "at least one micro-batch per stage"),
         (ParallelPlan(dp=2, cp=16), "native", "tp x cp = 16 does not divide 8 key-value heads"),
     ],
 )

@@ -84,10 +84,10 @@ def test_the_tokenizer_is_the_one_beside_the_shards_unless_named(tmp_path: Path)
         ({"workers.min_workers": 3}, "min_workers = 3 is more than workers.num_workers = 1"),
         (
             {"parallel.tp": 2, "evaluation.prompts": ["a"]},
-            "a model that is divided by tp, pp, cp or ep writes no samples",
+            "a model that is divided by tp, pp or cp writes no samples",
         ),
         ({"tokens.x": 1}, "tokens is no section"),
-        ({"optimizer.kind": "muon"}, "use 'adamw', or the engine 'native'"),
+        ({"optimizer.kind": "muon"}, "use 'adamw', or the engine native"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_field_and_the_fix(
