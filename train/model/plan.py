@@ -223,8 +223,8 @@ def deepspeed_refusals(plan: ParallelPlan) -> list[str]:
     reasons = []
     if plan.pp > 1 and plan.zero_stage > 1:
         reasons.append(
-            f"zero_stage = {plan.zero_stage} with pp = {plan.pp}: ZeRO-2 and ZeRO-3 are incompatible with pipeline parallelism; "
-            "use zero_stage 1, or the engine native"
+            f"zero_stage = {plan.zero_stage} with pp = {plan.pp}: ZeRO-2 and ZeRO-3 are incompatible with pipeline "
+            "parallelism; use zero_stage 1, or the engine native"
         )
     if plan.virtual_stages > 1:
         reasons.append(
