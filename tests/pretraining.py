@@ -24,7 +24,7 @@ OPTIMIZER = OptimizerConfig(lr=LEARNING_RATE, clip_norm=CLIP_NORM)
 ModelKind = Literal["sigmoid", "softmax", "tied", "dense"]
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 4, "intermediate_size": 48, "moe_intermediate_size": 16, "num_experts": 8,
+    "num_key_value_heads": 2, "intermediate_size": 48, "moe_intermediate_size": 16, "num_experts": 8,
     "num_experts_per_token": 2, "dense_layers": (1,), "num_shared_experts": 1, "max_position_embeddings": 64,
     "initializer_range": 0.1, "qk_norm": "head",
 }  # fmt: skip

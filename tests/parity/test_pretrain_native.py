@@ -43,6 +43,7 @@ PLANS: dict[str, ParallelPlan] = {
     "dp 2, ZeRO-3": ParallelPlan(dp=2, micro_batch=2, num_micro_batches=2, zero_stage=3, recomputation="full"),
     "tp 2": ParallelPlan(tp=2, micro_batch=2, num_micro_batches=4),
     "cp 2": ParallelPlan(cp=2, micro_batch=2, num_micro_batches=4),
+    "cp 4, more than key-value heads": ParallelPlan(cp=4, micro_batch=2, num_micro_batches=4),
     "pp 2": ParallelPlan(pp=2, micro_batch=2, num_micro_batches=4),
     "pp 2, interleaved": ParallelPlan(pp=2, micro_batch=2, num_micro_batches=4, virtual_stages=2),
 }

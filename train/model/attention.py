@@ -16,7 +16,7 @@ from train.model.cache import KVCache
 from train.model.collectives import gather_sequence, heads_for_positions, positions_for_heads, scatter_sequence
 from train.model.config import MoEConfig
 from train.model.layers import RMSNorm, apply_rotary
-from train.model.ranks import ALONE, ModelRanks
+from train.model.ranks import ALONE, ModelRanks, key_head_copies
 from train.model.segments import Segments
 
 QUERIES_PER_CALL = 1024
@@ -33,6 +33,7 @@ class _Attention(nn.Module):
         self.kind = config.attention_kind(layer)
         self.layer = layer
         self.head_dim = config.head_dim
+        self.key_head_copies = key_head_copies(config.num_key_value_heads, tp=ranks.tp_size, cp=ranks.cp_size)
         queries, keys = (
             heads // ranks.tp_size * config.head_dim
             for heads in (config.num_attention_heads, config.num_key_value_heads)
@@ -71,6 +72,8 @@ class _Attention(nn.Module):
         q, k = apply_rotary(q.transpose(1, 2), k.transpose(1, 2), *rotary)
         v = v.transpose(1, 2)
         if cp is not None:
+            if self.key_head_copies > 1:
+                k, v = (t.repeat_interleave(self.key_head_copies, dim=1) for t in (k, v))
             q, k, v = (heads_for_positions(t, cp) for t in (q, k, v))
         if cache is None or cache.is_empty:
             out = attend(q, k, v, kind=self.kind, config=self.config, segments=segments)

@@ -110,6 +110,8 @@ class ModelCosts:
     layers: tuple[LayerCosts, ...]
     num_heads: int
     num_kv_heads: int
+    selects_blocks: bool = False
+    """Whether there are sparse layers."""
 
     @property
     def total_params(self) -> int:
@@ -158,6 +160,7 @@ def count_costs(config: MoEConfig, *, name: str, context: int | None = None) -> 
         name, context, config.hidden_size, config.vocab_size, embedding,
         head_params=0 if config.tie_word_embeddings else _count(model.lm_head), norm_params=_count(model.model.norm),
         layers=layers, num_heads=config.num_attention_heads, num_kv_heads=config.num_key_value_heads,
+        selects_blocks="sparse" in config.attention.pattern,
     )  # fmt: skip
 
 

@@ -9,8 +9,9 @@ Sources: activation and pipeline memory (arXiv:2205.05198, arXiv:2104.04473), Ze
 from dataclasses import dataclass
 from typing import Literal
 
-from train.model.costs import BF16, FP32, LayerCosts, ModelCosts, Stage, distinct_stages, split_stages
+from train.model.costs import BF16, FP32, INDEX, LayerCosts, ModelCosts, Stage, distinct_stages, split_stages
 from train.model.plan import Assumptions, Gpu, ParallelPlan, Precision
+from train.model.ranks import key_head_copies
 
 Traffic = Literal["tensor", "expert", "context", "pipeline", "data"]
 
@@ -113,6 +114,9 @@ class StepFormulas:
             self.matmul_flops = assumptions.fp8_efficiency * gpu.peak_fp8
         self.scatters_each_micro_batch = plan.zero_stage > 1 and plan.pp == 1
         """A pipeline adds up whole gradients and scatters them once, at its end."""
+        self.key_head_copies = 1
+        if plan.cp > 1 and assumptions.context_exchange == "heads":
+            self.key_head_copies = key_head_copies(costs.num_kv_heads, tp=plan.tp, cp=plan.cp)
         self.memory_speed = gpu.memory_bandwidth * assumptions.bandwidth_efficiency
 
     def local_params(self, layers: Stage, stage: int) -> tuple[float, float]:
@@ -177,7 +181,8 @@ class StepFormulas:
         if self.plan.recomputation == "full":
             return layer.input_bytes * self.tokens / self.plan.tp
         if self.plan.recomputation == "selective":
-            return self.whole_bytes(layer) - layer.projection_bytes * self.tokens / self.plan.tp
+            dropped = layer.projection_bytes + self._repeated_bytes(layer)
+            return self.whole_bytes(layer) - dropped * self.tokens / self.plan.tp
         return self.whole_bytes(layer)
 
     def whole_bytes(self, layer: LayerCosts) -> float:
@@ -186,7 +191,12 @@ class StepFormulas:
         Sequence parallelism splits all but the gathered inputs of the attention and feed-forward matmuls.
         """
         gathered = BF16 * self.costs.hidden_size * (1 + (layer.feed_forward_params > 0))
-        return ((layer.kept_bytes - gathered) / self.plan.tp + gathered) * self.tokens
+        divided = layer.kept_bytes + self._repeated_bytes(layer) - gathered
+        return (divided / self.plan.tp + gathered) * self.tokens
+
+    def _repeated_bytes(self, layer: LayerCosts) -> int:
+        """Per token, of key-value heads that context parallel ranks hold besides the first of each."""
+        return BF16 * layer.kv_width * (self.key_head_copies - 1)
 
     def micro_batch_time(self, layers: Stage, stage: int) -> tuple[float, float]:
         """(compute, exposed communication) of one micro-batch, forward and backward, seconds."""
@@ -237,7 +247,14 @@ class StepFormulas:
                 row = layer.top_k * costs.hidden_size * self.tokens / plan.tp * (plan.ep - 1) / plan.ep
                 there, back = self.assumptions.dispatch_bytes, BF16  # to the experts, and their results
                 sent["expert"] += count * row * ((there + back) * (3 if full else 2))
+                rows_of_experts = INDEX * layer.num_experts * (plan.ep - 1) / plan.ep
+                sent["expert"] += count * rows_of_experts * (2 if full else 1)
             sent["context"] += count * self._context_bytes(layer)
+        between = (plan.tp - 1) / plan.tp
+        is_last = stage == plan.pp - 1
+        sent["tensor"] += ((stage == 0) + is_last) * 2 * hidden * between  # rows of the embedding; the head's input
+        if is_last:  # three numbers of the softmax per token, added up
+            sent["tensor"] += 2 * 3 * FP32 * self.tokens * between
         if plan.pp > 1:
             sent["pipeline"] = 2 * hidden / plan.tp * plan.virtual_stages
         each = self.assumptions.gradient_bytes if self.scatters_each_micro_batch else 0
@@ -251,14 +268,15 @@ class StepFormulas:
         if plan.cp == 1:
             return 0.0
         if self.assumptions.context_exchange == "heads":
-            width = (layer.score_width + layer.kv_width) / plan.tp
+            width = (layer.score_width + layer.kv_width * self.key_head_copies) / plan.tp
             times = 2 if plan.recomputation == "none" else 3
             return times * BF16 * width * self.tokens * (plan.cp - 1) / plan.cp
         others = min(self.tokens * (plan.cp - 1), plan.micro_batch * layer.reach)
         return BF16 * layer.kv_width * others / plan.tp * (4 if plan.recomputation == "full" else 3)
 
     def once_per_step(self, layers: Stage, stage: int, *, hide_s: float) -> tuple[float, dict[Traffic, float]]:
-        """(seconds, bytes) of what happens once: gradients and parameters under ZeRO-1 or 2, and the optimizer."""
+        """(seconds, bytes) of what happens once: gradients and parameters under ZeRO-1 or 2, gradients of what several ranks
+        hold for other reasons, and the optimizer."""
         plan, assumptions = self.plan, self.assumptions
         shared, experts = self.local_params(layers, stage)
         each = 0 if self.scatters_each_micro_batch else assumptions.gradient_bytes
@@ -266,7 +284,21 @@ class StepFormulas:
         sent = each * self._between_replicas(shared, experts)
         sharded = shared / self.shared_replicas + experts / self.expert_replicas
         update = sharded * 2 * (assumptions.optimizer_bytes + assumptions.gradient_bytes) / self.memory_speed
-        return max(0.0, self._data_seconds(sent) - hide_s) + update, {"data": sent}
+        shared_by_tp, tied = self._gradients_held_twice(layers, stage)
+        seconds = max(0.0, self._data_seconds(sent) - hide_s) + update
+        seconds += self._ring_seconds(shared_by_tp, plan.tp) + self._ring_seconds(tied, plan.world_size)
+        return seconds, {"data": sent, "tensor": shared_by_tp, "pipeline": tied}
+
+    def _gradients_held_twice(self, layers: Stage, stage: int) -> tuple[float, float]:
+        """Bytes for those of norms and routers, of which tensor parallel ranks have other positions each, and for those of an
+        embedding that is the head of another stage."""
+        plan, costs = self.plan, self.costs
+        each = self.assumptions.gradient_bytes / self.shared_replicas
+        is_last = stage == plan.pp - 1
+        whole = sum(count * (layer.norm_params + layer.router_params) for layer, count in layers.items())
+        whole += costs.norm_params if is_last else 0
+        is_tied = plan.pp > 1 and not costs.head_params and (stage == 0 or is_last)
+        return 2 * each * whole * (plan.tp - 1) / plan.tp, is_tied * each * costs.embedding_params / plan.tp
 
     def _between_replicas(self, shared: float, experts: float) -> float:
         """Parameters that one GPU sends in a reduce-scatter or an all-gather among replicas."""

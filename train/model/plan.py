@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from train.model.costs import ModelCosts
+from train.model.ranks import heads_problem
 from train.model.transformer import Recomputation
 
 Engine = Literal["deepspeed", "native"]
@@ -172,7 +173,7 @@ class Assumptions(BaseModel):
 
 def refusals(plan: ParallelPlan, costs: ModelCosts) -> dict[Engine, str]:
     """Why an engine cannot run `plan` (design rule 9): engine -> the first reason; an engine that can is not in it."""
-    shared = _splits_heads(plan, costs)
+    shared = _refuses_heads(plan, costs)
     reasons: dict[Engine, list[str]] = {
         "deepspeed": deepspeed_refusals(plan) + shared,
         "native": native_refusals(plan) + shared,
@@ -201,11 +202,11 @@ def shape_problems(plan: ParallelPlan, costs: ModelCosts, *, per_node: int = 8) 
     return problems
 
 
-def _splits_heads(plan: ParallelPlan, costs: ModelCosts) -> list[str]:
-    heads = plan.tp * plan.cp
-    if plan.cp == 1 or costs.num_kv_heads % heads == 0:
-        return []
-    return [f"Ulysses splits heads: tp x cp = {heads} does not divide {costs.num_kv_heads} key-value heads"]
+def _refuses_heads(plan: ParallelPlan, costs: ModelCosts) -> list[str]:
+    problem = heads_problem(
+        costs.num_heads, costs.num_kv_heads, tp=plan.tp, cp=plan.cp, selects_blocks=costs.selects_blocks
+    )
+    return [] if problem is None else [problem]
 
 
 def native_refusals(plan: ParallelPlan) -> list[str]:

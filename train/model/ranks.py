@@ -3,12 +3,13 @@
 - tensor parallel (tp): heads, widths of dense and shared feed-forward parts, and rows of the vocabulary; between those
   matrices each rank holds a part of the sequence (sequence parallelism, arXiv:2205.05198).
 - context parallel (cp): each rank holds a part of every sequence; for attention, heads are exchanged for positions
-  (Ulysses, arXiv:2309.14509).
+  (Ulysses, arXiv:2309.14509). Where there are fewer key-value heads than ranks, they are repeated.
 - expert parallel (ep): each rank holds a share of every layer's experts. Its group may run over data, context and tensor
   parallel ranks (arXiv:2504.14960).
 - pipeline: a process holds some of the layers (`MoETransformer(layers=...)`).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -113,6 +114,28 @@ def local_box(name: str, local_shape: tuple[int, ...], ranks: ModelRanks) -> tup
     return tuple(shape), tuple(offsets)
 
 
+def key_head_copies(num_key_value_heads: int, *, tp: int, cp: int) -> int:
+    """How often each key-value head is repeated, so that all context parallel ranks get whole ones."""
+    heads = num_key_value_heads // tp
+    return math.lcm(heads, cp) // heads
+
+
+def heads_problem(num_heads: int, num_key_value_heads: int, *, tp: int, cp: int, selects_blocks: bool) -> str | None:
+    """Why not every rank gets whole query heads with the key-value heads that they look at; None if it does.
+
+    `selects_blocks`: there are sparse layers, in which all heads of a key-value head choose together.
+    """
+    splits = f"{num_heads} heads and {num_key_value_heads} key-value heads among tp x cp = {tp} x {cp} ranks"
+    if num_key_value_heads % tp:
+        return f"{splits}: tp does not divide the key-value heads; lower it"
+    copies = key_head_copies(num_key_value_heads, tp=tp, cp=cp)
+    if num_heads % (num_key_value_heads * copies):
+        return f"{splits}: tp x cp does not divide the heads; lower tp or cp"
+    if copies > 1 and selects_blocks:
+        return f"{splits}: sparse attention chooses blocks for all heads of a key-value head at once; lower tp or cp"
+    return None
+
+
 def check_division(config: MoEConfig, *, tp: int, cp: int, ep: int) -> None:
     """Raises ValueError, naming field and value, for a model that cannot be divided among so many ranks."""
     if ep > 1 and config.num_experts % ep:
@@ -121,11 +144,12 @@ def check_division(config: MoEConfig, *, tp: int, cp: int, ep: int) -> None:
         )
     if tp == 1 and cp == 1:
         return
-    if config.num_key_value_heads % (tp * cp):
-        raise ValueError(
-            f"num_key_value_heads = {config.num_key_value_heads} is not divisible by tp x cp = {tp} x {cp}: each rank needs "
-            "whole heads; lower tp or cp"
-        )
+    problem = heads_problem(
+        config.num_attention_heads, config.num_key_value_heads, tp=tp, cp=cp,
+        selects_blocks="sparse" in config.attention.pattern,
+    )  # fmt: skip
+    if problem is not None:
+        raise ValueError(problem)
     if config.router.capacity_factor is not None and config.num_experts:
         raise ValueError(
             f"router.capacity_factor = {config.router.capacity_factor:g} with tp x cp = {tp} x {cp}: an expert's capacity is "
