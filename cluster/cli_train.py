@@ -99,14 +99,14 @@ def export(
     """A committed checkpoint as a Hugging Face folder, which transformers loads and vLLM serves."""
     from train.pretrain.checkpoint_store import CheckpointStore
     from train.pretrain.engine import CHECKPOINTS_NAME, open_run
-    from train.pretrain.export import export_checkpoint
+    from train.pretrain.export import export_checkpoint, model_of
 
     config = open_run(run)
     store = CheckpointStore(run / CHECKPOINTS_NAME)
     info = store.latest() if step is None else store.find(step)
     if info is None:
         raise Failure(f"{run} has no committed checkpoint yet")
-    export_checkpoint(info, to, config=config.model, tokenizer_from=config.tokenizer_folder)
+    export_checkpoint(info, to, config=model_of(info), tokenizer_from=config.tokenizer_folder)
     output().print(f"{to}: the model of step {info.step}", markup=False)
 
 

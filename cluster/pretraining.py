@@ -1,6 +1,6 @@
 """A pre-training run from a terminal or a job: started, shown while it goes, and stopped.
 
-In: a PretrainingConfig. Out: how it ended. What the workers are asked before every step (`read_stop`) is a file in the run's
+In: a PretrainingConfig. Out: how it ended. What the workers are asked before every step (StopQuestion) is a file in the run's
 folder and the system's emergency stop, both on storage that they see.
 """
 
@@ -10,14 +10,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from autonomous.safety.latch import Permit
     from train.pretrain.config import PretrainingConfig
     from train.pretrain.loop import RunEnd
 
@@ -40,47 +41,72 @@ def run_pretraining(
     """Run with a bar; starts or joins Ray where the driver needs it. `home`: see `stop_of`."""
     from cluster.progress import CountBar
 
+    stop = stop_of(settings, home)
     if driver is DriverName.LOCAL:
         from train.allocator import restart_for_training
         from train.pretrain.engine import run_alone
 
         restart_for_training([sys.executable, "-m", "cluster.cli", *sys.argv[1:]])
-        with CountBar(console, "training") as bar, _interrupts(_stop_file(settings)):
-            return run_alone(settings, stop_reason=stop_of(settings, home), on_progress=bar.update)
+        with CountBar(console, "training") as bar, interrupts(stop):
+            return run_alone(settings, stop_reason=stop, on_progress=bar.update)
     import ray
 
     from train.launch import run_training
 
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
-    with CountBar(console, "training") as bar, _interrupts(_stop_file(settings)), following(settings, bar.update):
-        return run_training(settings, stop_reason=stop_of(settings, home))
+    with CountBar(console, "training") as bar, interrupts(stop), following(settings, bar.update):
+        return run_training(settings, stop_reason=stop)
 
 
-def stop_of(settings: "PretrainingConfig", home: Path | None) -> Callable[[], str | None]:
+@dataclass(slots=True)
+class StopQuestion:
+    """Why the run has to stop; None if it may go on. Asked on the workers before every step."""
+
+    stop_file: Path
+    latch: Path
+    """Of the system's emergency stop."""
+    is_latch_needed: bool
+    """Whether a latch that is not there is a stop; otherwise it counts from when it appears."""
+    _permit: "Permit | None" = field(default=None, init=False)
+    """Of this process: a stop that was reset between two questions counts as well."""
+
+    def __call__(self) -> str | None:
+        """The reason."""
+        from autonomous.safety.latch import Latch, LearningStopped
+
+        if self.stop_file.exists():
+            return self.stop_file.read_text("utf-8").strip() or f"{self.stop_file} is there"
+        try:
+            if self._permit is not None:
+                self._permit.check()
+            elif self.is_latch_needed or self.latch.exists():
+                self._permit = Latch.open(self.latch).permit("pre-training")
+        except LearningStopped as error:
+            return f"the emergency stop: {error}"
+        return None
+
+
+def stop_of(settings: "PretrainingConfig", home: Path | None) -> StopQuestion:
     """What the workers ask; a stop of an earlier attempt is forgotten.
 
-    `home`: of the system whose emergency stop counts; None is this machine's default, where it has one.
+    `home`: of the system whose emergency stop counts; None is this machine's default, which may not have one yet.
+    Raises ValueError for a `home` without one.
     """
-    _stop_file(settings).unlink(missing_ok=True)
+    is_named = home is not None
     if home is None:
         from cluster.cli_common import find_config
         from cluster.config import load_config
 
         home = load_config(find_config(None)).home.expanduser()
     latch = home / "safety" / "latch"
-    return partial(read_stop, _stop_file(settings), latch if latch.exists() else None)
-
-
-def read_stop(stop_file: Path, latch: Path | None) -> str | None:
-    """Why the run has to stop; None if it may go on. Called on the workers."""
-    from autonomous.safety.latch import Latch
-
-    if stop_file.exists():
-        return stop_file.read_text("utf-8").strip() or f"{stop_file} is there"
-    if latch is not None and (state := Latch.open(latch).state()).mode != "armed":
-        return f"the emergency stop stands ({state.mode}): {state.reason}"
-    return None
+    if is_named and not latch.exists():
+        raise ValueError(
+            f"--home {home}: there is no emergency stop ({latch}); give the folder of a system that was started once"
+        )
+    stop_file = settings.output / STOP_NAME
+    stop_file.unlink(missing_ok=True)
+    return StopQuestion(stop_file, latch, is_latch_needed=latch.exists())
 
 
 @contextlib.contextmanager
@@ -101,9 +127,7 @@ def following(settings: "PretrainingConfig", on_progress: Callable[[int, int, st
                 file.seek(place)
                 lines = file.read().split(b"\n")
             place += sum(len(line) + 1 for line in lines[:-1])
-            steps = [json.loads(line) for line in lines[:-1] if b'"kind": "step"' in line]
-            if steps:
-                last = steps[-1]
+            for last in _steps_of(lines[:-1]):
                 note = f"loss {last['loss']:.4f}, {last.get('tokens_per_s', 0):,.0f} tokens/s"
                 on_progress(last["step"], settings.total_steps, note)
 
@@ -116,12 +140,17 @@ def following(settings: "PretrainingConfig", on_progress: Callable[[int, int, st
         thread.join()
 
 
-def _stop_file(settings: "PretrainingConfig") -> Path:
-    return settings.output / STOP_NAME
+def _steps_of(lines: list[bytes]) -> list[dict[str, Any]]:
+    """The last record of a step, if there is one; a line that a killed worker has cut off is none."""
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):
+            if (record := json.loads(line))["kind"] == "step":
+                return [record]
+    return []
 
 
 @contextlib.contextmanager
-def _interrupts(stop_file: Path) -> Iterator[None]:
+def interrupts(stop: StopQuestion) -> Iterator[None]:
     """Ctrl-C and SIGTERM ask the workers to stop behind a checkpoint; the second one ends this process at once."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -131,8 +160,8 @@ def _interrupts(stop_file: Path) -> Iterator[None]:
 
     def ask(number: int, _: Any) -> None:
         restore()
-        stop_file.parent.mkdir(parents=True, exist_ok=True)
-        stop_file.write_text(f"{signal.Signals(number).name} was received", "utf-8")
+        stop.stop_file.parent.mkdir(parents=True, exist_ok=True)
+        stop.stop_file.write_text(f"{signal.Signals(number).name} was received", "utf-8")
 
     for number in before:
         signal.signal(number, ask)

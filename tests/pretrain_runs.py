@@ -57,7 +57,7 @@ def tiny_run(folder: Path, **changes: Any) -> PretrainingConfig:
             "reservoir_size": 16,
         },
         "tokens": STEPS * 8 * LENGTH,
-        "micro_batch": 2, "accumulation": None, "global_batch_size": 8,
+        "micro_batch": 2, "accumulation": "auto", "global_batch_size": 8,
         "optimizer": {"lr": 1e-2, "clip_norm": 0.5},
         "schedule": {"warmup_steps": 2},
         "precision": {"kind": "fp32"},

@@ -3,7 +3,8 @@
     ray job submit --working-dir . -- python -m cluster.jobs.pretrain --config configs/models/small.toml
 
 Token shards and the output lie on storage that every node reaches. A job that is killed and submitted again goes on from its
-last committed checkpoint. A file named `stop` in the output folder, and the system's emergency stop, end it behind one.
+last committed checkpoint. A file named `stop` in the output folder, and the system's emergency stop, end it behind one;
+`ray job stop` as well, if the checkpoint is written before Ray kills the job (RAY_JOB_STOP_WAIT_TIME_S, 3 seconds).
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 import ray
 
 from cluster.cli_train import parse_changes
-from cluster.pretraining import stop_of
+from cluster.pretraining import interrupts, stop_of
 from train.launch import run_training
 from train.pretrain.config import load_pretraining_config
 from train.pretrain.loop import TrainingFailed
@@ -35,7 +36,9 @@ def main() -> None:
             arguments.config, output=arguments.output, overrides=parse_changes(arguments.set)
         )
         ray.init()
-        end = run_training(config, stop_reason=stop_of(config, arguments.home))  # the workers log the steps
+        stop = stop_of(config, arguments.home)
+        with interrupts(stop):
+            end = run_training(config, stop_reason=stop)  # the workers log the steps
     except (ValueError, OSError, TrainingFailed) as error:  # a sentence for who submitted the job
         raise SystemExit(f"error: {error}") from error
     logger.info("%s after %d steps and %d tokens: %s", end.ending, end.step, end.tokens, config.output)

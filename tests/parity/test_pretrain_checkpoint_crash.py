@@ -60,7 +60,7 @@ def _save_and_die(rank: int, world: int, folder: Path, number: int, death: tuple
     """Three saves; rank death[0] dies in the last one. What was reported is written to a file, as a launcher would know it."""
     dying_rank, is_after = death
     manager = _manager(folder, rank, world, f"a{number}")
-    manager.clean_uncommitted()
+    manager.begin_attempt()
     torch.distributed.barrier()
     last = manager.latest()
     first = 1 if last is None else last.step + 1

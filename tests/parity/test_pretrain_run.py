@@ -1,6 +1,7 @@
 """Whole runs: one that is killed anywhere ends as if it had not been, bit for bit; on other ranks within rounding."""
 
 import contextlib
+import errno
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from tests.pretrain_runs import STEPS, Kill, final_state, loader_state, read_log, run_rank, tiny_run, write_shards
 from tests.ranks import RanksFailed, run_ranks
 from train.model.checkpoint_hf import load_model
+from train.model.config import RopeConfig
 from train.pretrain.checkpoint_files import CheckpointError
 from train.pretrain.checkpoint_store import CheckpointStore
 from train.pretrain.config import PretrainingConfig
@@ -185,6 +187,68 @@ def test_a_loss_that_stays_bad_goes_back_to_the_last_checkpoint_and_reads_on_beh
     ]  # fmt: skip
     assert [record.step for record in log.steps] == list(range(1, STEPS + 1))
     assert loader_state(config)["position"] == (9 + STEPS - 4) * config.global_batch_size
+
+
+def test_another_model_or_batch_is_refused_and_leaves_the_run_as_it_was(runs: dict[int, PretrainingConfig]) -> None:
+    config = runs[1]
+    before = (config.output / "config.json").read_bytes()
+    theta = config.model.replace(rope=RopeConfig(theta=5e5))
+    for change, words in (
+        ({"model": theta}, "model = {'rope': .*500000.0.* here"),
+        ({"global_batch_size": 4}, "global_batch_size = 4 here, and 8 in the run"),
+    ):
+        with pytest.raises(RanksFailed, match=words):
+            run_ranks(run_rank, 1, config.model_copy(update=change))
+    assert (config.output / "config.json").read_bytes() == before
+
+
+def _run_without_saves(rank: int, world: int, config: PretrainingConfig) -> RunEnd:
+    """No checkpoint can be written, and the loss goes bad at once."""
+    engine = PretrainingEngine(config, device=torch.device("cpu"))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    engine.checkpoints._write = fail  # type: ignore[method-assign]
+    run = engine.trainer.engine.run
+    engine.trainer.engine.run = lambda *a, **k: run(*a, **k)._replace(loss=math.nan)  # type: ignore[method-assign]
+    return engine.run()
+
+
+def test_going_back_without_a_checkpoint_says_why_there_is_none(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        RanksFailed, match=r"TrainingFailed: there is no checkpoint to go back to .*Read-only file system"
+    ):
+        run_ranks(_run_without_saves, 1, tiny_run(data, output=tmp_path / "run"))
+
+
+def _run_with_one_failing_rank(rank: int, world: int, config: PretrainingConfig) -> RunEnd:
+    """The second save fails on rank 1 alone, which cannot tell: its folder is on a disk that is gone."""
+    engine = PretrainingEngine(config, device=torch.device("cpu"))
+    if rank == 1:
+        run, count = engine.checkpoints._run, iter(range(100))
+
+        def lose(one: Any) -> None:
+            if next(count) != 1:
+                return run(one)
+            one.error = CheckpointError("the disk is gone")
+            one.staged.set()
+            one.done.set()
+            return None
+
+        engine.checkpoints._run = lose  # type: ignore[method-assign]
+    return engine.run()
+
+
+def test_a_save_that_fails_on_one_rank_alone_is_waited_out_by_all(data: Path, tmp_path: Path) -> None:
+    """The others reach their deadline, which is beyond that of collectives."""
+    changes = {"checkpoint__commit_timeout_s": 12, "parallel__timeout_s": 6}
+    config = tiny_run(data, output=tmp_path / "run", **TWO, **changes)
+    ends = run_ranks(_run_with_one_failing_rank, 2, config)
+    assert [end.ending for end in ends] == ["finished"] * 2
+    log = read_log(config)
+    assert [event.step for event in log.events if event.event == "checkpoint failed"] == [6]
+    assert [event.step for event in log.events if event.event == "checkpoint"][-1] == STEPS
 
 
 def test_a_loss_that_never_recovers_ends_the_run_with_what_to_do(data: Path, tmp_path: Path) -> None:

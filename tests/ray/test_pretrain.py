@@ -2,14 +2,19 @@
 
 import os
 import signal
+import threading
+import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import ray.train
 
+from cluster.pretraining import StopQuestion, interrupts
 from tests.pretrain_runs import STEPS, final_state, read_log, tiny_run, write_shards
 from train.launch import run_training
+from train.pretrain.checkpoint_store import CheckpointStore
+from train.pretrain.config import PretrainingConfigError
 from train.pretrain.loop import TrainingFailed
 from train.pretrain.run_log import load_run
 
@@ -53,11 +58,52 @@ def test_a_run_whose_worker_dies_goes_on_from_its_last_commit_and_a_stopped_one_
     assert log.column("loss").tolist() == read_log(other).column("loss").tolist()
 
 
+def _fail(_: Path) -> str | None:
+    raise RuntimeError("this worker is broken")
+
+
 def test_a_worker_that_fails_more_often_than_allowed_ends_the_run_with_its_reason(tmp_path: Path) -> None:
     write_shards(tmp_path / "tokens")
-    config = tiny_run(tmp_path, data__tokenizer=tmp_path / "nowhere", evaluation__prompts=("a",), workers__threads=1)
-    with pytest.raises(TrainingFailed, match=r"worker 0: .*evaluation\.prompts needs the tokenizer of the shards"):
+    with pytest.raises(TrainingFailed, match=r"worker 0: .*this worker is broken"):
+        run_training(tiny_run(tmp_path, workers__threads=1), stop_reason=partial(_fail, tmp_path))
+
+
+def test_what_a_person_has_to_mend_is_not_tried_again(tmp_path: Path) -> None:
+    write_shards(tmp_path / "tokens")
+    config = tiny_run(tmp_path, evaluation__prompts=("a",), workers__threads=1, workers__max_failures=-1)
+    with pytest.raises(TrainingFailed, match=r"^evaluation\.prompts needs the tokenizer of the shards"):
         run_training(config)
+
+
+def test_a_cluster_that_is_too_small_is_an_error_at_once(tmp_path: Path) -> None:
+    write_shards(tmp_path / "tokens")
+    config = tiny_run(tmp_path, workers__num_workers=4, workers__resources={"CPU": 1000.0})
+    with pytest.raises(PretrainingConfigError, match=r"workers\.num_workers = 4 of 1000 CPU each, but the cluster has"):
+        run_training(config)
+
+
+def test_ctrl_c_ends_a_run_behind_a_checkpoint(tmp_path: Path) -> None:
+    write_shards(tmp_path / "tokens")
+    config = tiny_run(
+        tmp_path, workers__threads=1, tokens=10**8, checkpoint__every_steps=10**6, schedule__warmup_steps=2
+    )
+    stop = StopQuestion(config.output / "stop", tmp_path / "latch", is_latch_needed=False)
+
+    def interrupt() -> None:
+        while not ((config.output / "metrics.jsonl").exists() and len(read_log(config).steps) > 2):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    with interrupts(stop):
+        end = run_training(config, stop_reason=stop)
+    signal.signal(signal.SIGINT, before)
+    assert (end.ending, end.reason) == ("stopped", "SIGINT was received")
+    last = CheckpointStore(config.output / "checkpoints").latest()
+    assert last is not None
+    assert last.step == end.step > 2
 
 
 def test_a_run_takes_as_many_workers_as_there_is_room_for(tmp_path: Path) -> None:

@@ -215,6 +215,11 @@ class StreamingDataLoader:
         """Of the tokenizer that made the shards."""
         return self._sources.format.vocab_size
 
+    @property
+    def tokenizer_sha256(self) -> str:
+        """Of its file."""
+        return self._sources.format.tokenizer_sha256
+
     def skip(self, num_batches: int) -> None:
         """Go on as if so many batches had been given out."""
         self.close()
@@ -262,7 +267,7 @@ class StreamingDataLoader:
             "sequence_length": self.config.sequence_length,
             "reservoir_size": self.config.reservoir_size,
             "block_sequences": self.config.block_sequences,
-            "tokenizer_sha256": self._sources.format.tokenizer_sha256,
+            "tokenizer_sha256": self.tokenizer_sha256,
             "sources": [source | {"share": share} for source, share in sources],
         }
 

@@ -5,6 +5,7 @@ any other plan can load, committed by a manifest (checkpoint_files.py says what 
 
 A save copies the tensors to host memory (staging), then writes. The loop goes on meanwhile, and waits for the copy alone,
 before the optimizer changes weights. On every rank the calls are the same, in the same order; there are no collectives.
+Old checkpoints are deleted behind the commit, when no rank waits for it any more.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +42,9 @@ from train.pretrain.pieces import TensorPiece
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+VISIBLE_AFTER_S = 60.0
+"""How long a shared file system may take to show one machine what another has written."""
+
 
 class CheckpointConfig(BaseModel):
     """Which checkpoints stay, and how long ranks wait for each other."""
@@ -66,7 +70,7 @@ class SaveTimings:
     write_s: float
     """This rank's files: written, hashed, on disk."""
     commit_s: float
-    """From then on until the commit: the other ranks' files, and the deletion of old checkpoints."""
+    """From then on until the commit: the other ranks' files."""
     size_bytes: int
     """Of this rank's tensors file."""
 
@@ -87,9 +91,7 @@ class _Save:
         default_factory=lambda: {"stall": 0.0, "staging": 0.0, "write": 0.0, "commit": 0.0}
     )
     info: CheckpointInfo | None = None
-    error: BaseException | None = None
-    is_indexed: bool = False
-    """Whether rank 0 may take this rank's files into a checkpoint."""
+    error: CheckpointError | None = None
 
 
 class CheckpointManager:
@@ -117,6 +119,9 @@ class CheckpointManager:
         self._clock, self._free_bytes = clock, free_bytes
         self._buffer = HostBuffer()
         self._num_saves: dict[int, int] = {}
+        self._failed_folders: list[Path] = []
+        self._is_tidying = threading.Lock()
+        self._thread: threading.Thread | None = None
         self._last: _Save | None = None
         self._is_asked_for = True
 
@@ -139,7 +144,8 @@ class CheckpointManager:
         ready = None if device is None else torch.cuda.current_stream(device).record_event()
         one = _Save(step, self._new_folder(step), plan, shared, own, ready)
         self._last, self._is_asked_for = one, False
-        threading.Thread(target=self._run, args=(one,), name=f"save-{one.folder.name}", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, args=(one,), name=f"save-{one.folder.name}", daemon=True)
+        self._thread.start()
         one.seconds["stall"] += time.perf_counter() - start
         return before
 
@@ -150,14 +156,18 @@ class CheckpointManager:
             self._last.staged.wait()
             self._last.seconds["stall"] += time.perf_counter() - start
 
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save is in flight on this rank."""
+        return self._last is not None and not self._last.done.is_set()
+
     def poll(self) -> CheckpointInfo | None:
         """The checkpoint that was committed since the last call of save, wait or poll. Raises what `wait` raises."""
-        return self.wait() if self._last is not None and self._last.done.is_set() else None
+        return None if self.is_saving else self.wait()
 
     def wait(self) -> CheckpointInfo | None:
-        """Return when nothing is in flight: the checkpoint that was, None if it was known already.
+        """Return when nothing is in flight: the checkpoint that was, None if it was known already. A failure is raised once.
 
-        The thread of a save ends with the process: call this before the end. A failure is raised once.
         Raises CheckpointError naming the file and the fix: no room, a rank that failed or is late, pieces with gaps.
         """
         one = self._last
@@ -172,10 +182,12 @@ class CheckpointManager:
     def save_blocking(
         self, step: int, pieces: Iterable[TensorPiece], *, shared: Mapping[str, Any], own: Mapping[str, Any]
     ) -> CheckpointInfo:
-        """Save and wait: for the end of a run, and before it is stopped."""
+        """Save and wait, also for the deletion of old ones: for the end of a run, and before it is stopped."""
         self.save(step, pieces, shared=shared, own=own)
         info = self.wait()
         assert info is not None
+        assert self._thread is not None
+        self._thread.join()
         return info
 
     @property
@@ -199,52 +211,62 @@ class CheckpointManager:
             _timed(one, "write", lambda: self._write(one, data))
             _timed(one, "commit", lambda: self._commit(one))
         except BaseException as error:  # wait() raises it on the loop's thread
-            path = one.folder / tensors_name(self.rank)
-            one.error = error
-            if isinstance(error, OSError):
-                one.error = explain(error, path=path, free_bytes=self._free_bytes)
+            one.error = explain(error, path=one.folder / tensors_name(self.rank), free_bytes=self._free_bytes)
+            one.error.__cause__ = error
             self._give_up(one, one.error)
         finally:
             one.plan.tensors.clear()
             one.staged.set()
             one.done.set()
+        if self.rank == 0 and one.info is not None:
+            self._tidy()
 
     def _write(self, one: _Save, data: Bytes) -> None:
         one.folder.mkdir(parents=True, exist_ok=True)
         path = one.folder / tensors_name(self.rank)
         entry = write_tensors(path, one.plan, data, free_bytes=self._free_bytes)
         write_index(one.folder, RankIndex(rank=self.rank, tensors=entry, pieces=one.plan.entries, own=one.own))
-        one.is_indexed = True
 
     def _commit(self, one: _Save) -> None:
         timeout_s = self.config.commit_timeout_s
         if self.rank:
             one.info = CheckpointInfo(one.folder, await_commit(one.folder, timeout_s=timeout_s))
             return
+        self.store.check_claim(self.attempt)
         last = self.store.latest()
         manifest = Manifest(
             version=VERSION, sequence=0 if last is None else last.manifest.sequence + 1, step=one.step,
             attempt=self.attempt, world_size=self.world_size, created_at=self._clock(), files=(), shared=one.shared,
         )  # fmt: skip
-        one.info = CheckpointInfo(one.folder, commit(one.folder, manifest, timeout_s=timeout_s))
+        complete = commit(
+            one.folder, manifest, timeout_s=timeout_s, check_claim=lambda: self.store.check_claim(self.attempt)
+        )
+        one.info = CheckpointInfo(one.folder, complete)
         logger.info("saved %s: %d bytes by %d ranks", one.info.name, one.info.size_bytes, self.world_size)
-        try:
-            self.store.retain(keep_last=self.config.keep_last, keep_every=self.config.keep_every)
-            # All ranks have come to this save, so none still writes to one that failed before.
-            self.store.clean(lambda attempt: attempt == self.attempt)
-        except (OSError, CheckpointError) as error:
-            logger.warning("old checkpoints stay: %s", error)
 
-    def _give_up(self, one: _Save, error: BaseException) -> None:
-        """Remove this rank's files, if it is certain that nobody commits them: a rank that is late alone does not know."""
-        is_certain = self.rank == 0 or not one.is_indexed
-        if (one.folder / MANIFEST_NAME).exists():
-            return
-        if is_certain:
-            report_failure(one.folder, rank=self.rank, error=error)
-        elif not (one.folder / FAILED_NAME).exists():
-            return
+    def _tidy(self) -> None:
+        """Rank 0's, behind a commit: all ranks have come to that save, so none still writes to one that failed before it."""
+        with self._is_tidying:
+            failed, self._failed_folders = self._failed_folders, []
+            try:
+                self.store.check_claim(self.attempt)
+                self.store.retain(keep_last=self.config.keep_last, keep_every=self.config.keep_every)
+                for folder in failed:
+                    self.store.delete(folder)
+            except (OSError, CheckpointError) as error:
+                logger.warning("old checkpoints stay: %s", error)
+
+    def _give_up(self, one: _Save, error: CheckpointError) -> None:
+        """Remove this rank's files, if it is certain that nobody commits them: one whose index is there does not know."""
         with contextlib.suppress(OSError):
+            if (one.folder / MANIFEST_NAME).exists():
+                return
+            if self.rank == 0:
+                self._failed_folders.append(one.folder)
+            if self.rank == 0 or not (one.folder / index_name(self.rank)).exists():
+                report_failure(one.folder, rank=self.rank, error=error)
+            elif not (one.folder / FAILED_NAME).exists():
+                return
             for name in (index_name(self.rank), tensors_name(self.rank)):
                 (one.folder / name).unlink(missing_ok=True)
 
@@ -262,22 +284,21 @@ class CheckpointManager:
         """By step, or by name. Raises CheckpointError naming those that there are."""
         return self.store.find(which)
 
-    def clean_uncommitted(self) -> list[str]:
-        """At the start of an attempt: rank 0 deletes what other attempts left without a manifest. Returns the names."""
-        return [] if self.rank else self.store.clean(lambda attempt: attempt != self.attempt)
+    def await_name(self, name: str) -> CheckpointInfo:
+        """One that rank 0 sees. Raises as `find` if it does not appear here within VISIBLE_AFTER_S."""
+        return self.store.await_name(name, timeout_s=VISIBLE_AFTER_S)
 
-    def load(
-        self,
-        info: CheckpointInfo,
-        pieces: Iterable[TensorPiece],
-        *,
-        agree: Agree | None = None,
-        optional_kinds: Collection[str] = (),
-    ) -> LoadedState:
+    def begin_attempt(self) -> None:
+        """Rank 0's, before any save: takes the folder over from the attempt before, which can commit nothing from then on;
+        deletes what others left without a manifest, and checkpoints beyond `keep_last`."""
+        if self.rank == 0:
+            self.store.claim(self.attempt)
+            self.store.clean(except_of=self.attempt)
+            self.store.retain(keep_last=self.config.keep_last, keep_every=self.config.keep_every)
+
+    def load(self, info: CheckpointInfo, pieces: Iterable[TensorPiece], *, agree: Agree | None = None) -> LoadedState:
         """Fill the tensors of `pieces` from whatever ranks saved them: see checkpoint_load.load_pieces."""
-        return load_pieces(
-            info, pieces, rank=self.rank, world_size=self.world_size, agree=agree, optional_kinds=optional_kinds
-        )
+        return load_pieces(info, pieces, rank=self.rank, world_size=self.world_size, agree=agree)
 
 
 def _timed(one: _Save, phase: str, work: Callable[[], T]) -> T:

@@ -27,6 +27,7 @@ from train.pretrain.checkpoint_files import (
     write_durably,
     write_manifest,
 )
+from train.pretrain.checkpoint_table import TensorKey, write_table
 
 LONGEST_PAUSE_S = 1.0
 """Between two looks at the folder; the first pauses are shorter."""
@@ -38,10 +39,10 @@ def write_index(folder: Path, index: RankIndex) -> None:
     write_durably(folder / index_name(index.rank), index.model_dump_json(indent=1).encode() + b"\n")
 
 
-def commit(folder: Path, manifest: Manifest, *, timeout_s: float) -> Manifest:
-    """`manifest` with the files of all ranks, written: run by rank 0.
+def commit(folder: Path, manifest: Manifest, *, timeout_s: float, check_claim: Callable[[], None]) -> Manifest:
+    """`manifest` with the files of all ranks, written: run by rank 0. `check_claim` is called right before.
 
-    Raises CheckpointError if a rank failed or is late, or if the pieces are not the whole state.
+    Raises CheckpointError if a rank failed or is late, or if the pieces are not the whole state; what `check_claim` raises.
     """
     missing = set(range(manifest.world_size))
 
@@ -55,7 +56,7 @@ def commit(folder: Path, manifest: Manifest, *, timeout_s: float) -> Manifest:
 
     _wait_until(is_whole, folder=folder, timeout_s=timeout_s, what_is_missing=sentence)
     files: list[FileEntry] = []
-    entries: dict[tuple[str, str], list[PieceEntry]] = defaultdict(list)
+    pieces: dict[TensorKey, list[tuple[int, PieceEntry]]] = defaultdict(list)
     for rank in range(manifest.world_size):
         path = folder / index_name(rank)
         data = path.read_bytes()
@@ -69,14 +70,15 @@ def commit(folder: Path, manifest: Manifest, *, timeout_s: float) -> Manifest:
         sha256 = hashlib.sha256(data).hexdigest()
         files += [FileEntry(name=path.name, size_bytes=len(data), sha256=sha256), index.tensors]
         for entry in index.pieces:
-            entries[entry.kind, entry.name].append(entry)
-    for (kind, name), found in entries.items():
-        if problem := _problem_of(found):
+            pieces[entry.kind, entry.name].append((rank, entry))
+    for (kind, name), found in pieces.items():
+        if problem := _problem_of([entry for _, entry in found]):
             raise CheckpointError(
                 f"{folder.name} was not saved: {kind} {name}: {problem}; the engine's pieces have to be each tensor once, "
                 "which is a defect of the engine"
             )
-    complete = manifest.model_copy(update={"files": tuple(files)})
+    complete = manifest.model_copy(update={"files": (*files, write_table(folder, pieces))})
+    check_claim()
     write_manifest(folder, complete)
     sync_path(folder.parent)
     return complete
@@ -103,8 +105,10 @@ def await_commit(folder: Path, *, timeout_s: float) -> Manifest:
 
 def report_failure(folder: Path, *, rank: int, error: BaseException) -> None:
     """Tell the other ranks, as far as the disk allows; otherwise they find out by their deadline."""
-    with contextlib.suppress(OSError), (folder / FAILED_NAME).open("x", encoding="utf-8") as file:
-        file.write(f"rank {rank} failed: {error}")
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / FAILED_NAME).open("x", encoding="utf-8") as file:
+            file.write(f"rank {rank} failed: {error}")
 
 
 def _wait_until(

@@ -2,6 +2,7 @@
 
 step-00000200-<attempt>/rank-00000.safetensors   the pieces that rank 0 saved, one tensor each
                         rank-00000.json          which box of which logical tensor each is; rank 0's own state
+                        pieces.npz               all these boxes in one table, for those who load
                         manifest.json            all files by size and SHA-256, and the state that ranks share; comes last
                         failed.txt               why this save was given up, by the rank that found out first
 
@@ -23,8 +24,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from train.files import sync_path
 from train.pretrain.pieces import Box
 
-VERSION = 1
+VERSION = 2
 MANIFEST_NAME = "manifest.json"
+TABLE_NAME = "pieces.npz"
 FAILED_NAME = "failed.txt"
 FOLDER_PATTERN = re.compile(r"step-(\d{8,})-([A-Za-z0-9]+)(\.\d+)?")
 """Step, attempt, and the number of the save where the attempt saved that step before."""
@@ -42,6 +44,10 @@ class CheckpointError(RuntimeError):
 
 class DamagedFile(CheckpointError):
     """A file of a checkpoint that is missing, cut off or altered."""
+
+
+class TakenOver(CheckpointError):
+    """Another attempt of the run has begun in the same folder: this one may neither commit nor delete there."""
 
 
 class UnknownVersion(CheckpointError):
@@ -120,7 +126,7 @@ class Manifest(BaseModel):
     created_at: float
     """Unix seconds."""
     files: tuple[FileEntry, ...]
-    """Index and tensors of rank 0, of rank 1, ..."""
+    """Index and tensors of rank 0, of rank 1, ...; the table."""
     shared: dict[str, Any]
     """State that all ranks have."""
 
@@ -152,6 +158,11 @@ class CheckpointInfo:
         """Whether all files are there in their size; their bytes are not read."""
         paths = [(self.folder / file.name, file.size_bytes) for file in self.manifest.files]
         return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+
+
+def piece_key(kind: str, name: str, offsets: tuple[int, ...]) -> str:
+    """Of a piece in its rank's file."""
+    return f"{kind}/{name}@{','.join(map(str, offsets))}"
 
 
 def tensors_name(rank: int) -> str:

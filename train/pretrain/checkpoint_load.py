@@ -6,7 +6,7 @@ files only what overlaps is read. Before the first tensor is touched everything 
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -17,17 +17,15 @@ from torch import Tensor
 
 from train.pretrain.boxes import overlap, slices_of
 from train.pretrain.checkpoint_files import (
-    DTYPES,
     CheckpointError,
     CheckpointInfo,
     DamagedFile,
-    PieceEntry,
-    RankIndex,
     check_file,
     read_index,
     tensors_name,
 )
 from train.pretrain.checkpoint_store import CheckpointStore
+from train.pretrain.checkpoint_table import SavedTensor, TensorKey, read_table
 from train.pretrain.pieces import Box, TensorPiece
 
 Agree = Callable[[str | None], list[str | None]]
@@ -46,29 +44,14 @@ class LoadedState:
     """This rank's alone; None if another number of ranks saved it."""
 
 
-@dataclass(frozen=True, slots=True)
-class SavedTensor:
-    """A logical tensor of a checkpoint."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    parts: list[tuple[int, PieceEntry]]
-    """Its pieces, each with the rank that saved it."""
-
-
 class CheckpointReader:
     """Reads boxes of logical tensors. Files are mapped into memory when they are first read, until the block ends."""
 
     def __init__(self, info: CheckpointInfo) -> None:
-        """Raises DamagedFile for an index that is missing or altered."""
+        """Raises DamagedFile for a table that is missing or altered."""
         self.info = info
-        self.indices: list[RankIndex] = [read_index(info, rank) for rank in range(info.manifest.world_size)]
-        self.tensors: dict[tuple[str, str], SavedTensor] = {}
+        self.tensors = read_table(info)
         """By kind and name."""
-        for rank, index in enumerate(self.indices):
-            for entry in index.pieces:
-                fresh = SavedTensor(entry.shape, DTYPES[entry.dtype], [])
-                self.tensors.setdefault((entry.kind, entry.name), fresh).parts.append((rank, entry))
         self._files: dict[int, Any] = {}
         self._open_files = contextlib.ExitStack()
 
@@ -86,22 +69,21 @@ class CheckpointReader:
         """Fill `target` with the box at `offsets`. Raises DamagedFile."""
         wanted: Box = (offsets, tuple(target.shape))
         num_read = 0
-        for rank, entry in self.tensors[kind, name].parts:
-            shared = overlap(wanted, entry.box)
-            if shared is None:
-                continue
-            value = self._read(rank, entry, slices_of(shared, within=entry.box))
+        for rank, key, box in self.tensors[kind, name].within(wanted):
+            shared = overlap(wanted, box)
+            assert shared is not None
+            value = self._read(rank, key, slices_of(shared, within=box))
             target[slices_of(shared, within=wanted)].copy_(value)
             num_read += math.prod(shared[1])
         assert num_read == target.numel(), f"a committed checkpoint covers {kind} {name}"
 
-    def _read(self, rank: int, entry: PieceEntry, slices: tuple[slice, ...]) -> Tensor:
+    def _read(self, rank: int, key: str, slices: tuple[slice, ...]) -> Tensor:
         try:
             if rank not in self._files:
                 path = self.info.folder / tensors_name(rank)
                 self._files[rank] = self._open_files.enter_context(safe_open(path, framework="pt"))
             file = self._files[rank]
-            value: Tensor = file.get_slice(entry.key)[slices] if slices else file.get_tensor(entry.key)
+            value: Tensor = file.get_slice(key)[slices] if slices else file.get_tensor(key)
         except (OSError, SafetensorError) as error:
             raise DamagedFile(f"{self.info.folder / tensors_name(rank)} cannot be read ({error})") from error
         return value
@@ -120,19 +102,20 @@ def load_pieces(
     rank: int,
     world_size: int,
     agree: Agree | None,
-    optional_kinds: Collection[str],
 ) -> LoadedState:
     """Fill every piece, owner or not. `agree`: each rank then hashes its share of the files, and all raise what one finds.
 
-    A tensor that is missing is left as it is if its kind is one of `optional_kinds`.
     Raises CheckpointError naming the file or the tensor.
     """
     wanted = [piece for piece in pieces if piece.tensor.numel()]
     problem: str | None = None
     reader: CheckpointReader | None = None
+    own: dict[str, Any] | None = None
     try:
         reader = CheckpointReader(info)
-        _check_wanted(wanted, reader.tensors, optional_kinds=optional_kinds)
+        _check_wanted(wanted, reader.tensors)
+        if info.manifest.world_size == world_size:
+            own = read_index(info, rank).own
         verify(info, rank=rank if agree else 0, world_size=world_size if agree else 1)
     except DamagedFile as error:
         problem = f"{error}; {CheckpointStore(info.folder.parent).advice(info.folder)}"
@@ -144,16 +127,12 @@ def load_pieces(
     assert reader is not None
     with reader:
         for piece in wanted:
-            if (piece.kind, piece.name) in reader.tensors:
-                reader.read_into(piece.tensor, kind=piece.kind, name=piece.name, offsets=piece.offsets)
-    is_same_world = info.manifest.world_size == world_size
-    return LoadedState(info.manifest.shared, reader.indices[rank].own if is_same_world else None)
+            reader.read_into(piece.tensor, kind=piece.kind, name=piece.name, offsets=piece.offsets)
+    return LoadedState(info.manifest.shared, own)
 
 
-def _check_wanted(
-    wanted: list[TensorPiece], saved: Mapping[tuple[str, str], SavedTensor], *, optional_kinds: Collection[str]
-) -> None:
-    keys = {(piece.kind, piece.name) for piece in wanted if piece.kind not in optional_kinds}
+def _check_wanted(wanted: list[TensorPiece], saved: Mapping[TensorKey, SavedTensor]) -> None:
+    keys = {(piece.kind, piece.name) for piece in wanted}
     if missing := sorted(f"{kind} {name}" for kind, name in keys - saved.keys()):
         more = f" and {len(missing) - NAMES_IN_ERROR} more" if len(missing) > NAMES_IN_ERROR else ""
         raise CheckpointError(
@@ -161,9 +140,7 @@ def _check_wanted(
             "it was saved with"
         )
     for piece in wanted:
-        found = saved.get((piece.kind, piece.name))
-        if found is None:
-            continue
+        found = saved[piece.kind, piece.name]
         if found.shape != piece.shape:
             raise CheckpointError(
                 f"{piece.kind} {piece.name} has shape {list(found.shape)} in the checkpoint and {list(piece.shape)} here; "

@@ -1,12 +1,14 @@
-"""The checkpoints of a run's folder: which there are, which may go.
+"""The checkpoints of a run's folder: which there are, which may go, and which attempt of the run may say so.
 
-In: a folder of step folders. Out: committed checkpoints in the order of their commits; deletions. A checkpoint is deleted
-manifest first, so that a deletion that is cut off leaves no checkpoint with missing files.
+In: a folder of step folders. Out: committed checkpoints in the order of their commits; deletions. A folder that goes is
+renamed first, so that a deletion that is cut off leaves no checkpoint with missing files, and none can be committed in it.
 """
 
+import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from train.files import sync_path
@@ -16,10 +18,18 @@ from train.pretrain.checkpoint_files import (
     CheckpointError,
     CheckpointInfo,
     DamagedFile,
+    TakenOver,
     read_manifest,
+    write_durably,
 )
 
 logger = logging.getLogger(__name__)
+
+ATTEMPT_NAME = "attempt"
+"""Holds the token of the attempt that writes here: the one that began last."""
+DELETED_PREFIX = ".deleted-"
+LONGEST_LOOK_S = 0.5
+"""Between two looks for a checkpoint that another machine has committed."""
 
 
 class CheckpointStore:
@@ -49,6 +59,20 @@ class CheckpointStore:
         found = self.committed()
         return found[-1] if found else None
 
+    def await_name(self, name: str, *, timeout_s: float) -> CheckpointInfo:
+        """One that another rank sees already: a shared file system may show it here later. Raises as `find` after that."""
+        deadline, pause_s = time.monotonic() + timeout_s, 0.01
+        while True:
+            try:
+                return self.find(name)
+            except DamagedFile:
+                raise
+            except CheckpointError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_LOOK_S)
+
     def find(self, which: int | str) -> CheckpointInfo:
         """By step (the one committed last) or by the folder's name. Raises CheckpointError naming those that there are."""
         if isinstance(which, str) and FOLDER_PATTERN.fullmatch(which):
@@ -67,26 +91,53 @@ class CheckpointStore:
 
     def advice(self, other_than: Path) -> str:
         """What to do about a checkpoint that cannot be read."""
-        for info in reversed(self.committed()):
-            if info.folder != other_than and info.is_complete:
-                return f"resume from {info.name} (step {info.step}), the newest other one that looks intact"
+        with contextlib.suppress(CheckpointError, OSError):
+            for info in reversed(self.committed()):
+                if info.folder != other_than and info.is_complete:
+                    return f"resume from {info.name} (step {info.step}), the newest other one that looks intact"
         return f"{self.folder} holds no other checkpoint that looks intact; restore the file or start again"
 
     def retain(self, *, keep_last: int, keep_every: int | None) -> None:
         """Delete all but the last committed ones and those at multiples of `keep_every` steps."""
         for info in self.committed()[:-keep_last]:
             if keep_every is None or info.step % keep_every:
-                (info.folder / MANIFEST_NAME).unlink()
-                self._delete(info.folder)
+                self.delete(info.folder)
 
-    def clean(self, is_meant: Callable[[str], bool]) -> list[str]:
-        """Delete folders without a manifest, of the attempts that are meant. Returns their names."""
+    def clean(self, *, except_of: str) -> list[str]:
+        """Delete folders without a manifest, but for those of the attempt `except_of`, and what deletions left. Returns the
+        names of the former."""
         names = []
         for folder, attempt in self._step_folders():
-            if is_meant(attempt) and not (folder / MANIFEST_NAME).exists():
-                self._delete(folder)
+            if attempt != except_of and not (folder / MANIFEST_NAME).exists():
+                self.delete(folder)
                 names.append(folder.name)
+        for folder in self.folder.glob(f"{DELETED_PREFIX}*"):
+            _remove(folder)
         return names
+
+    def claim(self, attempt: str) -> None:
+        """From now on this attempt alone commits and deletes here."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_durably(self.folder / ATTEMPT_NAME, attempt.encode())
+
+    def check_claim(self, attempt: str) -> None:
+        """Raises TakenOver if another one has begun since; nothing where none ever claimed the folder."""
+        path = self.folder / ATTEMPT_NAME
+        last = path.read_text("ascii") if path.exists() else attempt
+        if last != attempt:
+            raise TakenOver(
+                f"{self.folder}: attempt {last} of this run began after this one, {attempt}, which ends: two cannot write to "
+                "one folder; give one of them another output"
+            )
+
+    def delete(self, folder: Path) -> None:
+        """A folder of a save, if it is there."""
+        going = folder.with_name(DELETED_PREFIX + folder.name)
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(going)
+            sync_path(self.folder)
+            _remove(going)
+            logger.info("deleted %s", folder)
 
     def _step_folders(self) -> Iterator[tuple[Path, str]]:
         """Folders by that name, each with its attempt."""
@@ -97,7 +148,10 @@ class CheckpointStore:
             if match and path.is_dir():
                 yield path, match[2]
 
-    def _delete(self, folder: Path) -> None:
-        sync_path(folder)
+
+def _remove(folder: Path) -> None:
+    """What cannot be removed now (a file that a dying process has open, on NFS) is left to the next attempt."""
+    try:
         shutil.rmtree(folder)
-        logger.info("deleted %s", folder)
+    except OSError as error:
+        logger.warning("%s stays for now: %s", folder, error)

@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from train.files import DISK_FULL
-from train.pretrain.checkpoint_files import DTYPES, CheckpointError, FileEntry, PieceEntry
+from train.pretrain.checkpoint_files import DTYPES, CheckpointError, FileEntry, PieceEntry, piece_key
 from train.pretrain.pieces import TensorPiece
 
 Bytes = UInt8[Tensor, " bytes"]
@@ -82,9 +82,14 @@ def _entry_of(piece: TensorPiece) -> PieceEntry:
             f"{piece.kind} {piece.name}: extent {list(extent)}, offsets {list(piece.offsets)} and shape "
             f"{list(piece.shape)} differ in their number of dimensions; make them equal"
         )
-    key = f"{piece.kind}/{piece.name}@{','.join(map(str, piece.offsets))}"
     return PieceEntry(
-        key=key, kind=piece.kind, name=piece.name, shape=piece.shape, offsets=piece.offsets, extent=extent, dtype=dtype
+        key=piece_key(piece.kind, piece.name, piece.offsets),
+        kind=piece.kind,
+        name=piece.name,
+        shape=piece.shape,
+        offsets=piece.offsets,
+        extent=extent,
+        dtype=dtype,
     )
 
 
@@ -110,16 +115,20 @@ class HostBuffer:
 @torch.no_grad()
 def stage(plan: WritePlan, buffer: HostBuffer, *, ready: torch.cuda.Event | None) -> Bytes:
     """The data of the file in host memory. `ready`: what the GPU has to reach before its tensors are read."""
-    data = buffer.take(plan.data_bytes, is_pinned=ready is not None)
     device = next((tensor.device for tensor in plan.tensors if tensor.is_cuda), None)
     if ready is None or device is None:
+        data = buffer.take(plan.data_bytes, is_pinned=False)
         _copy(plan, data)
     else:
-        stream = torch.cuda.Stream(device)
-        stream.wait_event(ready)
-        with torch.cuda.stream(stream):
-            _copy(plan, data)
-        stream.synchronize()
+        with torch.cuda.device(
+            device
+        ):  # a thread begins with the first one, and page-locking would open a context there
+            data = buffer.take(plan.data_bytes, is_pinned=True)
+            stream = torch.cuda.Stream(device)
+            stream.wait_event(ready)
+            with torch.cuda.stream(stream):
+                _copy(plan, data)
+            stream.synchronize()
     plan.tensors.clear()
     return data
 
@@ -148,12 +157,19 @@ def write_tensors(path: Path, plan: WritePlan, data: Bytes, *, free_bytes: Calla
     return FileEntry(name=path.name, size_bytes=plan.size_bytes, sha256=digest.hexdigest())
 
 
-def explain(error: OSError, *, path: Path, free_bytes: Callable[[Path], int]) -> CheckpointError:
-    """What a failed write means, and what to do about it."""
+def explain(error: BaseException, *, path: Path, free_bytes: Callable[[Path], int]) -> CheckpointError:
+    """What a failed save means, and what to do about it."""
+    if isinstance(error, CheckpointError):
+        return error
+    if not isinstance(error, OSError):
+        return CheckpointError(
+            f"{path} was not written ({type(error).__name__}: {error}); the last committed checkpoint is untouched"
+        )
     where = error.filename or path
     if error.errno in DISK_FULL:
+        there = next(folder for folder in path.parents if folder.exists())
         return CheckpointError(
-            f"{where} was not written: no room ({error.strerror}; {free_bytes(path.parent)} bytes are free there now, or a "
+            f"{where} was not written: no room ({error.strerror}; {free_bytes(there)} bytes are free there now, or a "
             "quota or size limit is reached). Free space or lower keep_last; the last committed checkpoint is untouched"
         )
     return CheckpointError(

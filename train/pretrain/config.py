@@ -8,14 +8,15 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from train.data.token_sources import SourceSpec
 from train.model.config import MoEConfig
+from train.model.generate import SamplingConfig
 from train.model.plan import Engine
-from train.model.presets import config_of
+from train.model.presets import PRESETS, config_of
 from train.model.transformer import Recomputation
 from train.pretrain.anomaly import AnomalyConfig
 from train.pretrain.checkpoint import CheckpointConfig
@@ -81,7 +82,8 @@ class WorkerConfig(_Section):
     num_workers: int = Field(1, gt=0)
     """Processes; on GPUs one per GPU."""
     min_workers: int | None = Field(None, gt=0)
-    """Go on with fewer workers, down to this many, where the cluster has lost some. None: always `num_workers`."""
+    """Go on with fewer workers, down to this many, where the cluster has lost some, and with more when it has them again; each
+    change goes back to the last checkpoint. None: always `num_workers`."""
     threads: int | None = Field(None, gt=0)
     """CPU threads of a worker. None: the machine's cores divided by its workers."""
     resources: dict[str, float] | None = None
@@ -90,6 +92,8 @@ class WorkerConfig(_Section):
     """How often the workers are started again after one died; each time from the last committed checkpoint. -1: always."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
+    is_autoscaled: bool = False
+    """Nodes are added when workers wait for them. Otherwise a cluster that is too small is an error at once."""
 
     @model_validator(mode="after")
     def _fewer_are_fewer(self) -> Self:
@@ -114,7 +118,18 @@ class EvaluationConfig(_Section):
     temperature: float = Field(0.7, ge=0)
     """Of samples; 0 takes the most probable token."""
     bigram_tokens: int = Field(0, ge=0)
-    """A bigram model is fitted on this many tokens of the training stream, as a baseline on the held-out ones. 0: none."""
+    """A bigram model is fitted on this many tokens of the training stream, as a baseline on the held-out ones; rounded up to
+    whole steps, two at least. 0: none."""
+
+    @model_validator(mode="after")
+    def _samples_can_be_drawn(self) -> Self:
+        _ = self.sampling
+        return self
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """Of samples."""
+        return SamplingConfig(max_new_tokens=self.max_new_tokens, temperature=self.temperature)
 
 
 class SaveConfig(CheckpointConfig):
@@ -136,8 +151,9 @@ class PretrainingConfig(_Section):
     """Tokens that the run reads, padding included; rounded up to whole steps."""
     micro_batch: int = Field(1, gt=0)
     """Sequences of one pass on a data parallel rank."""
-    accumulation: int | None = Field(32, gt=0)
-    """Passes of an optimizer step on a data parallel rank. None: what global_batch_size leaves to the ranks that there are."""
+    accumulation: Annotated[int, Field(gt=0)] | Literal["auto"] = 32
+    """Passes of an optimizer step on a data parallel rank. auto: what global_batch_size leaves to the ranks that there are,
+    which a changing number of workers needs."""
     global_batch_size: int = Field(4096, gt=0)
     """Sequences of an optimizer step over all ranks: data parallel ranks x micro_batch x accumulation."""
     seed: int = Field(0, ge=0, lt=1 << 63)
@@ -201,11 +217,12 @@ class PretrainingConfig(_Section):
 def load_pretraining_config(
     path: Path, *, output: Path | None = None, overrides: Mapping[str, Any] | None = None
 ) -> PretrainingConfig:
-    """Read a TOML file. `output`, if given, is taken instead of the file's, and from the current folder if it is relative;
-    `overrides` changes single fields, by dotted names. Raises PretrainingConfigError naming the file, the field, the fix.
+    """Read a TOML file. `output`, if given, is taken instead of the file's; `overrides` changes fields by dotted names.
+    Relative paths in these two are from the current folder. Raises PretrainingConfigError naming the file, the field, the fix.
     """
     data = _with_absolute_paths(read_toml(path, error=PretrainingConfigError), path.resolve().parent)
     set_fields(data, overrides or {}, error=PretrainingConfigError)
+    data = _with_absolute_paths(data, Path.cwd())  # what the command line names
     if output is not None:
         data["output"] = os.path.abspath(output.expanduser())
     try:
@@ -228,6 +245,11 @@ def _from_preset(model: dict[str, Any]) -> dict[str, Any]:
 def _with_absolute_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     if "output" in data:
         data["output"] = absolute_path(data["output"], folder=folder)
+    model = data.get("model")
+    if isinstance(model, dict) and isinstance(model.get("preset"), str):
+        near = absolute_path(model["preset"], folder=folder)
+        if model["preset"] not in PRESETS and Path(near).is_dir():
+            model["preset"] = near
     tokens = data.get("data")
     if isinstance(tokens, dict):
         if "tokenizer" in tokens:

@@ -8,6 +8,7 @@ states. The loop itself is loop.py.
 
 import contextlib
 import logging
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -22,13 +23,13 @@ from torch._C._distributed_c10d import HashStore
 from train.model.costs import count_costs
 from train.pretrain.anomaly import AnomalyState
 from train.pretrain.checkpoint import CheckpointManager
-from train.pretrain.checkpoint_files import CheckpointError, CheckpointInfo, write_durably
-from train.pretrain.config import PretrainingConfig
+from train.pretrain.checkpoint_files import CheckpointError, CheckpointInfo, TakenOver, write_durably
+from train.pretrain.config import PretrainingConfig, PretrainingConfigError
 from train.pretrain.evaluation import Evaluator
 from train.pretrain.export import export_checkpoint
 from train.pretrain.flops import peak_flops
 from train.pretrain.initialise import initialise
-from train.pretrain.loop import RunEnd, train
+from train.pretrain.loop import RunEnd, TrainingFailed, train
 from train.pretrain.parallel import DistributedTrainer4D, agree, check_run
 from train.pretrain.random_state import random_state, set_random_state
 from train.pretrain.report import write_report
@@ -41,6 +42,12 @@ logger = logging.getLogger(__name__)
 CHECKPOINTS_NAME, CONFIG_NAME, REPORT_NAME = "checkpoints", "config.json", "report.html"
 MAX_FAILED_SAVES = 3
 """In a row: then the run ends, since what it learns could be lost."""
+PREEMPTION_EVERY_S = 5.0
+"""How often it is asked whether machines will be taken away."""
+SETTLE_EVERY_S = 0.02
+"""Between two looks whether the last save is done on all ranks."""
+FIXED_FIELDS = ("model", "data.sequence_length", "global_batch_size")
+"""Of the configuration: what a run counts with, and cannot change when it goes on. But for how experts are computed."""
 
 
 @dataclass(slots=True)
@@ -69,13 +76,15 @@ class PretrainingEngine:
         on_progress: OnProgress = lambda *_: None,
     ) -> None:
         """`stop_reason`: asked before every step; a text ends the run behind a checkpoint. `is_preempted`: asked on all ranks
-        every few steps, and the same on all; once it is so, a checkpoint is saved and training goes on. `publish` and
-        `on_progress` are called on rank 0, `report` on every rank after each evaluation.
+        at once, every few seconds, and the same on all; once it is so, a checkpoint is saved and training goes on. `publish`
+        and `on_progress` are called on rank 0, `report` on every rank after each evaluation.
 
         Raises ValueError for a configuration that these processes or these shards do not fit.
         """
         self.config, self.stop_reason = config, stop_reason
-        self._report, self._is_preempted, self._was_preempted = report, is_preempted, False
+        self._report, self._is_preempted = report, is_preempted
+        self._was_preempted = self._saves_now = False
+        self._asked_at = -math.inf
         self.trainer = DistributedTrainer4D(config, device=device)
         self.loader = self.trainer.loader(config.data.sources)
         self.evaluator = Evaluator(self.trainer, tokenizer=config.tokenizer_folder)
@@ -91,9 +100,9 @@ class PretrainingEngine:
                 config.output, every_steps=config.log_every_steps, total_steps=config.total_steps, publish=publish,
                 on_progress=on_progress,
             )  # fmt: skip
-            write_durably(config.output / CONFIG_NAME, config.model_dump_json(indent=1).encode() + b"\n")
         self.state, self.timer = RunState(), PhaseTimer()
         self._failed_saves: list[str] = []
+        self._taken_over: str | None = None
         self._step_end = time.perf_counter()
         costs = count_costs(config.model, name=config.output.name, context=config.data.sequence_length)
         peak = peak_flops(device, self.trainer.precision.compute_dtype) * dist.get_world_size()
@@ -129,6 +138,11 @@ class PretrainingEngine:
             dead_experts=[int((layer == 0).sum()) for layer in load],
         )  # fmt: skip
 
+    def record_skip(self, reason: str) -> None:
+        """A step whose batch was left out."""
+        self.tell("skip", reason)
+        self._step_end = time.perf_counter()
+
     def evaluate(self) -> None:
         """Held-out loss and samples."""
         found = self.evaluator.loss()
@@ -142,12 +156,30 @@ class PretrainingEngine:
         self._step_end = time.perf_counter()  # the next step's rate is its own
         self._report({"step": state.step, "tokens": state.tokens} | ({"held_out_loss": found.loss} if found else {}))
 
+    def is_asked_to_stop(self) -> bool:
+        """Before a step, on all ranks at once: whether one of them was asked to stop. Now and then machines that will be taken
+        away are asked for. Raises TrainingFailed where checkpoints cannot be written."""
+        is_preemption_due = not self._was_preempted and time.perf_counter() - self._asked_at > PREEMPTION_EVERY_S
+        is_stopped, is_stuck, is_due = self.trainer.any_rank(
+            self.stop_reason() is not None, self._is_stuck, is_preemption_due
+        )
+        if is_stuck:
+            raise TrainingFailed(self._explain_saves())
+        if is_due:
+            self._ask_preemption()
+        return is_stopped
+
+    def _ask_preemption(self) -> None:
+        self._asked_at = time.perf_counter()
+        if self._is_preempted():
+            self._was_preempted = self._saves_now = True
+            self.tell("preemption", "a worker's node will be taken away; a checkpoint is saved")
+
     def is_save_due(self) -> bool:
         """After this step: by the configuration, at the end, or because machines will be taken away."""
         step, config = self.state.step, self.config
-        if step % config.log_every_steps == 0 and not self._was_preempted and self._is_preempted():
-            self._was_preempted = True
-            self.tell("preemption", "a worker's node will be taken away; a checkpoint is saved")
+        if self._saves_now:
+            self._saves_now = False
             return True
         # Not behind a step that was skipped: going back has to lead to where all was well.
         is_sane = self.state.anomaly.num_skips == 0
@@ -155,24 +187,35 @@ class PretrainingEngine:
 
     def save(self, *, is_last: bool = False) -> None:
         """Begin a checkpoint, when the one before it is done; the last one is waited for. A failure is counted, not raised:
-        training goes on, and `is_stuck` tells when that was tried too often. Of the last one it is raised."""
-        self.poll_save(waits=True)
+        training goes on, until that was tried too often. Of the last one it is raised."""
+        self._settle()
         state, trainer = self.state, self.trainer
         shared = {
             "step": state.step, "tokens": state.tokens, "num_updates": trainer.engine.num_updates,
             "loader": self.loader.state_dict(), "precision": trainer.precision.state_dict(),
             "anomaly": state.anomaly.model_dump(mode="json"), "config": self.config.model_dump(mode="json"),
         }  # fmt: skip
-        self.checkpoints.save(state.step, trainer.engine.pieces(), shared=shared, own={"random": random_state()})
-        if is_last and (info := self.checkpoints.wait()) is not None:
-            self._saved(info)
+        pieces, own = trainer.engine.pieces(), {"random": random_state()}
+        if is_last:
+            self._saved(self.checkpoints.save_blocking(state.step, pieces, shared=shared, own=own))
+        else:
+            self.checkpoints.save(state.step, pieces, shared=shared, own=own)
 
-    def poll_save(self, *, waits: bool = False) -> None:
+    def _settle(self) -> None:
+        """Return when no rank has a save in flight. All wait together: one whose save failed would otherwise be in the next
+        collective while the others wait for its files, and be taken for dead."""
+        while self.trainer.any_rank(self.checkpoints.is_saving)[0]:
+            time.sleep(SETTLE_EVERY_S)
+        self.poll_save()
+
+    def poll_save(self) -> None:
         """Tell of a checkpoint that was committed since the last call, or that failed."""
         try:
-            info = self.checkpoints.wait() if waits else self.checkpoints.poll()
+            info = self.checkpoints.poll()
         except CheckpointError as error:
             self._failed_saves.append(str(error))
+            if isinstance(error, TakenOver):
+                self._taken_over = str(error)
             self.tell("checkpoint failed", str(error))
             logger.error("%s", error)
             return
@@ -180,12 +223,13 @@ class PretrainingEngine:
             self._saved(info)
 
     @property
-    def is_stuck(self) -> bool:
-        """Whether too many checkpoints in a row could not be written."""
-        return len(self._failed_saves) >= MAX_FAILED_SAVES
+    def _is_stuck(self) -> bool:
+        """Whether too many checkpoints in a row could not be written, or another attempt has the folder now."""
+        return len(self._failed_saves) >= MAX_FAILED_SAVES or self._taken_over is not None
 
-    def explain_saves(self) -> str:
-        """Why."""
+    def _explain_saves(self) -> str:
+        if self._taken_over is not None:
+            return self._taken_over
         last = self._failed_saves[-1] if self._failed_saves else "see the logs of the other ranks"
         return (
             f"{MAX_FAILED_SAVES} checkpoints in a row were not written ({last}); the run ends: mend that and resume it"
@@ -194,14 +238,19 @@ class PretrainingEngine:
     def rewind(self) -> None:
         """Back to the last checkpoint, but behind the batches that were read since."""
         position = self.loader.state_dict()["position"]
-        self.poll_save(waits=True)
+        self._settle()
         info = self._latest()
-        assert info is not None, "a run begins with a checkpoint"
+        if info is None:
+            raise TrainingFailed(
+                f"there is no checkpoint to go back to ({' '.join(self._failed_saves) or 'none was saved'}): mend that and "
+                "start again"
+            )
         anomaly = self.state.anomaly
         self._restore(info)
         self.state.anomaly = anomaly
         behind = self.loader.state_dict()["position"]
         self.loader.skip((position - behind) // self.config.global_batch_size)
+        self._step_end = time.perf_counter()
 
     def tell(self, event: str, detail: str) -> None:
         """An event of the run."""
@@ -211,23 +260,28 @@ class PretrainingEngine:
     # Beginning and end.
 
     def _begin(self) -> None:
-        self.checkpoints.clean_uncommitted()
+        self.checkpoints.begin_attempt()
         info = self._latest()
+        how = f"attempt {self.attempt}, {self.trainer.plan.describe()}, {self.trainer.precision.compute_dtype}"
         if info is None:
             initialise(self.trainer.engine.pieces(), seed=self.config.seed, std=self.config.model.initializer_range)
             self.trainer.engine.weights_changed()
-            self.tell("start", f"attempt {self.attempt}, {self.trainer.plan.describe()}")
-            self.save()
         else:
+            _check_same(self.config, info)
             self._restore(info)
-            self.tell("resume", f"attempt {self.attempt}, {self.trainer.plan.describe()}, from {info.name}")
+        self.tell("start" if info is None else "resume", how if info is None else f"{how}, from {info.name}")
+        if self.is_first_rank:
+            text = self.config.model_dump_json(indent=1).encode() + b"\n"
+            write_durably(self.config.output / CONFIG_NAME, text)
+        if info is None:
+            self.save()
         self._step_end = time.perf_counter()
 
     def _latest(self) -> CheckpointInfo | None:
         """The newest committed checkpoint, as rank 0 sees it: a shared file system may show it to others later."""
         seen = self.checkpoints.latest() if self.is_first_rank else None
         name = agree(None if seen is None else seen.name)[0]
-        return None if name is None else self.checkpoints.find(name)
+        return None if name is None else self.checkpoints.await_name(name)
 
     def _restore(self, info: CheckpointInfo) -> None:
         engine = self.trainer.engine
@@ -255,12 +309,28 @@ class PretrainingEngine:
         assert info is not None, "a run ends with a checkpoint"
         folder = config.output / f"model-{info.step:08d}"
         if end.ending == "finished" and not folder.exists():
-            for name, loss in self.evaluator.bigram_losses().items():
-                self.writer.write("baseline", end.step, name=name, loss=loss)
             export_checkpoint(info, folder, config=config.model, tokenizer_from=config.tokenizer_folder)
             self.tell("export", folder.name)
+            for name, loss in self.evaluator.bigram_losses().items():
+                self.writer.write("baseline", name=name, loss=loss)
         log = load_run(config.output / METRICS_NAME, name=config.output.name, config=config.model_dump(mode="json"))
         write_report([log], path=config.output / REPORT_NAME, title=config.output.name)
+
+
+def _check_same(config: PretrainingConfig, info: CheckpointInfo) -> None:
+    """Raises PretrainingConfigError if the run in the folder is another one than the configuration's."""
+    before, now = info.manifest.shared["config"], config.model_dump(mode="json")
+    for field_ in FIXED_FIELDS:
+        old, new = before, now
+        for part in field_.split("."):
+            old, new = old[part], new[part]
+        if field_ == "model":
+            names = [name for name in new if old.get(name) != new[name] and name != "expert_kernel"]
+            old, new = ({name: side.get(name) for name in names} for side in (old, new))
+        if old != new:
+            raise PretrainingConfigError(
+                f"{field_} = {new} here, and {old} in the run that is in {config.output}: take that, or another output"
+            )
 
 
 def open_run(folder: Path) -> PretrainingConfig:

@@ -12,7 +12,6 @@ from tokenizers import Tokenizer
 
 from train.data.batch import TokenBatch
 from train.data.token_sources import SourceSpec
-from train.model.generate import SamplingConfig
 from train.pretrain.bigram import BigramModel
 from train.pretrain.config import PretrainingConfigError
 from train.pretrain.parallel import DistributedTrainer4D
@@ -31,12 +30,14 @@ class Evaluator:
     """Of one run. Every rank calls it in the same order."""
 
     def __init__(self, trainer: DistributedTrainer4D, *, tokenizer: Path | None) -> None:
-        """Raises PretrainingConfigError if there are prompts and no tokenizer that encodes them."""
+        """Raises PretrainingConfigError if there are prompts and no tokenizer that encodes them, or the model cannot go on
+        from them."""
         self._trainer, self._config = trainer, trainer.config.evaluation
         held_out = [one for one in trainer.config.data.sources if one.held_out_every]
         self.sources = [one.model_copy(update={"reads_held_out": True, "weight": 1.0}) for one in held_out]
         """Held-out parts of the data's sources."""
         self._tokenizer: Tokenizer | None = None
+        self._prompts: list[list[int]] = []
         if self._config.prompts:
             if tokenizer is None or not (tokenizer / "tokenizer.json").is_file():
                 raise PretrainingConfigError(
@@ -44,6 +45,14 @@ class Evaluator:
                     "tokenizer.json: name its folder in data.tokenizer, or remove the prompts"
                 )
             self._tokenizer = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+            self._prompts = [self._tokenizer.encode(prompt).ids for prompt in self._config.prompts]
+            longest = trainer.config.model.max_position_embeddings - self._config.max_new_tokens
+            for prompt, ids in zip(self._config.prompts, self._prompts, strict=True):
+                if not 1 <= len(ids) <= longest:
+                    raise PretrainingConfigError(
+                        f"evaluation.prompts: {prompt[:40]!r} has {len(ids)} tokens, and the model takes 1 to {longest} "
+                        "before evaluation.max_new_tokens; change one of them"
+                    )
 
     def loss(self) -> HeldOutLoss | None:
         """None where nothing is held out."""
@@ -63,13 +72,11 @@ class Evaluator:
 
     def samples(self) -> list[tuple[str, str]]:
         """(prompt, what the model wrote after it)."""
-        tokenizer, config = self._tokenizer, self._config
+        tokenizer, prompts = self._tokenizer, self._config.prompts
         if tokenizer is None or self._trainer.is_divided:
             return []
-        prompts = [tokenizer.encode(prompt).ids for prompt in config.prompts]
-        sampling = SamplingConfig(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
-        written = self._trainer.engine.generate(prompts, sampling)
-        return [(prompt, tokenizer.decode(one.token_ids)) for prompt, one in zip(config.prompts, written, strict=True)]
+        written = self._trainer.engine.generate(self._prompts, self._config.sampling)
+        return [(prompt, tokenizer.decode(one.token_ids)) for prompt, one in zip(prompts, written, strict=True)]
 
     def bigram_losses(self) -> dict[str, float]:
         """Of a bigram and a unigram model of the training stream's first tokens, on what `loss` reads. For one rank alone."""
@@ -77,7 +84,7 @@ class Evaluator:
         if not self._config.bigram_tokens or not self.sources:
             return {}
         with trainer.loader(trainer.config.data.sources, is_whole=True) as loader:
-            steps = -(-self._config.bigram_tokens // trainer.config.tokens_per_step)
+            steps = max(2, -(-self._config.bigram_tokens // trainer.config.tokens_per_step))
             model = BigramModel.fit(islice(loader, steps), vocab_size=trainer.config.model.vocab_size)
         held_out = [batch for source in self.sources for batch in self._batches(source, is_whole=True)]
         return {"bigram": model.loss(held_out), "unigram": model.unigram_loss(held_out)}

@@ -17,6 +17,11 @@ from train.pretrain.checkpoint_files import CheckpointError, CheckpointInfo
 from train.pretrain.checkpoint_load import CheckpointReader, verify
 
 
+def model_of(info: CheckpointInfo) -> MoEConfig:
+    """The model that the run of this checkpoint trains."""
+    return MoEConfig.model_validate(info.manifest.shared["config"]["model"])
+
+
 def export_checkpoint(
     info: CheckpointInfo,
     folder: Path,

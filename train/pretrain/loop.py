@@ -45,10 +45,7 @@ def train(run: "PretrainingEngine") -> RunEnd:
     total_steps = config.total_steps
 
     while state.step < total_steps:
-        is_stopped, is_stuck = run.trainer.any_rank(run.stop_reason() is not None, run.is_stuck)
-        if is_stuck:
-            raise TrainingFailed(run.explain_saves())
-        if is_stopped:
+        if run.is_asked_to_stop():
             run.save(is_last=True)
             return RunEnd("stopped", state.step, state.tokens, run.stop_reason() or "another rank was asked to stop")
 
@@ -82,7 +79,7 @@ def train(run: "PretrainingEngine") -> RunEnd:
         state.step += 1
         state.tokens += totals.num_tokens
         if decision.kind == "skip":
-            run.tell("skip", decision.reason)
+            run.record_skip(decision.reason)
         else:
             run.record_step(sums, norm=norm, lr=lr, num_tokens=totals.num_tokens)
 

@@ -6,10 +6,11 @@ at the same place hold the same experts (arXiv:2504.14960).
 """
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed import ProcessGroup
+from torch.distributed import ProcessGroup, distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from train.model.plan import ParallelPlan
@@ -77,6 +78,12 @@ class RankMesh:
     def is_first_of_stage(self) -> bool:
         """Whether this rank speaks for its stage."""
         return self.stage_group.rank() == 0
+
+
+def limit_waiting(timeout_s: float) -> None:
+    """Of collectives in all groups that there are, DeepSpeed's too: new ones take torch's default, not the first one's."""
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
 
 
 def _flat(mesh: DeviceMesh, names: tuple[str, ...], name: str) -> DeviceMesh:

@@ -13,12 +13,13 @@ import torch.distributed as dist
 from train.data.batch import TokenBatch
 from train.data.loader import LoaderConfig, StreamingDataLoader
 from train.data.token_sources import SourceSpec
+from train.data.tokenizer_file import TokenizerFile
 from train.model.costs import ModelCosts, count_costs
 from train.model.plan import Engine, ParallelPlan, refusals, shape_problems
 from train.model.planner import PlanRequest, make_plans
 from train.model.ranks import check_division
 from train.pretrain.config import PretrainingConfig, PretrainingConfigError
-from train.pretrain.mesh import RankMesh
+from train.pretrain.mesh import RankMesh, limit_waiting
 from train.pretrain.native import NativeEngine
 from train.pretrain.precision import MixedPrecisionManager
 from train.pretrain.step import MicroBatch, StepTotals, TrainingEngine
@@ -54,7 +55,7 @@ def _configured(config: PretrainingConfig, world_size: int) -> ParallelPlan:
             f"{world_size} workers: change workers.num_workers, or the degrees"
         )
     accumulation = config.accumulation
-    if accumulation is None:
+    if accumulation == "auto":
         accumulation, rest = divmod(config.global_batch_size, dp * config.micro_batch)
         if rest or not accumulation:
             raise PretrainingConfigError(
@@ -103,10 +104,25 @@ ENGINES: dict[Engine, Callable[[PretrainingConfig, RankMesh, dict[str, Any]], Tr
 
 
 def check_run(config: PretrainingConfig) -> None:
-    """Before processes are started: the plan, and the shards as far as this machine sees them. Raises ValueError."""
-    resolve_plan(config, world_size=config.workers.num_workers)
+    """Before processes are started: the plan for every number of workers, the shards, their tokenizer. Raises ValueError."""
+    workers = config.workers
+    for count in range(workers.min_workers or workers.num_workers, workers.num_workers + 1):
+        try:
+            resolve_plan(config, world_size=count)
+        except ValueError as error:
+            if workers.min_workers is None:
+                raise
+            raise PretrainingConfigError(
+                f"with {count} of workers.min_workers to workers.num_workers: {error}"
+            ) from error
     settings = LoaderConfig(sequence_length=config.data.sequence_length, global_batch_size=1)
-    open_loader(config, config.data.sources, settings).close()
+    with open_loader(config, config.data.sources, settings) as loader:
+        folder = config.tokenizer_folder
+        if folder is not None and (found := TokenizerFile.read(folder).sha256) != loader.tokenizer_sha256:
+            raise PretrainingConfigError(
+                f"data.tokenizer = {folder} is another one (SHA-256 {found[:12]}...) than that of the shards of data.sources "
+                f"({loader.tokenizer_sha256[:12]}...): name the folder of the one that packed them"
+            )
 
 
 def open_loader(
@@ -132,11 +148,18 @@ class DistributedTrainer4D:
         self.plan = resolve_plan(config, world_size=dist.get_world_size())
         self.mesh = RankMesh.build(self.plan, device_type=device.type, is_tied=config.model.tie_word_embeddings)
         self.precision = MixedPrecisionManager(config.precision, device_type=device.type)
+        kinds = sorted({str(kind) for kind in agree(str(self.precision.compute_dtype))})
+        if len(kinds) > 1:
+            raise PretrainingConfigError(
+                f"precision.kind = {config.precision.kind!r}: the workers' processors choose {' and '.join(kinds)}; "
+                "name one of bf16 and fp32"
+            )
         options = {
             "device": device, "optimizer": config.optimizer, "compute_dtype": self.precision.compute_dtype,
             "sequence_length": config.data.sequence_length, "prepare": self.precision.convert,
         }  # fmt: skip
         self.engine = ENGINES[config.parallel.engine](config, self.mesh, options)
+        limit_waiting(config.parallel.timeout_s)
 
     @property
     def is_divided(self) -> bool:

@@ -8,8 +8,9 @@ import pytest
 from cluster.cli_train import parse_changes
 from train.model.plan import ParallelPlan
 from train.model.presets import preset
+from train.model.transformer import MoETransformer
 from train.pretrain.config import PretrainingConfig, PretrainingConfigError, load_pretraining_config
-from train.pretrain.parallel import resolve_plan
+from train.pretrain.parallel import check_run, resolve_plan
 
 MINIMAL = """
 output = "run"
@@ -66,6 +67,31 @@ def test_paths_are_relative_to_the_file_and_a_preset_is_changed_by_its_other_fie
     assert PretrainingConfig.model_validate_json(config.model_dump_json()) == config
 
 
+def test_paths_of_the_command_line_are_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    changes = parse_changes(["output=~/run", "data.tokenizer=words", "accumulation=auto"])
+    config = _load(tmp_path, **changes)
+    assert (config.output, config.data.tokenizer) == (tmp_path / "home" / "run", tmp_path / "here" / "words")
+    assert config.accumulation == "auto"
+
+
+def test_a_preset_may_be_a_model_folder_beside_the_file(tmp_path: Path) -> None:
+    MoETransformer(preset("tiny")).save_pretrained(tmp_path / "model")
+    config = load_pretraining_config(_write(tmp_path, MINIMAL.replace('"tiny"', '"model"')))
+    assert config.model.hidden_size == preset("tiny").hidden_size
+
+
+def test_every_number_of_workers_that_ray_may_choose_is_checked(tmp_path: Path) -> None:
+    config = _load(
+        tmp_path,
+        **{"accumulation": "auto", "global_batch_size": 16, "workers.num_workers": 4, "workers.min_workers": 2},
+    )
+    with pytest.raises(PretrainingConfigError, match=r"with 3 of workers\.min_workers .* no multiple of dp 3"):
+        check_run(config)
+
+
 def test_the_tokenizer_is_the_one_beside_the_shards_unless_named(tmp_path: Path) -> None:
     assert _load(tmp_path).tokenizer_folder is None
     (tmp_path / "tokenizer").mkdir()
@@ -88,6 +114,8 @@ def test_the_tokenizer_is_the_one_beside_the_shards_unless_named(tmp_path: Path)
         ),
         ({"tokens.x": 1}, "tokens is no section"),
         ({"optimizer.kind": "muon"}, "use 'adamw', or the engine native"),
+        ({"evaluation.temperature": 1e-4}, "temperature = 0.0001: use 0 for the most probable token"),
+        ({"accumulation": 0}, "accumulation"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_field_and_the_fix(
@@ -114,7 +142,7 @@ def test_changes_are_toml_values_or_text() -> None:
 def test_data_parallel_ranks_and_accumulation_follow_from_the_workers(tmp_path: Path) -> None:
     config = _load(tmp_path, **{"parallel.engine": "native", "accumulation": 1, "global_batch_size": 8})
     assert resolve_plan(config, world_size=2) == ParallelPlan(dp=2, micro_batch=4, num_micro_batches=1)
-    elastic = config.model_copy(update={"accumulation": None, "global_batch_size": 24})
+    elastic = config.model_copy(update={"accumulation": "auto", "global_batch_size": 24})
     plans = [resolve_plan(elastic, world_size=world) for world in (1, 2, 3)]
     assert [(plan.dp, plan.num_micro_batches) for plan in plans] == [(1, 6), (2, 3), (3, 2)]
 
@@ -125,7 +153,7 @@ def test_data_parallel_ranks_and_accumulation_follow_from_the_workers(tmp_path: 
         ({"parallel.tp": 2}, 3, "dp 1 x tp 2 x pp 1 x cp 1 = 2, but there are 3 workers"),
         ({}, 2, "global_batch_size = 8, but dp 2 x micro_batch 4 x accumulation 2 = 16"),
         (
-            {"accumulation": None, "parallel.engine": "native"},
+            {"accumulation": "auto", "parallel.engine": "native"},
             3,
             "global_batch_size = 8 is no multiple of dp 3 x micro_batch 4",
         ),
@@ -134,7 +162,7 @@ def test_data_parallel_ranks_and_accumulation_follow_from_the_workers(tmp_path: 
         (
             {"parallel.pp": 2, "parallel.zero_stage": 3},
             2,
-            "deepspeed refuses it: ZeRO-2 and ZeRO-3 are incompatible with pipeline parallelism",
+            "deepspeed refuses it: zero_stage = 3 with pp = 2: ZeRO-2 and ZeRO-3 are incompatible with pipeline parallelism",
         ),
     ],
 )

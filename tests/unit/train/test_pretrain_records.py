@@ -2,6 +2,8 @@
 
 import json
 import random
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +81,33 @@ def test_a_line_that_a_kill_cut_off_does_not_swallow_the_next_one(tmp_path: Path
 def test_a_record_that_no_reader_knows_is_refused(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path, every_steps=1, total_steps=1)
     with pytest.raises(KeyError):
-        writer.write("unknown", 1)
+        writer.write("unknown", step=1)
     with pytest.raises(ValueError, match="loss"):
-        writer.write("evaluation", 1, tokens=3)
+        writer.write("evaluation", step=1, tokens=3)
+    with pytest.raises(ValueError, match="los: no field of a evaluation record"):
+        writer.write("evaluation", step=1, tokens=3, los=2.0)
     writer.close()
+
+
+def test_a_full_disk_loses_records_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The limit on the size of a file stands for the disk; TensorBoard's file reaches it too."""
+    writer = RunWriter(tmp_path, every_steps=1, total_steps=9_000)
+    writer.step(1, **STEP)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400, limits[1]))
+        for step in range(2, 200):
+            writer.step(step, **STEP)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    writer.step(200, **STEP)
+    writer.close()
+    log = load_run(tmp_path / METRICS_NAME, name="run")
+    assert [log.steps[0].step, log.steps[-1].step] == [1, 200]
+    assert len(log.steps) < 10
+    assert "no room for a record" in caplog.text
 
 
 def test_seconds_of_a_phase_add_up_until_they_are_taken() -> None:
