@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cluster.cli_train import parse_changes
+from tests.pretrain_runs import tiny_run, write_shards
 from train.model.plan import ParallelPlan
 from train.model.presets import preset
 from train.model.transformer import MoETransformer
@@ -90,6 +91,19 @@ def test_every_number_of_workers_that_ray_may_choose_is_checked(tmp_path: Path) 
     )
     with pytest.raises(PretrainingConfigError, match=r"with 3 of workers\.min_workers .* no multiple of dp 3"):
         check_run(config)
+
+
+def test_a_tokenizer_that_did_not_make_the_shards_is_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path / "tokens")
+    words = tmp_path / "words"
+    words.mkdir()
+    with pytest.raises(ValueError, match=r"words.* cannot be read"):
+        check_run(tiny_run(tmp_path, data__tokenizer=words))
+    (words / "tokenizer.json").write_text('{"model": {"vocab": {}}}')
+    with pytest.raises(
+        PretrainingConfigError, match=r"data\.tokenizer = .*words is another one \(SHA-256 .*\(abababababab"
+    ):
+        check_run(tiny_run(tmp_path, data__tokenizer=words))
 
 
 def test_the_tokenizer_is_the_one_beside_the_shards_unless_named(tmp_path: Path) -> None:
