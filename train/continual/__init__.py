@@ -2,6 +2,10 @@
 
 items     what is learned: questions with answers and plain sentences, as tokens and batches with their loss
 replay    the reservoir of what was learned before
+rows      the loss of a classifier and of a language model, as methods see it
+method    the hooks of a method; trainer: the loop over tasks that calls them
+ewc, si   weights that mattered are held; lwf: old answers are; packnet: each task has weights of its own
+metrics   what the tasks did to each other: accuracy and loss matrices, transfer, forgetting
 """
 
 from train.continual.items import (

@@ -57,14 +57,24 @@ class ExperienceReplay(Generic[T]):
     def add(self, items: Mapping[str, T]) -> None:
         """Offer items by id. An id that is kept already stays as it is."""
         for item_id, item in items.items():
-            entry = (replay_key(item_id, seed=self.seed), item_id)
-            if item_id in self._items or entry <= self._evicted:
-                continue
-            self._items[item_id] = item
-            heapq.heappush(self._heap, entry)
-            if len(self._heap) > self.capacity:
-                self._evicted = heapq.heappop(self._heap)
-                del self._items[self._evicted[1]]
+            self.offer(item_id, item)
+
+    def offer(self, item_id: str, item: T) -> list[T] | None:
+        """One item: None if it is not taken, else what was pushed out for it."""
+        entry = (replay_key(item_id, seed=self.seed), item_id)
+        if item_id in self._items or entry <= self._evicted:
+            return None
+        self._items[item_id] = item
+        heapq.heappush(self._heap, entry)
+        if len(self._heap) <= self.capacity:
+            return []
+        self._evicted = heapq.heappop(self._heap)
+        pushed_out = self._items.pop(self._evicted[1])
+        return None if self._evicted == entry else [pushed_out]
+
+    def exclude(self, other: "ExperienceReplay[Any]") -> None:
+        """Take nothing from now on that `other` would not."""
+        self._evicted = max(self._evicted, other._evicted)
 
     def sample(self, n: int, rng: np.random.Generator) -> list[T]:
         """`n` different items in random order. Raises: ValueError if fewer are kept."""

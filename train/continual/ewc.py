@@ -1,0 +1,209 @@
+"""EWCRegularizer: weights that mattered for earlier tasks are held where they were, as strongly as they mattered.
+
+    loss + lambda / 2 * sum over tasks k and weights i of F_i^k (w_i - w*_i^k)^2
+
+F is the diagonal of the Fisher information, of single samples, in evaluation mode. `exact` sums over all classes by their
+probability; `sampled` draws one class per row from the model; `empirical` takes the true one, and is close to zero where the
+model is always right. Online: one Fisher, F <- gamma F + F_new, held at the last weights.
+Sources: arXiv:1612.00796; online: arXiv:1805.06370. Avalanche and Mammoth leave the 1/2 away: their lambda is half of ours.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from train.continual.method import ContinualMethod, Learner, Samples, Task
+from train.continual.rows import Batch, Rows, samples_of, trainable
+
+logger = logging.getLogger(__name__)
+
+FisherKind = Literal["exact", "sampled", "empirical"]
+VANISHED = 1e-8
+"""Mean Fisher information per weight below which nothing is held."""
+
+
+class EWCConfig(BaseModel):
+    """How strongly, and by which information."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    strength: float = Field(5000.0, ge=0)
+    """lambda."""
+    fisher: FisherKind | None = None
+    """None: exact for a classifier (rows of samples), sampled for a language model (rows of tokens)."""
+    max_samples: int | None = Field(None, gt=0)
+    """Samples of a task that the Fisher information is estimated on, on each rank; None: all."""
+    is_online: bool = False
+    """One Fisher for all tasks; else one for each, whose memory grows with the tasks."""
+    gamma: float = Field(1.0, ge=0, le=1)
+    """Online: what is left of the earlier tasks' information at each new one."""
+    seed: int = 0
+    """Of the classes that are drawn."""
+
+
+class EWCRegularizer(ContinualMethod):
+    """Elastic Weight Consolidation."""
+
+    def __init__(self, config: EWCConfig | None = None) -> None:
+        self.config = config or EWCConfig()
+        self.terms: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+        """Fisher and anchor of each task; online of all together."""
+        self._learner: Learner | None = None
+        self._task = 0
+
+    def before_task(self, task: Task, learner: Learner) -> None:
+        """See ContinualMethod."""
+        self._learner, self._task = learner, task.index
+
+    def weights_penalty(self) -> Tensor | None:
+        """See ContinualMethod."""
+        if not self.terms:
+            return None
+        assert self._learner is not None
+        weights = trainable(self._learner.model)
+        parts = [
+            (fisher[name] * (weight - anchor[name]).square()).sum()
+            for fisher, anchor in self.terms
+            for name, weight in weights.items()
+            if name in fisher  # a weight that came later is free
+        ]
+        return self.config.strength / 2 * torch.stack(parts).sum()
+
+    def after_task(self, samples: Samples) -> None:
+        """See ContinualMethod."""
+        learner, config = self._learner, self.config
+        assert learner is not None
+        fisher = fisher_diagonal(
+            learner, samples, kind=config.fisher, max_samples=config.max_samples, seed=config.seed + self._task
+        )
+        anchor = {name: weight.detach().clone() for name, weight in trainable(learner.model).items()}
+        count = sum(one.numel() for one in fisher.values())
+        mean = float(torch.stack([one.sum() for one in fisher.values()]).sum()) / count
+        if mean < VANISHED:
+            logger.warning(
+                "EWC holds next to nothing of task %d: the mean Fisher information is %.1e; with fisher = 'empirical' that is "
+                "so where the model is always right: take 'exact' or 'sampled'",
+                self._task,
+                mean,
+            )
+        if config.is_online and self.terms:
+            ((before, _),) = self.terms
+            fisher = {
+                name: one + config.gamma * before[name] if name in before else one for name, one in fisher.items()
+            }
+            self.terms.clear()
+        self.terms.append((fisher, anchor))
+
+    def state_dict(self) -> dict[str, Any]:
+        """See ContinualMethod."""
+        return {"terms": [{"fisher": fisher, "anchor": anchor} for fisher, anchor in self.terms]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See ContinualMethod."""
+        self.terms = [(dict(term["fisher"]), dict(term["anchor"])) for term in state["terms"]]
+
+
+def fisher_diagonal(
+    learner: Learner, samples: Samples, *, kind: FisherKind | None, max_samples: int | None = None, seed: int = 0
+) -> dict[str, Tensor]:
+    """Mean over samples of the squared gradient of the log-likelihood, of each trained weight; over all ranks' samples.
+
+    A language model's sample is a sequence: its log-likelihood is that of all its tokens. Modes and buffers stay as they are.
+    Raises ValueError if there are no samples.
+    """
+    model = learner.model
+    weights = {name: weight.detach() for name, weight in trainable(model).items()}
+    total = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+    count = 0
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        device = next(iter(weights.values())).device
+        generator = torch.Generator(device=device).manual_seed(seed)
+        for whole in samples():
+            room = None if max_samples is None else max_samples - count
+            batch = {name: value[:room] for name, value in whole.items()}
+            size = len(next(iter(batch.values())))
+            if not size:
+                break
+            _add_squares(learner, batch, weights, total, kind=kind, generator=generator)
+            count += size
+    finally:
+        for module, is_training in modes.items():
+            module.training = is_training
+    num_samples = torch.tensor(float(count), dtype=torch.float64)
+    learner.sum_over_ranks(num_samples, *total.values())
+    if not num_samples:
+        raise ValueError("the task has no samples: the Fisher information needs some")
+    return {name: one / float(num_samples) for name, one in total.items()}
+
+
+def _add_squares(
+    learner: Learner, batch: Batch, weights: dict[str, Tensor], total: dict[str, Tensor], *, kind: FisherKind | None,
+    generator: torch.Generator,
+) -> None:  # fmt: skip
+    model, rows_of = learner.model, learner.rows_of
+    buffers = dict(model.named_buffers())
+    with torch.no_grad():
+        rows = rows_of(model, batch)
+    has_row_per_sample = len(rows.targets) == len(next(iter(batch.values())))
+    kind = kind or ("exact" if has_row_per_sample else "sampled")
+    if kind == "exact" and not has_row_per_sample:
+        raise ValueError(
+            "fisher = 'exact' of a language model needs a backward pass for each word of its vocabulary: take 'sampled'"
+        )
+    if has_row_per_sample:
+        _add_classifier_squares(learner, batch, rows, weights, buffers, total, kind=kind, generator=generator)
+        return
+    for sample in samples_of(batch):
+        with torch.enable_grad():
+            one = rows_of(model, sample)
+            if not len(one.targets):
+                continue
+            drawn = _draw(one, generator) if kind == "sampled" else one.targets
+            log_likelihood = -Rows(one.logits, drawn, one.allowed).loss_sum
+            gradients = torch.autograd.grad(log_likelihood, list(trainable(model).values()), allow_unused=True)
+        for name, gradient in zip(total, gradients, strict=True):
+            if gradient is not None:
+                total[name] += gradient.float().square()
+
+
+def _add_classifier_squares(  # noqa: PLR0917
+    learner: Learner, batch: Batch, rows: Rows, weights: dict[str, Tensor], buffers: dict[str, Tensor],
+    total: dict[str, Tensor], *, kind: FisherKind, generator: torch.Generator,
+) -> None:  # fmt: skip
+    """All samples of the batch at once, class by class."""
+    rows_of, model = learner.rows_of, learner.model
+
+    def negative_log_likelihood(values: dict[str, Tensor], sample: Batch, target: Tensor) -> Tensor:
+        one = {name: value.unsqueeze(0) for name, value in sample.items()}
+        found = rows_of(lambda *a, **k: functional_call(model, (values, buffers), a, k), one)
+        decided = found.decided
+        return decided.logsumexp(1).sum() - decided.gather(1, target.view(1, 1)).sum()
+
+    per_sample = vmap(grad(negative_log_likelihood), in_dims=(None, 0, 0), randomness="error")
+    probabilities = rows.decided.softmax(1)
+    if kind == "exact":
+        classes = [
+            (torch.full_like(rows.targets, index), probabilities[:, index]) for index in range(rows.logits.shape[1])
+        ]
+    else:
+        drawn = _draw(rows, generator) if kind == "sampled" else rows.targets
+        classes = [(drawn, torch.ones_like(probabilities[:, 0]))]
+    for targets, weight in classes:
+        chosen = weight > 0
+        if not chosen.any():
+            continue
+        part = {name: value[chosen] for name, value in batch.items()}
+        for name, gradient in per_sample(weights, part, targets[chosen]).items():
+            total[name] += torch.einsum("s,s...->...", weight[chosen], gradient.float().square())
+
+
+def _draw(rows: Rows, generator: torch.Generator) -> Tensor:
+    """A class of each row, by the model's own probabilities."""
+    return torch.multinomial(rows.decided.softmax(1), 1, generator=generator).squeeze(1)

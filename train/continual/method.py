@@ -1,0 +1,96 @@
+"""ContinualMethod: what every way not to forget plugs into the training loop with (trainer.py).
+
+Four hooks, in this order: before a task; in each step a change of the batch and penalties on the loss; after each step; after
+a task. A method that needs none of them for a thing leaves it as it is here. Methods combine: the loop calls them in turn.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from train.continual.rows import Batch, Rows, RowsOf
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One thing to learn."""
+
+    name: str
+    index: int
+    """Of how many came before it."""
+    classes: tuple[int, ...] | None = None
+    """That are new in it; None: those that there are (domains; language models)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """What is trained, as methods see it."""
+
+    model: nn.Module
+    rows_of: RowsOf
+    group: ProcessGroup | None = None
+    """Ranks with a share of each batch; None: alone."""
+
+    def sum_over_ranks(self, *tensors: Tensor) -> None:
+        """Each becomes the sum over all ranks."""
+        if self.group is not None:
+            for tensor in tensors:
+                dist.all_reduce(tensor, group=self.group)
+
+
+Samples = Callable[[], Iterable[Batch]]
+"""This rank's samples of a task, once through, in batches."""
+
+
+class ContinualMethod:
+    """A method that does nothing: what others change."""
+
+    loss_weight = 1.0
+    """Factor on the task's loss."""
+
+    def before_task(self, task: Task, learner: Learner) -> None:
+        """Before the first step of a task. `learner` stays the same for all tasks."""
+
+    def change_batch(self, batch: Batch) -> Batch:
+        """What is trained on instead."""
+        return batch
+
+    def see_gradients(self, gradients: Mapping[str, Tensor]) -> None:
+        """Of the task's loss alone, over all ranks, before the weights move."""
+
+    def rows_penalty(self, batch: Batch, rows: Rows) -> Tensor | None:
+        """A term that depends on the batch, summed over its rows: the loop divides by the rows of all ranks."""
+        return None
+
+    def weights_penalty(self) -> Tensor | None:
+        """A term that depends on the weights alone, the same on all ranks."""
+        return None
+
+    def after_step(self) -> None:
+        """The optimizer has moved the weights."""
+
+    def retrain_steps(self, num_steps: int) -> int:
+        """Steps of training that follow the `num_steps` of a task, behind `before_retraining`."""
+        return 0
+
+    def before_retraining(self) -> None:
+        """The steps of the task are done; those of `retrain_steps` follow."""
+
+    def after_task(self, samples: Samples) -> None:
+        """All steps of the task are done."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs: tensors, numbers, texts, lists and dicts of them."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What `state_dict` gave."""
+
+    @property
+    def sees_gradients(self) -> bool:
+        """Whether `see_gradients` is needed: it costs a second backward pass where there are penalties."""
+        return type(self).see_gradients is not ContinualMethod.see_gradients

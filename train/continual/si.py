@@ -1,0 +1,96 @@
+"""SynapticIntelligence: each weight's part in the fall of the loss, counted while it happens, tells how firmly to hold it.
+
+    omega_i = sum over steps of -g_i dw_i,  Omega_i += max(0, omega_i) / (Dw_i^2 + xi),  loss + c sum_i Omega_i (w_i - w*_i)^2
+
+g is the gradient of the task's loss alone, dw what the optimizer really did in the step, Dw what the task did in all.
+Source: arXiv:1703.04200. There xi is 0.1; on small problems that lets most be forgotten, and 1e-3 is the default here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from train.continual.method import ContinualMethod, Learner, Samples, Task
+from train.continual.rows import trainable
+
+
+class SIConfig(BaseModel):
+    """How strongly."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    strength: float = Field(1.0, ge=0)
+    """c."""
+    damping: float = Field(1e-3, gt=0)
+    """xi: bounds the importance of weights that hardly moved."""
+
+
+class SynapticIntelligence(ContinualMethod):
+    """Importance by the path integral of the gradient."""
+
+    def __init__(self, config: SIConfig | None = None) -> None:
+        self.config = config or SIConfig()
+        self.importance: dict[str, Tensor] = {}
+        """Omega, of all tasks so far."""
+        self.path: dict[str, Tensor] = {}
+        """omega, of the present task."""
+        self._anchor: dict[str, Tensor] = {}
+        self._start: dict[str, Tensor] = {}
+        self._learner: Learner | None = None
+        self._gradients: dict[str, Tensor] = {}
+        self._before: dict[str, Tensor] = {}
+
+    def before_task(self, task: Task, learner: Learner) -> None:
+        """See ContinualMethod."""
+        self._learner = learner
+        self._start = self._weights()
+        self.path = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in self._start.items()}
+
+    def see_gradients(self, gradients: Mapping[str, Tensor]) -> None:
+        """See ContinualMethod."""
+        self._gradients = {name: gradient.detach().clone() for name, gradient in gradients.items()}
+        self._before = self._weights()
+
+    def weights_penalty(self) -> Tensor | None:
+        """See ContinualMethod."""
+        if not self.importance:
+            return None
+        assert self._learner is not None
+        parts = [
+            (self.importance[name] * (weight - self._anchor[name]).square()).sum()
+            for name, weight in trainable(self._learner.model).items()
+            if name in self.importance
+        ]
+        return self.config.strength * torch.stack(parts).sum()
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """See ContinualMethod."""
+        assert self._learner is not None
+        for name, weight in trainable(self._learner.model).items():
+            self.path[name] -= self._gradients[name].float() * (weight - self._before[name]).float()
+
+    @torch.no_grad()
+    def after_task(self, samples: Samples) -> None:
+        """See ContinualMethod."""
+        self._anchor = self._weights()
+        for name, path in self.path.items():
+            moved = (self._anchor[name] - self._start[name]).float()
+            gained = path.clamp(min=0) / (moved.square() + self.config.damping)
+            self.importance[name] = self.importance.get(name, torch.zeros_like(gained)) + gained
+
+    def state_dict(self) -> dict[str, Any]:
+        """See ContinualMethod."""
+        return {"importance": self.importance, "path": self.path, "anchor": self._anchor, "start": self._start}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See ContinualMethod."""
+        self.importance, self.path = dict(state["importance"]), dict(state["path"])
+        self._anchor, self._start = dict(state["anchor"]), dict(state["start"])
+
+    def _weights(self) -> dict[str, Tensor]:
+        assert self._learner is not None
+        return {name: weight.detach().clone() for name, weight in trainable(self._learner.model).items()}
