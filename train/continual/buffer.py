@@ -1,18 +1,17 @@
 """ReplayBuffer: samples of earlier tasks, a uniform draw from all that were offered, in memory or on disk.
 
-In: batches with an `id` per sample. Out: batches of drawn samples. Which samples stay is ExperienceReplay's law: repeated offers
-change nothing, and shards merge into what one stream would have kept. A sample's tensors lie in one row of an array per field;
-with a folder the arrays are files that are mapped into memory, so that a buffer may be larger than that.
+In: batches with an `id` per sample. Out: batches of drawn samples. Which samples stay is ExperienceReplay's law: repeated
+offers change nothing, and shards merge into what one stream would have kept. A sample's tensors lie in one row of an array per
+field; with a folder the arrays are files that are mapped into memory, so that a buffer may be larger than that.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
 
 from train.continual.replay import ExperienceReplay
 from train.continual.rows import Batch
@@ -32,10 +31,12 @@ class ReplayBuffer:
         self._arrays: dict[str, np.ndarray[Any, Any]] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self._free: list[int] = []
-        self._rows: Int64[np.ndarray, " rows"] | None = None
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def __contains__(self, number: int) -> bool:
+        return str(number) in self.index
 
     @property
     def size_bytes(self) -> int:
@@ -46,7 +47,6 @@ class ReplayBuffer:
         """Offer samples. Raises ValueError for fields or shapes other than those of the samples before."""
         fields = {name: value.detach().cpu() for name, value in batch.items()}
         self._make_room(fields)
-        self._rows = None
         for place, number in enumerate(fields[ID].tolist()):
             name = str(number)
             row = self._free[-1] if self._free else len(self.index)
@@ -59,21 +59,23 @@ class ReplayBuffer:
             for field, value in fields.items():
                 self._arrays[field][row] = value[place].numpy()
 
-    def sample(self, count: int, rng: np.random.Generator) -> Batch:
-        """So many different samples, in random order; all there are, if they are fewer."""
-        rows = self._all_rows()
-        return self._read(rows[rng.choice(len(rows), size=min(count, len(rows)), replace=False)])
+    def ids(self) -> list[int]:
+        """Of every sample, by falling key: an order that does not depend on that of arrival."""
+        return [int(name) for name in self.index.items()]
 
-    def all(self) -> Batch:
-        """Every sample, in an order that does not depend on that of arrival."""
-        return self._read(self._all_rows())
+    def take(self, ids: Sequence[int]) -> Batch:
+        """Samples in the order of their ids. Raises KeyError for one that is not there."""
+        rows = np.asarray([self.index[str(number)] for number in ids], np.int64)
+        return {
+            name: torch.from_numpy(np.asarray(array[rows])).to(self._dtypes[name])
+            for name, array in self._arrays.items()
+        }
 
     def forget(self, ids: list[int]) -> int:
         """Drop samples; returns how many were there."""
         kept = self.index.items()
         names = [str(number) for number in ids if str(number) in kept]
         self._free += [kept[name] for name in names]
-        self._rows = None
         return self.index.forget(names)
 
     def merge(self, other: "ReplayBuffer") -> "ReplayBuffer":
@@ -84,13 +86,13 @@ class ReplayBuffer:
         merged.index = ExperienceReplay(kept.capacity, seed=kept.seed)
         for one in (self, other):
             if len(one):
-                merged.add(one.all())
+                merged.add(one.take(one.ids()))
         merged.index.exclude(kept)
         return merged
 
     def state_dict(self) -> dict[str, Any]:
         """Samples and what decides about those to come."""
-        return {"index": json.dumps(self.index.state()), "samples": self.all() if len(self) else {}}
+        return {"index": json.dumps(self.index.state()), "samples": self.take(self.ids()) if len(self) else {}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Into an empty buffer of the same capacity and seed. Raises ValueError for another one."""
@@ -104,12 +106,6 @@ class ReplayBuffer:
         if state["samples"]:
             self.add(dict(state["samples"]))
         self.index.exclude(saved)
-
-    def _all_rows(self) -> Int64[np.ndarray, " rows"]:
-        """By falling key; sorted once, until a sample comes or goes."""
-        if self._rows is None:
-            self._rows = np.asarray(list(self.index.items().values()), np.int64)
-        return self._rows
 
     def _make_room(self, fields: Batch) -> None:
         if ID not in fields:
@@ -130,10 +126,4 @@ class ReplayBuffer:
         if self.folder is None:
             return np.empty(shape, dtype)
         self.folder.mkdir(parents=True, exist_ok=True)
-        return np.lib.format.open_memmap(self.folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
-
-    def _read(self, rows: np.ndarray[Any, Any]) -> Batch:
-        return {
-            name: torch.from_numpy(np.asarray(array[rows])).to(self._dtypes[name])
-            for name, array in self._arrays.items()
-        }
+        return np.memmap(self.folder / f"{name}.array", dtype, "w+", shape=shape)

@@ -47,6 +47,9 @@ class ExperienceReplay(Generic[T]):
     def __len__(self) -> int:
         return len(self._items)
 
+    def __getitem__(self, item_id: str) -> T:
+        return self._items[item_id]
+
     def __contains__(self, item_id: str) -> bool:
         return item_id in self._items
 

@@ -1,0 +1,211 @@
+"""Replay in the training loop, and progressive columns: shares, laws, files, bytes."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from train.continual.buffer import ReplayBuffer
+from train.continual.method import Learner, Task
+from train.continual.mixing import BatchReplay, ReplayConfig
+from train.continual.progressive import ProgressiveColumns, ProgressiveNetworks
+from train.continual.rows import Batch, classify
+from train.continual.trainer import ContinualTrainer
+
+TASKS = [Task(name, index) for index, name in enumerate(("first", "second", "third"))]
+
+
+def _samples(first: int, count: int) -> Batch:
+    """`x` says which sample it is."""
+    ids = torch.arange(first, first + count)
+    x = torch.stack([ids.float(), ids.float() ** 2 / 100], dim=1)
+    return {"id": ids, "x": x, "y": ids % 3}
+
+
+def _model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(2, 3)
+
+
+def _sgd(weights: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(weights, lr=1e-4)
+
+
+# The buffer.
+
+
+@pytest.mark.parametrize("is_on_disk", [False, True])
+def test_samples_come_back_as_they_were_and_the_oldest_are_kept_as_often_as_the_newest(
+    tmp_path: Path, is_on_disk: bool
+):
+    counts = torch.zeros(40)
+    for seed in range(300):
+        buffer = ReplayBuffer(10, seed=seed, folder=tmp_path / "buffer" if is_on_disk else None)
+        for first in range(0, 40, 8):
+            buffer.add(_samples(first, 8))
+            buffer.add(_samples(first, 8))  # a repeated offer changes nothing
+        found = buffer.take(buffer.ids())
+        assert torch.equal(found["x"][:, 0], found["id"].float())
+        assert torch.equal(found["y"], found["id"] % 3)
+        assert len(buffer) == 10
+        counts[found["id"]] += 1
+    assert float(counts[:20].sum() / counts.sum()) == pytest.approx(0.5, abs=0.05)
+    assert buffer.size_bytes == 11 * (8 + 2 * 4 + 8)
+    assert {path.name for path in tmp_path.rglob("*.array")} == (
+        {"id.array", "x.array", "y.array"} if is_on_disk else set()
+    )
+
+
+def test_two_shards_merge_into_what_one_stream_would_have_kept_and_a_state_comes_back():
+    whole, *shards = (ReplayBuffer(6, seed=3) for _ in range(3))
+    for first in range(0, 30, 5):
+        whole.add(_samples(first, 5))
+        shards[first // 5 % 2].add(_samples(first, 5))
+    merged, loaded = shards[0].merge(shards[1]), ReplayBuffer(6, seed=3)
+    loaded.load_state_dict(whole.state_dict())
+    for one in (merged, loaded):
+        assert one.ids() == whole.ids()
+        assert torch.equal(one.take(one.ids())["x"], whole.take(whole.ids())["x"])
+    later = _samples(30, 20)
+    for one in (whole, merged, loaded):
+        one.add(later)
+    assert whole.ids() == merged.ids() == loaded.ids()
+    with pytest.raises(ValueError, match="capacity 6 and seed 3, this one 7 and 3"):
+        ReplayBuffer(7, seed=3).load_state_dict(whole.state_dict())
+
+
+def test_a_forgotten_sample_is_gone_and_its_row_is_used_again():
+    buffer = ReplayBuffer(4, seed=0)
+    buffer.add(_samples(0, 4))
+    assert buffer.forget([1, 99]) == 1
+    assert 1 not in buffer
+    buffer.add(_samples(10, 1))
+    found = buffer.take(buffer.ids())
+    assert torch.equal(found["x"][:, 0], found["id"].float())
+
+
+def test_what_a_buffer_cannot_hold_is_named():
+    buffer = ReplayBuffer(4, seed=0)
+    with pytest.raises(ValueError, match="needs a field 'id'"):
+        buffer.add({"x": torch.zeros(1, 2)})
+    buffer.add(_samples(0, 2))
+    with pytest.raises(ValueError, match=r"'x': \(5,\).* the buffer holds samples of .*'x': \(2,\)"):
+        buffer.add(_samples(2, 1) | {"x": torch.zeros(1, 5)})
+
+
+# In the loop.
+
+
+def _watch(replay: BatchReplay) -> list[Batch]:
+    seen: list[Batch] = []
+    change = replay.change_batch
+
+    def watched(batch: Batch) -> Batch:
+        seen.append(change(batch))
+        return seen[-1]
+
+    replay.change_batch = watched  # type: ignore[method-assign]
+    return seen
+
+
+def test_a_fifth_of_the_mixed_batch_is_of_earlier_tasks():
+    replay = BatchReplay(ReplayConfig(capacity=100))
+    seen = _watch(replay)
+    trainer = ContinualTrainer(_model(), classify, methods=[replay], optimizer=_sgd)
+    for task in TASKS:
+        source = _samples(1000 * task.index, 32)
+        trainer.learn(task, lambda _, one=source: one, num_steps=20, samples=lambda one=source: [one])
+    assert [len(batch["id"]) for batch in seen] == [32] * 20 + [40] * 40
+    of_third = torch.cat([batch["id"][32:] for batch in seen[40:]])
+    assert {int(number) // 1000 for number in of_third} == {0, 1}
+    assert all(len(set(batch["id"].tolist())) == 40 for batch in seen[20:])
+    assert len(replay.buffer) == 96
+
+
+def test_kept_logits_pull_by_their_mean_squared_distance_on_replayed_rows_alone():
+    model = _model()
+    replay = BatchReplay(ReplayConfig(capacity=100, logits_weight=0.5))
+    replay.before_task(TASKS[0], Learner(model, classify))
+    old = _samples(0, 8)
+    said = model(old["x"]).detach()
+    replay.after_task(lambda: [old])
+    with torch.no_grad():
+        model.bias.add_(torch.tensor([1.0, -2.0, 0.5]))
+    batch = replay.change_batch(_samples(50, 32))
+    assert batch["is_old"].tolist() == [False] * 32 + [True] * 8
+    penalty = replay.rows_penalty(batch, classify(model, batch))
+    assert penalty is not None
+    drawn = batch["id"][32:]
+    expected = 0.5 * F.mse_loss(model(old["x"])[drawn], said[drawn], reduction="none").mean(1).sum()
+    torch.testing.assert_close(penalty, expected)
+    assert float(penalty.detach()) == pytest.approx(0.5 * 8 * (1 + 4 + 0.25) / 3, rel=1e-4)
+
+
+# Progressive networks.
+
+
+def test_columns_keep_their_outputs_bit_for_bit_and_grow_as_their_formula_says():
+    torch.manual_seed(0)
+    sizes = (2, 5, 4, 3)
+    model = ProgressiveNetworks(sizes)
+
+    def adamw(weights: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(weights, lr=0.05, weight_decay=0.1)
+
+    trainer = ContinualTrainer(model, classify, methods=[ProgressiveColumns()], optimizer=adamw)
+    probe, outputs = _samples(7, 9)["x"], []
+    for task in TASKS:
+        source = _samples(1000 * task.index, 16)
+        trainer.learn(task, lambda _, one=source: one, num_steps=5, samples=list)
+        outputs.append(model(probe).detach())
+        for column in range(task.index + 1):
+            model.active = column
+            assert torch.equal(model(probe), outputs[column])
+        model.active = task.index
+        own = sum(a * b + b for a, b in pairwise(sizes))
+        lateral = sum(a * b for a, b in pairwise(sizes[1:]))
+        columns = task.index + 1
+        expected = columns * own + columns * (columns - 1) // 2 * lateral
+        assert sum(one.numel() for one in model.parameters()) == expected
+        assert sum(one.numel() for one in model.parameters() if one.requires_grad) == own + task.index * lateral
+    assert not torch.equal(outputs[0], outputs[1])
+
+
+def test_a_run_of_columns_that_is_cut_off_goes_on_bit_for_bit(tmp_path: Path):
+    def trainer() -> ContinualTrainer:
+        torch.manual_seed(0)
+        return ContinualTrainer(
+            ProgressiveNetworks((2, 4, 3)), classify, methods=[ProgressiveColumns()], optimizer=_sgd
+        )
+
+    def learn(one: ContinualTrainer, task: Task, **options: Any) -> None:
+        source = _samples(1000 * task.index, 16)
+        one.learn(task, lambda _: source, num_steps=5, samples=list, **options)
+
+    whole, first = trainer(), trainer()
+    learn(whole, TASKS[0])
+    learn(first, TASKS[0])
+    torch.manual_seed(1)
+    learn(whole, TASKS[1])
+    torch.manual_seed(1)
+
+    def save(step: int, _: Any) -> None:
+        if step == 2:
+            torch.save(first.state_dict(), tmp_path / "state")
+
+    learn(first, TASKS[1], on_step=save)
+    resumed = trainer()
+    resumed.load_state_dict(torch.load(tmp_path / "state"), task=TASKS[1])
+    learn(resumed, TASKS[1])
+    ours, theirs = resumed.learner.model.state_dict(), whole.learner.model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_another_model_is_refused():
+    with pytest.raises(ValueError, match="the model is Linear"):
+        ProgressiveColumns().before_task(TASKS[0], Learner(_model(), classify))

@@ -1,0 +1,124 @@
+"""BatchReplay: samples of earlier tasks in every batch, as a fixed share of it.
+
+    n new samples are joined by round(n r / (1 - r)) old ones, so that these are r of the mixed batch: 32 new and 8 old at 0.2
+
+DER++ besides holds on to what the model said: the logits are kept with the sample, and their squared distance from today's is
+added to the loss (arXiv:2004.07211). Only earlier tasks are replayed: a task's samples go to the buffer at its end.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from train.continual.buffer import ID, ReplayBuffer
+from train.continual.method import ContinualMethod, Learner, Samples, Task
+from train.continual.replay import ExperienceReplay, num_replay
+from train.continual.rows import Batch, Rows, join
+
+LOGITS, IS_OLD = "kept_logits", "is_old"
+"""Fields that DER++ adds to a batch."""
+
+
+class ReplayConfig(BaseModel):
+    """How much is kept, and how much of it is seen again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    capacity: int = Field(100_000, gt=0)
+    """Samples that stay, of all tasks together."""
+    share: float = Field(0.2, ge=0, lt=1)
+    """Old samples in the mixed batch."""
+    logits_weight: float = Field(0.0, ge=0)
+    """DER++: factor on the mean squared distance of logits per replayed row; 0: plain replay. For classifiers."""
+    folder: Path | None = None
+    """Where the buffer lies on disk; None: in memory."""
+    seed: int = 0
+    """Of what stays, and of the draws."""
+
+
+class BatchReplay(ContinualMethod):
+    """Experience replay. On several ranks each holds what it saw itself; together that is one buffer, by key, and what is
+    drawn from it is the same on any number of ranks."""
+
+    def __init__(self, config: ReplayConfig | None = None) -> None:
+        self.config = config or ReplayConfig()
+        self.buffer = ReplayBuffer(self.config.capacity, seed=self.config.seed, folder=self.config.folder)
+        self.ids: list[int] = []
+        """Of the samples that stay, over all ranks."""
+        self._rng = np.random.default_rng(self.config.seed)
+        self._learner: Learner | None = None
+
+    def before_task(self, task: Task, learner: Learner) -> None:
+        """See ContinualMethod."""
+        self._learner = learner
+
+    def change_batch(self, batch: Batch) -> Batch:
+        """See ContinualMethod."""
+        assert self._learner is not None
+        num_new = torch.tensor(len(batch[ID]))
+        self._learner.sum_over_ranks(num_new)
+        count = min(num_replay(int(num_new), self.config.share), len(self.ids))
+        drawn = (
+            [self.ids[index] for index in self._rng.choice(len(self.ids), size=count, replace=False)] if count else []
+        )
+        mine = [number for number in drawn if number in self.buffer]
+        if not mine:
+            return batch
+        old = {name: value.to(batch[ID].device) for name, value in self.buffer.take(mine).items()}
+        if not self.config.logits_weight:
+            return join([batch, old])
+        kept = old[LOGITS]
+        new = {LOGITS: kept.new_zeros(len(batch[ID]), *kept.shape[1:])}
+        is_old = [torch.zeros(len(batch[ID]), dtype=torch.bool), torch.ones(len(kept), dtype=torch.bool)]
+        return join([batch | new, old]) | {IS_OLD: torch.cat(is_old).to(kept.device)}
+
+    def rows_penalty(self, batch: Batch, rows: Rows) -> Tensor | None:
+        """See ContinualMethod."""
+        if IS_OLD not in batch:
+            return None
+        distance = (rows.logits.float() - batch[LOGITS]).square().mean(1)
+        return self.config.logits_weight * distance[batch[IS_OLD]].sum()
+
+    @torch.no_grad()
+    def after_task(self, samples: Samples) -> None:
+        """See ContinualMethod."""
+        learner = self._learner
+        assert learner is not None
+        modes = {module: module.training for module in learner.model.modules()}
+        learner.model.eval()
+        for batch in samples():
+            kept = {}
+            if self.config.logits_weight:
+                kept = {LOGITS: learner.rows_of(learner.model, batch).logits.float()}
+            self.buffer.add(batch | kept)
+        for module, is_training in modes.items():
+            module.training = is_training
+        self.ids = self._ids_of_all_ranks()
+
+    def _ids_of_all_ranks(self) -> list[int]:
+        """What one buffer would keep that had seen all."""
+        assert self._learner is not None
+        mine: list[int] = self.buffer.ids()
+        if self._learner.group is None:
+            return mine
+        found: list[list[int]] = [[]] * self._learner.group.size()
+        dist.all_gather_object(found, mine, group=self._learner.group)
+        union: ExperienceReplay[None] = ExperienceReplay(self.config.capacity, seed=self.config.seed)
+        union.add({str(number): None for ids in found for number in ids})
+        return [int(name) for name in union.items()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """See ContinualMethod."""
+        return {"buffer": self.buffer.state_dict(), "ids": self.ids, "rng": self._rng.bit_generator.state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See ContinualMethod."""
+        self.buffer.load_state_dict(state["buffer"])
+        self.ids = list(state["ids"])
+        self._rng.bit_generator.state = state["rng"]

@@ -1,0 +1,80 @@
+"""ProgressiveNetworks: a column of layers per task, which also reads what the earlier columns' layers say.
+
+    h_i^k = relu(W_i^k h_{i-1}^k + sum over j < k of U_i^{k:j} h_{i-1}^j)
+
+Earlier columns are frozen: their outputs stay the same bit for bit. Parameters grow with the square of the number of tasks.
+Source: arXiv:1606.04671, with linear laterals. Task-incremental: whoever asks has to say which task's column answers.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from train.continual.method import ContinualMethod, Learner, Task
+
+
+class Column(nn.Module):
+    """Layers of one task, and what they read of the `num_before` columns before it."""
+
+    def __init__(self, sizes: Sequence[int], *, num_before: int) -> None:
+        super().__init__()
+        pairs = list(itertools.pairwise(sizes))
+        self.layers = nn.ModuleList(nn.Linear(inputs, outputs) for inputs, outputs in pairs)
+        self.laterals = nn.ModuleList(
+            nn.ModuleList(nn.Linear(inputs, outputs, bias=False) for _ in range(num_before))
+            for inputs, outputs in pairs[1:]
+        )
+        """Of every layer but the first, one per earlier column."""
+
+
+class ProgressiveNetworks(nn.Module):
+    """A classifier of one width for all tasks. `sizes`: inputs, hidden widths, outputs of every column."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
+        if len(sizes) < 2 or min(sizes) < 1:
+            raise ValueError(f"sizes = {list(sizes)}: give inputs, hidden widths and outputs, each at least 1")
+        self.sizes = tuple(sizes)
+        self.columns = nn.ModuleList()
+        self.active = -1
+        """The column that answers."""
+
+    def add_column(self) -> None:
+        """A new one, which answers from now on; the others are frozen."""
+        self.requires_grad_(False)
+        self.columns.append(Column(self.sizes, num_before=len(self.columns)))
+        self.active = len(self.columns) - 1
+
+    def forward(self, x: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
+        """Logits of the active column."""
+        states = [x] * (self.active + 1)
+        num_layers = len(self.sizes) - 1
+        for layer in range(num_layers):
+            found = []
+            for index, column in enumerate(cast(list[Column], list(self.columns)[: self.active + 1])):
+                out = column.layers[layer](states[index])
+                if layer:
+                    for before, lateral in enumerate(cast(nn.ModuleList, column.laterals[layer - 1])):
+                        out = out + lateral(states[before])
+                found.append(out if layer == num_layers - 1 else torch.relu(out))
+            states = found
+        return states[self.active]
+
+
+class ProgressiveColumns(ContinualMethod):
+    """Gives each task a column of the ProgressiveNetworks that is trained."""
+
+    def before_task(self, task: Task, learner: Learner) -> None:
+        """Raises ValueError for another kind of model."""
+        model = learner.model
+        if not isinstance(model, ProgressiveNetworks):
+            raise ValueError(
+                f"progressive networks grow a ProgressiveNetworks, and the model is {type(model).__name__}"
+            )
+        while len(model.columns) <= task.index:
+            model.add_column()
+        model.active = task.index
