@@ -1,4 +1,4 @@
-"""One and two ranks learn the same, whatever the method: the Fisher information, paths, buffers and masks of all ranks agree."""
+"""One and two ranks learn the same, whatever the method: Fisher information, paths, buffers and masks agree."""
 
 from typing import Any
 
