@@ -1,0 +1,139 @@
+"""One method on one stream of tasks, scored on every task after each: what the table of methods is made of.
+
+In: tasks, a recipe, a seed. Out: an AccuracyMatrix. The same seed gives the same weights, order of classes and batches to each
+method. `autonomous bench continual` runs it over methods, scenarios and seeds.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.optim import Adam, Optimizer
+
+from train.continual.ewc import EWCConfig, EWCRegularizer
+from train.continual.lwf import LearningWithoutForgetting, LwFConfig
+from train.continual.method import ContinualMethod
+from train.continual.metrics import AccuracyMatrix
+from train.continual.mixing import BatchReplay, ReplayConfig
+from train.continual.packnet import PackNet, PackNetConfig
+from train.continual.progressive import ProgressiveColumns, ProgressiveNetworks
+from train.continual.rows import Batch, classify
+from train.continual.scenarios import Scenario, TaskData
+from train.continual.si import SynapticIntelligence
+from train.continual.trainer import ContinualTrainer
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a study trains: those of the reference table."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    epochs: int = 30
+    batch_size: int = 32
+    lr: float = 1e-3
+
+
+Build = Callable[[Scenario, int], list[ContinualMethod]]
+"""The methods of a row of the table, of a scenario and a seed."""
+ALL: tuple[Scenario, ...] = ("task", "domain", "class")
+TASK: tuple[Scenario, ...] = ("task",)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the table."""
+
+    build: Build
+    scenarios: tuple[Scenario, ...] = ALL
+    is_progressive: bool = False
+    is_joint: bool = False
+    """All tasks at once: what there is to lose."""
+
+
+ROWS: dict[str, Row] = {
+    "joint": Row(lambda *_: [], is_joint=True),
+    "naive": Row(lambda *_: []),
+    "EWC": Row(lambda _, seed: [EWCRegularizer(EWCConfig(seed=seed))]),
+    "EWC, online": Row(lambda _, seed: [EWCRegularizer(EWCConfig(seed=seed, is_online=True))]),
+    "SI": Row(lambda *_: [SynapticIntelligence()]),
+    "LwF": Row(lambda scenario, _: [LearningWithoutForgetting(LwFConfig(splits_tasks=scenario == "task"))]),
+    "replay, 200": Row(lambda _, seed: [BatchReplay(ReplayConfig(capacity=200, seed=seed))]),
+    "DER++, 200": Row(lambda _, seed: [BatchReplay(ReplayConfig(capacity=200, logits_weight=0.5, seed=seed))]),
+    "replay (default)": Row(lambda _, seed: [BatchReplay(ReplayConfig(seed=seed))]),
+    "PackNet": Row(lambda _, seed: [PackNet(PackNetConfig(seed=seed))], scenarios=TASK),
+    "progressive": Row(lambda *_: [ProgressiveColumns()], scenarios=TASK, is_progressive=True),
+}
+
+
+def run_study(row: Row, tasks: Sequence[TaskData], *, scenario: Scenario, seed: int, recipe: Recipe) -> AccuracyMatrix:
+    """Learn the tasks in turn. A joint row learns them all at once, and has that score in every line."""
+    torch.manual_seed(seed)
+    inputs = tasks[0].train["x"].shape[1]
+    outputs = 1 + max(int(one.train["y"].max()) for one in tasks)
+    sizes = (inputs, *recipe.hidden, outputs)
+    model: nn.Module = ProgressiveNetworks(sizes) if row.is_progressive else _mlp(sizes)
+    methods = row.build(scenario, seed)
+    trainer = ContinualTrainer(model, classify, methods=methods, optimizer=lambda weights: _adam(weights, recipe.lr))
+    if row.is_joint:
+        _learn(trainer, _joined(tasks), seed=seed, recipe=recipe, num_epochs=recipe.epochs)
+        scores = [accuracy(model, one.test) for one in tasks]
+        return AccuracyMatrix.of([scores] * len(tasks))
+    scores_of = []
+    for data in tasks:
+        _learn(trainer, data, seed=seed, recipe=recipe, num_epochs=recipe.epochs)
+        row_of_scores = []
+        for earlier in tasks[: data.task.index + 1]:
+            with _serving(trainer, earlier.task.index):
+                row_of_scores.append(accuracy(model, earlier.test))
+        scores_of.append(row_of_scores)
+    return AccuracyMatrix.of(scores_of)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, batch: Batch) -> float:
+    """Share of the samples that are classified right."""
+    model.eval()
+    rows = classify(model, batch)
+    return float((rows.decided.argmax(1) == rows.targets).double().mean())
+
+
+def _learn(trainer: ContinualTrainer, data: TaskData, *, seed: int, recipe: Recipe, num_epochs: int) -> None:
+    """The stream is read once, in order, so that a step costs no more than its batch."""
+    per_epoch = -(-len(data.train["y"]) // recipe.batch_size)
+    stream = data.epochs(batch_size=recipe.batch_size, seed=seed)
+    trainer.learn(
+        data.task, lambda _: next(stream), num_steps=per_epoch * num_epochs,
+        samples=lambda: data.batches(batch_size=256),
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _serving(trainer: ContinualTrainer, task: int) -> Iterator[None]:
+    """The weights that answer for a task."""
+    model = trainer.learner.model
+    with contextlib.ExitStack() as stack:
+        for method in trainer.methods:
+            if isinstance(method, PackNet):
+                stack.enter_context(method.serving(task))
+        if isinstance(model, ProgressiveNetworks):
+            model.active = task
+        yield
+
+
+def _joined(tasks: Sequence[TaskData]) -> TaskData:
+    whole = {name: torch.cat([one.train[name] for one in tasks]) for name in tasks[0].train}
+    return TaskData(tasks[0].task, whole, tasks[0].test)
+
+
+def _mlp(sizes: Sequence[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _adam(weights: list[nn.Parameter], lr: float) -> Optimizer:
+    return Adam(weights, lr=lr)
