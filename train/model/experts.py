@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from train.model.config import GROUPED_MM_MULTIPLE
+from train.model.layers import compiled, silu_product
 
 Kernel = Literal["loop", "grouped_mm"]
 ROW_MULTIPLE = 64
@@ -44,7 +45,7 @@ class Experts(nn.Module):
     ) -> None:
         super().__init__()
         self.num_experts = num_experts
-        self.kernel = kernel
+        self.kernel, self.is_compiled = kernel, False
         self.w1 = nn.Parameter(torch.empty(num_experts, intermediate_size, hidden_size))
         self.w3 = nn.Parameter(torch.empty(num_experts, intermediate_size, hidden_size))
         self.w2 = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))
@@ -66,16 +67,20 @@ class Experts(nn.Module):
         fastest: Kernel = "grouped_mm" if x_TD.is_cuda and is_aligned else "loop"
         kind: Kernel = fastest if self.kernel == "auto" else self.kernel
         with torch.autocast(device, enabled=False):
-            return KINDS[kind](x_TD, expert_ids_TK, weights_TK, matrices)
+            return KINDS[kind](x_TD, expert_ids_TK, weights_TK, matrices, is_compiled=self.is_compiled)
 
 
-def run_loop(x: Rows, expert_ids: Tensor, weights: Tensor, matrices: Matrices) -> Rows:
-    """The experts by one matmul per expert and projection."""
-    return cast(Tensor, _ExpertsLoop.apply(x, expert_ids, weights, *matrices))  # type: ignore[no-untyped-call]
+def run_loop(x: Rows, expert_ids: Tensor, weights: Tensor, matrices: Matrices, *, is_compiled: bool = False) -> Rows:
+    """The experts by one matmul per expert and projection. `is_compiled`: what is between them is one kernel."""
+    out = _ExpertsLoop.apply(x, expert_ids, weights, *matrices, is_compiled)  # type: ignore[no-untyped-call]
+    return cast(Tensor, out)
 
 
-def run_grouped_mm(x: Rows, expert_ids: Tensor, weights: Tensor, matrices: Matrices) -> Rows:
+def run_grouped_mm(
+    x: Rows, expert_ids: Tensor, weights: Tensor, matrices: Matrices, *, is_compiled: bool = False
+) -> Rows:
     """The experts by torch's grouped matmul. Widths are multiples of 16 bytes, which it asks for."""
+    product = compiled(silu_product) if is_compiled else silu_product
     w1, w3, w2 = matrices
     order, counts, places = sort_rows(expert_ids, num_experts=len(w1))
     if len(order) == 0:  # grouped_mm has no backward for no rows; an idle rank still has gradients, all zero
@@ -83,7 +88,7 @@ def run_grouped_mm(x: Rows, expert_ids: Tensor, weights: Tensor, matrices: Matri
     ends = counts.cumsum(0).to(torch.int32)
     rows = x.index_select(0, order // expert_ids.shape[1])
     gate, up = (F.grouped_mm(rows, w.transpose(1, 2), offs=ends) for w in (w1, w3))
-    out = F.grouped_mm(F.silu(gate) * up, w2.transpose(1, 2), offs=ends)
+    out = F.grouped_mm(product(gate, up), w2.transpose(1, 2), offs=ends)
     return _combine(out, places, weights)
 
 
@@ -114,8 +119,9 @@ def _combine(rows: Tensor, places: Tensor, weights: Tensor) -> Tensor:
 class _ExpertsLoop(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917 - autograd passes by position
-        ctx: Any, x: Tensor, expert_ids: Tensor, weights: Tensor, w1: Tensor, w3: Tensor, w2: Tensor
+        ctx: Any, x: Tensor, expert_ids: Tensor, weights: Tensor, w1: Tensor, w3: Tensor, w2: Tensor, is_compiled: bool
     ) -> Tensor:
+        product = compiled(silu_product) if is_compiled else silu_product
         layout = _lay_out(expert_ids, num_experts=len(w1), multiple=_row_multiple(x))
         rows = x.index_select(0, layout.tokens)
         gate, up = (x.new_empty(len(rows), w1.shape[1]) for _ in range(2))
@@ -124,8 +130,8 @@ class _ExpertsLoop(torch.autograd.Function):
         for expert, (row, g, u, o) in enumerate(zip(*parts, strict=True)):
             torch.mm(row, w1[expert].T, out=g)
             torch.mm(row, w3[expert].T, out=u)
-            torch.mm(F.silu(g).mul_(u), w2[expert].T, out=o)
-        ctx.sizes, ctx.is_whole = layout.sizes, layout.is_whole
+            torch.mm(product(g, u), w2[expert].T, out=o)
+        ctx.sizes, ctx.is_whole, ctx.is_compiled = layout.sizes, layout.is_whole, is_compiled
         ctx.save_for_backward(rows, gate, up, out, layout.tokens, layout.order, layout.places, weights, w1, w3, w2)
         return _weighted_sum(out, layout.places, weights.to(out.dtype), is_whole=layout.is_whole)
 
@@ -142,19 +148,23 @@ class _ExpertsLoop(torch.autograd.Function):
         grad_out *= row_weights.unsqueeze(1)
         grad_rows = torch.empty_like(rows)
         grad_w1, grad_w3, grad_w2 = (torch.empty_like(w) for w in (w1, w3, w2))
+        through_product = compiled(_through_product) if ctx.is_compiled else _through_product
         parts = (t.split(ctx.sizes) for t in (rows, gate, up, grad_out, grad_rows))
         for expert, (row, g, u, go, gr) in enumerate(zip(*parts, strict=True)):
-            activated = F.silu(g)
-            grad_hidden = go @ w2[expert]
-            torch.mm(go.T, activated * u, out=grad_w2[expert])
-            grad_up = activated.mul_(grad_hidden)
-            grad_gate = torch.ops.aten.silu_backward(grad_hidden.mul_(u), g)
+            product, grad_gate, grad_up = through_product(g, u, go @ w2[expert])
+            torch.mm(go.T, product, out=grad_w2[expert])
             torch.mm(grad_gate.T, row, out=grad_w1[expert])
             torch.mm(grad_up.T, row, out=grad_w3[expert])
             torch.mm(grad_gate, w1[expert], out=gr)
             gr.addmm_(grad_up, w3[expert])
         grad_x = _weighted_sum(grad_rows, places, None, is_whole=ctx.is_whole)
-        return grad_x, None, grad_weights.view_as(weights), grad_w1, grad_w3, grad_w2
+        return grad_x, None, grad_weights.view_as(weights), grad_w1, grad_w3, grad_w2, None
+
+
+def _through_product(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """silu(gate) * up, and its gradients from that of itself: of gate, of up."""
+    activated = F.silu(gate)
+    return activated * up, torch.ops.aten.silu_backward(grad * up, gate), activated * grad
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +217,7 @@ def _weighted_sum(rows: Tensor, places: Tensor, weights: Tensor | None, *, is_wh
     return torch.bmm(weights.unsqueeze(1), picked).squeeze(1)
 
 
-KINDS: dict[Kernel, Callable[[Tensor, Tensor, Tensor, Matrices], Tensor]] = {
+KINDS: dict[Kernel, Callable[..., Tensor]] = {
     "loop": run_loop,
     "grouped_mm": run_grouped_mm,
 }

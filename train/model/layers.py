@@ -10,6 +10,8 @@ Llama 3.1 (arXiv:2407.21783); equal to transformers.modeling_rope_utils (tests/p
 
 import math
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,10 +50,27 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
         self.eps = eps
+        self.is_compiled = False
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """Same shape and dtype as `x`."""
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        norm = compiled(_rms_norm) if self.is_compiled else _rms_norm
+        return norm(x.reshape(-1, x.shape[-1]), self.weight, self.eps).view(x.shape)
+
+
+def _rms_norm(x: Float[Tensor, "rows dim"], weight: Float[Tensor, " dim"], eps: float) -> Float[Tensor, "rows dim"]:
+    return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+
+
+def silu_product(gate: Float[Tensor, "*rows width"], up: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
+    """silu(gate) * up."""
+    return F.silu(gate) * up
+
+
+@cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` as one kernel, for tensors of any size; made at its first call, and once for all layers of a process."""
+    return torch.compile(function, dynamic=True)
 
 
 class RoPEEmbedding(nn.Module):

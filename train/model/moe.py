@@ -21,6 +21,7 @@ from train.model.collectives import gather_sequence, scatter_sequence
 from train.model.config import MoEConfig
 from train.model.dispatch import dispatch_to_experts
 from train.model.experts import Experts
+from train.model.layers import compiled, silu_product
 from train.model.ranks import ALONE, ModelRanks, check_division
 
 NO_EXPERT = -1
@@ -63,7 +64,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int, *, tp: ProcessGroup | None = None) -> None:
         super().__init__()
-        self.tp = tp
+        self.tp, self.is_compiled = tp, False
         intermediate_size //= 1 if tp is None else tp.size()
         self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
@@ -71,10 +72,11 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Same shape as `x`."""
-        if self.tp is None:
-            return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
-        x = gather_sequence(x, self.tp)
-        return scatter_sequence(self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)), self.tp)
+        product = compiled(silu_product) if self.is_compiled else silu_product
+        if self.tp is not None:
+            x = gather_sequence(x, self.tp)
+        out: Tensor = self.down_proj(product(self.gate_proj(x), self.up_proj(x)))
+        return out if self.tp is None else scatter_sequence(out, self.tp)
 
 
 class ExpertRouter(nn.Module):

@@ -25,6 +25,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from train.model.attention import build_attention
 from train.model.cache import KVCache, check_context
 from train.model.config import MoEConfig
+from train.model.experts import Experts
 from train.model.generate import Generated, SamplingConfig, generate
 from train.model.inputs import check_inputs
 from train.model.layers import RMSNorm, RoPEEmbedding, TokenEmbedding
@@ -253,9 +254,15 @@ class MoETransformer(nn.Module):
         return self
 
     def compile_regions(self) -> Self:
-        """Compile norm + attention + norm of each layer, once for all; the first step then takes some 10 s longer."""
-        for layer in self.layers:
-            layer.compile_attend()
+        """Make one kernel of each norm and of what is between the matmuls of feed-forward parts, and one region of norm +
+        attention + norm where nothing is exchanged there and no documents are packed; the first step then takes some 20 s
+        longer. On a CPU that needs a C++ compiler."""
+        for module in self.modules():
+            if isinstance(module, RMSNorm | FeedForward | Experts):
+                module.is_compiled = True
+        if self.ranks.tp is None and self.ranks.cp is None:
+            for layer in self.layers:
+                layer.compile_attend()
         return self
 
     def forward(

@@ -94,7 +94,6 @@ class NativeEngine:
         compute_dtype: torch.dtype = torch.float32,
         sequence_length: int,
         prepare: Callable[[MoETransformer], None] = lambda _: None,
-        is_compiled: bool = False,
     ) -> None:
         """Weights are allocated, not set. `sequence_length`: tokens of a row, which pipeline stages have to know. `prepare`
         may exchange modules of the model before it is sharded. Raises ValueError for a plan that this engine does not run.
@@ -108,9 +107,6 @@ class NativeEngine:
         plan = self.plan
         ranges = stage_ranges(config.num_hidden_layers, plan.pp * plan.virtual_stages)
         self.stages = [self._build(ranges[index]) for index in self.stage_indices]
-        if is_compiled and mesh.ranks.tp is None and mesh.ranks.cp is None:
-            for stage in self.stages:
-                stage.model.compile_regions()
         self.masters = list(self._list_masters())
         self._optimizer = build_optimizer([self._optimized(master) for master in self.masters], optimizer)
         self._pipeline = self._build_pipeline(sequence_length) if plan.pp > 1 else None

@@ -18,6 +18,7 @@ from train.model.costs import ModelCosts, count_costs
 from train.model.plan import Engine, ParallelPlan, refusals, shape_problems
 from train.model.planner import PlanRequest, make_plans
 from train.model.ranks import check_division
+from train.model.transformer import MoETransformer
 from train.pretrain.config import PretrainingConfig, PretrainingConfigError
 from train.pretrain.mesh import RankMesh, limit_waiting
 from train.pretrain.native import NativeEngine
@@ -88,7 +89,7 @@ def _planned(config: PretrainingConfig, costs: ModelCosts, world_size: int) -> P
 
 
 def _native(config: PretrainingConfig, mesh: RankMesh, options: dict[str, Any]) -> TrainingEngine:
-    return NativeEngine(config.model, mesh, is_compiled=config.is_compiled, **options)
+    return NativeEngine(config.model, mesh, **options)
 
 
 def _deepspeed(config: PretrainingConfig, mesh: RankMesh, options: dict[str, Any]) -> TrainingEngine:
@@ -106,6 +107,8 @@ ENGINES: dict[Engine, Callable[[PretrainingConfig, RankMesh, dict[str, Any]], Tr
 def check_run(config: PretrainingConfig) -> None:
     """Before processes are started: the plan for every number of workers, the shards, their tokenizer. Raises ValueError."""
     workers = config.workers
+    if config.is_compiled and workers.device != "cuda" and not torch.cuda.is_available():
+        _check_compiler()
     for count in range(workers.min_workers or workers.num_workers, workers.num_workers + 1):
         try:
             resolve_plan(config, world_size=count)
@@ -123,6 +126,19 @@ def check_run(config: PretrainingConfig) -> None:
                 f"data.tokenizer = {folder} is another one (SHA-256 {found[:12]}...) than that of the shards of data.sources "
                 f"({loader.tokenizer_sha256[:12]}...): name the folder of the one that packed them"
             )
+
+
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler  # imports for a second
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise PretrainingConfigError(
+            "is_compiled = true needs a C++ compiler on a CPU, and there is none: install g++ or clang, name it in the "
+            "environment variable CXX, or set is_compiled = false"
+        ) from error
 
 
 def open_loader(
@@ -156,10 +172,15 @@ class DistributedTrainer4D:
             )
         options = {
             "device": device, "optimizer": config.optimizer, "compute_dtype": self.precision.compute_dtype,
-            "sequence_length": config.data.sequence_length, "prepare": self.precision.convert,
+            "sequence_length": config.data.sequence_length, "prepare": self._prepare,
         }  # fmt: skip
         self.engine = ENGINES[config.parallel.engine](config, self.mesh, options)
         limit_waiting(config.parallel.timeout_s)
+
+    def _prepare(self, model: MoETransformer) -> None:
+        self.precision.convert(model)
+        if self.config.is_compiled:
+            model.compile_regions()
 
     @property
     def is_divided(self) -> bool:
