@@ -167,8 +167,8 @@ class PretrainingConfig(_Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     anomaly: AnomalyConfig = AnomalyConfig()
     is_compiled: bool = False
-    """Compile what is between matmuls: on a CPU a step takes a fifth to a third less time, after a first one of many seconds. Needs
-    a C++ compiler there."""
+    """Compile what is between matmuls: on a CPU a step takes a fifth to a third less time, after a first one of many seconds.
+    Needs a C++ compiler there."""
     log_every_steps: int = Field(10, gt=0)
     """Optimizer steps between two reports to TensorBoard, Ray and the terminal; the metrics file has every step."""
 
