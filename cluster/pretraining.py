@@ -127,7 +127,7 @@ def following(settings: "PretrainingConfig", on_progress: Callable[[int, int, st
                 file.seek(place)
                 lines = file.read().split(b"\n")
             place += sum(len(line) + 1 for line in lines[:-1])
-            for last in _steps_of(lines[:-1]):
+            if (last := _last_step(lines[:-1])) is not None:
                 note = f"loss {last['loss']:.4f}, {last.get('tokens_per_s', 0):,.0f} tokens/s"
                 on_progress(last["step"], settings.total_steps, note)
 
@@ -140,13 +140,14 @@ def following(settings: "PretrainingConfig", on_progress: Callable[[int, int, st
         thread.join()
 
 
-def _steps_of(lines: list[bytes]) -> list[dict[str, Any]]:
+def _last_step(lines: list[bytes]) -> dict[str, Any] | None:
     """The last record of a step, if there is one; a line that a killed worker has cut off is none."""
     for line in reversed(lines):
         with contextlib.suppress(ValueError):
-            if (record := json.loads(line))["kind"] == "step":
-                return [record]
-    return []
+            record: dict[str, Any] = json.loads(line)
+            if record["kind"] == "step":
+                return record
+    return None
 
 
 @contextlib.contextmanager

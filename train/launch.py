@@ -97,11 +97,13 @@ def _check_room(config: PretrainingConfig, resources: Mapping[str, float], clust
     workers = config.workers
     if workers.is_autoscaled:
         return
-    count = workers.min_workers or workers.num_workers
+    field, count = "num_workers", workers.num_workers
+    if workers.min_workers is not None:
+        field, count = "min_workers", workers.min_workers
     for name, each in resources.items():
         if count * each > cluster.get(name, 0):
             raise PretrainingConfigError(
-                f"workers.num_workers = {count} of {each:g} {name} each, but the cluster has {cluster.get(name, 0):g} {name}: "
+                f"workers.{field} = {count} of {each:g} {name} each, but the cluster has {cluster.get(name, 0):g} {name}: "
                 "lower it or workers.resources, or set workers.is_autoscaled where nodes are added on demand"
             )
 

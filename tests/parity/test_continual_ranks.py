@@ -13,7 +13,7 @@ from train.continual.lwf import LearningWithoutForgetting
 from train.continual.method import ContinualMethod, Task
 from train.continual.mixing import BatchReplay, ReplayConfig
 from train.continual.packnet import PackNet
-from train.continual.rows import Batch, classify
+from train.continual.rows import Batch
 from train.continual.si import SynapticIntelligence
 from train.continual.trainer import ContinualTrainer
 
@@ -42,7 +42,7 @@ def _train(rank: int, world: int, name: str) -> dict[str, Tensor]:
     methods: list[ContinualMethod] = METHODS[name]()
     group = dist.group.WORLD if world > 1 else None
     trainer = ContinualTrainer(
-        model, classify, methods=methods, optimizer=lambda weights: torch.optim.AdamW(weights, lr=0.01), group=group
+        model, "classifier", methods=methods, optimizer=lambda weights: torch.optim.AdamW(weights, lr=0.01), group=group
     )
     for index in range(3):
         trainer.learn(

@@ -13,6 +13,7 @@ from tests.pretrain_runs import STEPS, Kill, final_state, loader_state, read_log
 from tests.ranks import RanksFailed, run_ranks
 from train.model.checkpoint_hf import load_model
 from train.model.config import RopeConfig
+from train.pretrain import engine as engine_module
 from train.pretrain.checkpoint_files import CheckpointError
 from train.pretrain.checkpoint_store import CheckpointStore
 from train.pretrain.config import PretrainingConfig
@@ -194,12 +195,35 @@ def test_another_model_or_batch_is_refused_and_leaves_the_run_as_it_was(runs: di
     before = (config.output / "config.json").read_bytes()
     theta = config.model.replace(rope=RopeConfig(theta=5e5))
     for change, words in (
-        ({"model": theta}, "model = {'rope': .*500000.0.* here"),
+        ({"model": theta}, r"model\.rope = .*500000\.0.* here, and .*10000\.0.* in the run"),
         ({"global_batch_size": 4}, "global_batch_size = 4 here, and 8 in the run"),
     ):
         with pytest.raises(RanksFailed, match=words):
             run_ranks(run_rank, 1, config.model_copy(update=change))
     assert (config.output / "config.json").read_bytes() == before
+
+
+def _run_preempted(rank: int, world: int, config: PretrainingConfig) -> RunEnd:
+    """A node will be taken away, as Ray says from the second question on."""
+    questions = iter(range(1000))
+    engine_module.PREEMPTION_EVERY_S = 0.0
+    return PretrainingEngine(config, device=torch.device("cpu"), is_preempted=lambda: next(questions) > 0).run()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_when_a_node_will_be_taken_away_a_checkpoint_is_saved_once_and_training_goes_on(
+    data: Path, tmp_path: Path, world: int
+) -> None:
+    changes = {"checkpoint__every_steps": 1000} | (TWO if world == 2 else {})
+    config = tiny_run(data, output=tmp_path / "run", **changes)
+    ends = run_ranks(_run_preempted, world, config)
+    assert [end.step for end in ends] == [STEPS] * world
+    events = [
+        (event.event, event.step) for event in read_log(config).events if event.event in ("preemption", "checkpoint")
+    ]
+    assert ("preemption", 1) in events
+    steps = [info.step for info in CheckpointStore(config.output / "checkpoints").committed()]
+    assert steps == [0, 2, STEPS]
 
 
 def _run_without_saves(rank: int, world: int, config: PretrainingConfig) -> RunEnd:

@@ -80,10 +80,8 @@ class ReplayBuffer:
 
     def merge(self, other: "ReplayBuffer") -> "ReplayBuffer":
         """The buffer of both streams, in memory. Raises ValueError for another capacity or seed."""
-        merged = ReplayBuffer(self.index.capacity, seed=self.index.seed)
-        merged.index = self.index.merge(other.index)
-        kept = merged.index
-        merged.index = ExperienceReplay(kept.capacity, seed=kept.seed)
+        kept = self.index.merge(other.index)
+        merged = ReplayBuffer(kept.capacity, seed=kept.seed)
         for one in (self, other):
             if len(one):
                 merged.add(one.take(one.ids()))

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from train.continual.method import ContinualMethod, Learner, Samples, Task
-from train.continual.rows import Batch, Rows, snapshot, with_weights
+from train.continual.rows import Batch, Rows, evaluating, snapshot, with_weights
 
 
 class LwFConfig(BaseModel):
@@ -46,7 +46,7 @@ class LearningWithoutForgetting(ContinualMethod):
         self._task: Task | None = None
 
     @property
-    def loss_weight(self) -> float:  # type: ignore[override]
+    def loss_weight(self) -> float:
         """See ContinualMethod."""
         return 1 - self.config.alpha if self._teacher else 1.0
 
@@ -60,14 +60,9 @@ class LearningWithoutForgetting(ContinualMethod):
             return None
         learner, config = self._learner, self.config
         assert learner is not None
-        modes = {module: module.training for module in learner.model.modules()}
-        learner.model.eval()
-        try:
-            with torch.no_grad():
-                before = learner.rows_of(with_weights(learner.model, self._teacher), batch).logits.float()
-        finally:
-            for module, is_training in modes.items():
-                module.training = is_training
+        with evaluating(learner.model), torch.no_grad():
+            teacher = with_weights(learner.model, self._teacher)
+            before = learner.rows_of(batch, forward=teacher).logits.float()
         total = rows.logits.new_zeros((), dtype=torch.float32)
         for classes in self._groups(rows.logits.shape[1], rows.logits.device):
             wanted = F.log_softmax(before[:, classes] / config.temperature, dim=1)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from train.continual.rows import Batch, Rows, RowsOf
+from train.continual.rows import ROWS, Batch, Forward, Kind, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,14 @@ class Learner:
     """What is trained, as methods see it."""
 
     model: nn.Module
-    rows_of: RowsOf
+    kind: Kind
+    """What it is: a classifier has a row of logits per sample, a causal language model one per token with a label."""
     group: ProcessGroup | None = None
     """Ranks with a share of each batch; None: alone."""
+
+    def rows_of(self, batch: Batch, *, forward: Forward | None = None) -> Rows:
+        """Of the model, or of the model with other weights (`forward`)."""
+        return ROWS[self.kind](self.model if forward is None else forward, batch)
 
     def sum_over_ranks(self, *tensors: Tensor) -> None:
         """Each becomes the sum over all ranks."""
@@ -49,8 +54,10 @@ Samples = Callable[[], Iterable[Batch]]
 class ContinualMethod:
     """A method that does nothing: what others change."""
 
-    loss_weight = 1.0
-    """Factor on the task's loss."""
+    @property
+    def loss_weight(self) -> float:
+        """Factor on the task's loss."""
+        return 1.0
 
     def before_task(self, task: Task, learner: Learner) -> None:
         """Before the first step of a task. `learner` stays the same for all tasks."""

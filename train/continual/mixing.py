@@ -19,7 +19,7 @@ from torch import Tensor
 from train.continual.buffer import ID, ReplayBuffer
 from train.continual.method import ContinualMethod, Learner, Samples, Task
 from train.continual.replay import ExperienceReplay, num_replay
-from train.continual.rows import Batch, Rows, join
+from train.continual.rows import Batch, Rows, evaluating, join
 
 LOGITS, IS_OLD = "kept_logits", "is_old"
 """Fields that DER++ adds to a batch."""
@@ -55,7 +55,11 @@ class BatchReplay(ContinualMethod):
         self._learner: Learner | None = None
 
     def before_task(self, task: Task, learner: Learner) -> None:
-        """See ContinualMethod."""
+        """Raises ValueError for a language model whose logits should be kept: each token has as many as there are words."""
+        if self.config.logits_weight and learner.kind != "classifier":
+            raise ValueError(
+                f"logits_weight = {self.config.logits_weight:g} keeps logits with each sample, which is for classifiers: set 0"
+            )
         self._learner = learner
 
     def change_batch(self, batch: Batch) -> Batch:
@@ -90,15 +94,10 @@ class BatchReplay(ContinualMethod):
         """See ContinualMethod."""
         learner = self._learner
         assert learner is not None
-        modes = {module: module.training for module in learner.model.modules()}
-        learner.model.eval()
-        for batch in samples():
-            kept = {}
-            if self.config.logits_weight:
-                kept = {LOGITS: learner.rows_of(learner.model, batch).logits.float()}
-            self.buffer.add(batch | kept)
-        for module, is_training in modes.items():
-            module.training = is_training
+        with evaluating(learner.model):
+            for batch in samples():
+                kept = {LOGITS: learner.rows_of(batch).logits.float()} if self.config.logits_weight else {}
+                self.buffer.add(batch | kept)
         self.ids = self._ids_of_all_ranks()
 
     def _ids_of_all_ranks(self) -> list[int]:

@@ -4,6 +4,7 @@ In: a batch, tensors by name whose first dimension counts samples. Out: Rows. A 
 language model one per token that has a label, and its classes are the vocabulary. All methods of this package see rows alone.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -64,6 +65,19 @@ def write(forward: Forward, batch: Batch) -> Rows:
 
 
 ROWS: dict[Kind, RowsOf] = {"classifier": classify, "causal": write}
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In the block the model is in evaluation mode: no dropout, and statistics of norms stay as they are. Behind it each
+    module is in the mode that it was in before."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, is_training in modes.items():
+            module.training = is_training
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

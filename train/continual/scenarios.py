@@ -46,13 +46,16 @@ class TaskData:
     train: Batch
     test: Batch
 
-    def epochs(self, *, batch_size: int, seed: int) -> Iterator[Batch]:
-        """Batches without end, each epoch in an order of its own; the last one of an epoch may be smaller."""
-        rng = np.random.default_rng([seed, self.task.index])
-        while True:
-            order = torch.from_numpy(rng.permutation(len(self.train["y"])))
-            for part in order.split(batch_size):
-                yield {name: value[part] for name, value in self.train.items()}
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Batches that a pass over the samples takes; the last one may be smaller."""
+        return -(-len(self.train["y"]) // batch_size)
+
+    def batch(self, step: int, *, batch_size: int, seed: int) -> Batch:
+        """Of a step, counted from 0; each epoch has an order of its own."""
+        epoch, place = divmod(step, self.steps_per_epoch(batch_size))
+        order = np.random.default_rng([seed, self.task.index, epoch]).permutation(len(self.train["y"]))
+        part = torch.from_numpy(order[place * batch_size :][:batch_size])
+        return {name: value[part] for name, value in self.train.items()}
 
     def batches(self, *, batch_size: int) -> Iterator[Batch]:
         """Once through, in order."""

@@ -28,11 +28,14 @@ from train.continual.trainer import ContinualTrainer
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a study trains: those of the reference table."""
+    """How a study trains: a network of linear layers with ReLU, by Adam."""
 
     hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers."""
     epochs: int = 30
+    """Passes over each task's samples."""
     batch_size: int = 32
+    """New samples of a step."""
     lr: float = 1e-3
 
 
@@ -53,7 +56,7 @@ class Row:
     """All tasks at once: what there is to lose."""
 
 
-ROWS: dict[str, Row] = {
+TABLE: dict[str, Row] = {
     "joint": Row(lambda *_: [], is_joint=True),
     "naive": Row(lambda *_: []),
     "EWC": Row(lambda _, seed: [EWCRegularizer(EWCConfig(seed=seed))]),
@@ -76,14 +79,16 @@ def run_study(row: Row, tasks: Sequence[TaskData], *, scenario: Scenario, seed: 
     sizes = (inputs, *recipe.hidden, outputs)
     model: nn.Module = ProgressiveNetworks(sizes) if row.is_progressive else _mlp(sizes)
     methods = row.build(scenario, seed)
-    trainer = ContinualTrainer(model, classify, methods=methods, optimizer=lambda weights: _adam(weights, recipe.lr))
+    trainer = ContinualTrainer(
+        model, "classifier", methods=methods, optimizer=lambda weights: _adam(weights, recipe.lr)
+    )
     if row.is_joint:
-        _learn(trainer, _joined(tasks), seed=seed, recipe=recipe, num_epochs=recipe.epochs)
+        _learn(trainer, _joined(tasks), seed=seed, recipe=recipe)
         scores = [accuracy(model, one.test) for one in tasks]
         return AccuracyMatrix.of([scores] * len(tasks))
     scores_of = []
     for data in tasks:
-        _learn(trainer, data, seed=seed, recipe=recipe, num_epochs=recipe.epochs)
+        _learn(trainer, data, seed=seed, recipe=recipe)
         row_of_scores = []
         for earlier in tasks[: data.task.index + 1]:
             with _serving(trainer, earlier.task.index):
@@ -100,13 +105,11 @@ def accuracy(model: nn.Module, batch: Batch) -> float:
     return float((rows.decided.argmax(1) == rows.targets).double().mean())
 
 
-def _learn(trainer: ContinualTrainer, data: TaskData, *, seed: int, recipe: Recipe, num_epochs: int) -> None:
-    """The stream is read once, in order, so that a step costs no more than its batch."""
-    per_epoch = -(-len(data.train["y"]) // recipe.batch_size)
-    stream = data.epochs(batch_size=recipe.batch_size, seed=seed)
+def _learn(trainer: ContinualTrainer, data: TaskData, *, seed: int, recipe: Recipe) -> None:
+    size = recipe.batch_size
     trainer.learn(
-        data.task, lambda _: next(stream), num_steps=per_epoch * num_epochs,
-        samples=lambda: data.batches(batch_size=256),
+        data.task, lambda step: data.batch(step, batch_size=size, seed=seed),
+        num_steps=data.steps_per_epoch(size) * recipe.epochs, samples=lambda: data.batches(batch_size=size),
     )  # fmt: skip
 
 

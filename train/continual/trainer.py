@@ -17,7 +17,7 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from train.continual.method import ContinualMethod, Learner, Samples, Task
-from train.continual.rows import Batch, RowsOf, trainable
+from train.continual.rows import Batch, Kind, trainable
 
 Source = Callable[[int], Batch]
 """The batch of a step, counted from 0: the same whenever it is asked for."""
@@ -40,7 +40,7 @@ class ContinualTrainer:
     def __init__(
         self,
         model: nn.Module,
-        rows_of: RowsOf,
+        kind: Kind,
         *,
         methods: Sequence[ContinualMethod],
         optimizer: BuildOptimizer,
@@ -48,7 +48,7 @@ class ContinualTrainer:
     ) -> None:
         """`optimizer` is built anew for each task, of the parameters that are trained then. `group`: the ranks that share each
         batch; all begin with the same weights."""
-        self.learner, self.methods = Learner(model, rows_of, group), list(methods)
+        self.learner, self.methods = Learner(model, kind, group), list(methods)
         self._build_optimizer = optimizer
         self._optimizer: Optimizer | None = None
         self._step: int | None = None
@@ -93,7 +93,7 @@ class ContinualTrainer:
             batch = method.change_batch(batch)
         weights = trainable(learner.model)
         learner.model.train()
-        rows = learner.rows_of(learner.model, batch)
+        rows = learner.rows_of(batch)
         num_rows = torch.tensor(float(len(rows.targets)), device=rows.logits.device)
         learner.sum_over_ranks(num_rows)
         if not num_rows:

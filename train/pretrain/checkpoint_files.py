@@ -229,18 +229,22 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def read_index(info: CheckpointInfo, rank: int) -> RankIndex:
     """A rank's index, checked against the manifest. Raises DamagedFile."""
-    entry = info.manifest.files[2 * rank]
-    path = info.folder / entry.name
+    return RankIndex.model_validate_json(read_file(info.folder, info.manifest.files[2 * rank]))
+
+
+def read_file(folder: Path, entry: FileEntry) -> bytes:
+    """All of a file. Raises DamagedFile if it is not as it was written."""
+    path = folder / entry.name
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DamagedFile(f"{path} cannot be read ({error.strerror})") from error
     check_bytes(path, entry, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    return RankIndex.model_validate_json(data)
+    return data
 
 
 def check_file(folder: Path, entry: FileEntry) -> None:
-    """Read all of a file. Raises DamagedFile if it is not as it was written."""
+    """As `read_file`, for one of any size: nothing of it is kept."""
     path = folder / entry.name
     try:
         with path.open("rb") as file:

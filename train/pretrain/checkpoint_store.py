@@ -103,17 +103,13 @@ class CheckpointStore:
             if keep_every is None or info.step % keep_every:
                 self.delete(info.folder)
 
-    def clean(self, *, except_of: str) -> list[str]:
-        """Delete folders without a manifest, but for those of the attempt `except_of`, and what deletions left. Returns the
-        names of the former."""
-        names = []
+    def clean(self, *, except_of: str) -> None:
+        """Delete folders without a manifest, but for those of the attempt `except_of`, and what deletions left."""
         for folder, attempt in self._step_folders():
             if attempt != except_of and not (folder / MANIFEST_NAME).exists():
                 self.delete(folder)
-                names.append(folder.name)
         for folder in self.folder.glob(f"{DELETED_PREFIX}*"):
             _remove(folder)
-        return names
 
     def claim(self, attempt: str) -> None:
         """From now on this attempt alone commits and deletes here."""

@@ -4,7 +4,6 @@ In: the indices of all ranks, when a checkpoint is committed. Out: one file of n
 every rank's index: a thousand ranks would otherwise open a million files. NumPy's format, compressed, without pickle.
 """
 
-import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +18,10 @@ from train.pretrain.checkpoint_files import (
     DTYPES,
     TABLE_NAME,
     CheckpointInfo,
-    DamagedFile,
     FileEntry,
     PieceEntry,
-    check_bytes,
     piece_key,
+    read_file,
     write_durably,
 )
 from train.pretrain.pieces import Box
@@ -73,13 +71,7 @@ def write_table(folder: Path, tensors: Mapping[TensorKey, Sequence[tuple[int, Pi
 
 def read_table(info: CheckpointInfo) -> dict[TensorKey, SavedTensor]:
     """Checked against the manifest. Raises DamagedFile."""
-    entry = info.manifest.files[-1]
-    path = info.folder / entry.name
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DamagedFile(f"{path} cannot be read ({error.strerror})") from error
-    check_bytes(path, entry, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    data = read_file(info.folder, info.manifest.files[-1])
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         header, numbers = json.loads(arrays["header"].tobytes()), arrays["rows"]
     found: dict[TensorKey, SavedTensor] = {}

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,7 +34,7 @@ from train.pretrain.loop import RunEnd, TrainingFailed, train
 from train.pretrain.parallel import DistributedTrainer4D, agree, check_run
 from train.pretrain.random_state import random_state, set_random_state
 from train.pretrain.report import write_report
-from train.pretrain.run_log import load_run
+from train.pretrain.run_log import RunLog, load_run
 from train.pretrain.run_writer import METRICS_NAME, OnProgress, PhaseTimer, Publish, RunWriter
 from train.pretrain.step import StepSums
 
@@ -46,8 +47,6 @@ PREEMPTION_EVERY_S = 5.0
 """How often it is asked whether machines will be taken away."""
 SETTLE_EVERY_S = 0.02
 """Between two looks whether the last save is done on all ranks."""
-FIXED_FIELDS = ("model", "data.sequence_length", "global_batch_size")
-"""Of the configuration: what a run counts with, and cannot change when it goes on. But for how experts are computed."""
 
 
 @dataclass(slots=True)
@@ -311,26 +310,37 @@ class PretrainingEngine:
         if end.ending == "finished" and not folder.exists():
             export_checkpoint(info, folder, config=config.model, tokenizer_from=config.tokenizer_folder)
             self.tell("export", folder.name)
+        log = self._read_log()
+        if end.ending == "finished" and not log.baselines:
             for name, loss in self.evaluator.bigram_losses().items():
                 self.writer.write("baseline", name=name, loss=loss)
-        log = load_run(config.output / METRICS_NAME, name=config.output.name, config=config.model_dump(mode="json"))
+            log = self._read_log()
         write_report([log], path=config.output / REPORT_NAME, title=config.output.name)
+
+    def _read_log(self) -> RunLog:
+        config = self.config
+        return load_run(config.output / METRICS_NAME, name=config.output.name, config=config.model_dump(mode="json"))
 
 
 def _check_same(config: PretrainingConfig, info: CheckpointInfo) -> None:
     """Raises PretrainingConfigError if the run in the folder is another one than the configuration's."""
-    before, now = info.manifest.shared["config"], config.model_dump(mode="json")
-    for field_ in FIXED_FIELDS:
-        old, new = before, now
-        for part in field_.split("."):
-            old, new = old[part], new[part]
-        if field_ == "model":
-            names = [name for name in new if old.get(name) != new[name] and name != "expert_kernel"]
-            old, new = ({name: side.get(name) for name in names} for side in (old, new))
-        if old != new:
+    before, now = _identity(info.manifest.shared["config"]), _identity(config.model_dump(mode="json"))
+    for name, value in now.items():
+        if before.get(name) != value:
             raise PretrainingConfigError(
-                f"{field_} = {new} here, and {old} in the run that is in {config.output}: take that, or another output"
+                f"{name} = {value} here, and {before.get(name)} in the run that is in {config.output}: take that, or another "
+                "output"
             )
+
+
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run counts with, and cannot change when it goes on: by the field's name."""
+    model = {f"model.{name}": value for name, value in config["model"].items() if name != "expert_kernel"}
+    batch = {
+        "data.sequence_length": config["data"]["sequence_length"],
+        "global_batch_size": config["global_batch_size"],
+    }
+    return model | batch
 
 
 def open_run(folder: Path) -> PretrainingConfig:

@@ -115,7 +115,7 @@ def _watch(replay: BatchReplay) -> list[Batch]:
 def test_a_fifth_of_the_mixed_batch_is_of_earlier_tasks():
     replay = BatchReplay(ReplayConfig(capacity=100))
     seen = _watch(replay)
-    trainer = ContinualTrainer(_model(), classify, methods=[replay], optimizer=_sgd)
+    trainer = ContinualTrainer(_model(), "classifier", methods=[replay], optimizer=_sgd)
     for task in TASKS:
         source = _samples(1000 * task.index, 32)
         trainer.learn(task, lambda _, one=source: one, num_steps=20, samples=lambda one=source: [one])
@@ -129,7 +129,7 @@ def test_a_fifth_of_the_mixed_batch_is_of_earlier_tasks():
 def test_kept_logits_pull_by_their_mean_squared_distance_on_replayed_rows_alone():
     model = _model()
     replay = BatchReplay(ReplayConfig(capacity=100, logits_weight=0.5))
-    replay.before_task(TASKS[0], Learner(model, classify))
+    replay.before_task(TASKS[0], Learner(model, "classifier"))
     old = _samples(0, 8)
     said = model(old["x"]).detach()
     replay.after_task(lambda: [old])
@@ -156,7 +156,7 @@ def test_columns_keep_their_outputs_bit_for_bit_and_grow_as_their_formula_says()
     def adamw(weights: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(weights, lr=0.05, weight_decay=0.1)
 
-    trainer = ContinualTrainer(model, classify, methods=[ProgressiveColumns()], optimizer=adamw)
+    trainer = ContinualTrainer(model, "classifier", methods=[ProgressiveColumns()], optimizer=adamw)
     probe, outputs = _samples(7, 9)["x"], []
     for task in TASKS:
         source = _samples(1000 * task.index, 16)
@@ -178,7 +178,7 @@ def test_columns_keep_their_outputs_bit_for_bit_and_grow_as_their_formula_says()
 def test_a_run_of_columns_that_is_cut_off_goes_on_bit_for_bit(tmp_path: Path):
     def trainer() -> ContinualTrainer:
         return ContinualTrainer(
-            ProgressiveNetworks((2, 4, 3)), classify, methods=[ProgressiveColumns()], optimizer=_sgd
+            ProgressiveNetworks((2, 4, 3)), "classifier", methods=[ProgressiveColumns()], optimizer=_sgd
         )
 
     def learn(one: ContinualTrainer, task: Task, **options: Any) -> None:
@@ -206,4 +206,4 @@ def test_a_run_of_columns_that_is_cut_off_goes_on_bit_for_bit(tmp_path: Path):
 
 def test_another_model_is_refused():
     with pytest.raises(ValueError, match="the model is Linear"):
-        ProgressiveColumns().before_task(TASKS[0], Learner(_model(), classify))
+        ProgressiveColumns().before_task(TASKS[0], Learner(_model(), "classifier"))

@@ -1,0 +1,48 @@
+"""What tests of continual learning share: a small classifier, batches, optimizers, three tasks."""
+
+import torch
+from torch import nn
+
+from train.continual.method import Task
+from train.continual.rows import Batch
+from train.continual.trainer import ContinualTrainer
+
+FIRST, SECOND, THIRD = (
+    Task("first", 0, classes=(0, 1)),
+    Task("second", 1, classes=(2, 3)),
+    Task("third", 2, classes=(4, 5)),
+)
+
+
+def mlp(*, seed: int = 0, inputs: int = 6, classes: int = 6) -> nn.Module:
+    """A hidden layer of 16."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(inputs, 16), nn.ReLU(), nn.Linear(16, classes))
+
+
+def labelled_batch(
+    *, seed: int, size: int = 8, inputs: int = 6, classes: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+) -> Batch:
+    """Normal inputs with labels drawn from `classes`."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.tensor(classes)[torch.randint(len(classes), (size,), generator=generator)]
+    return {"x": torch.randn(size, inputs, generator=generator), "y": labels}
+
+
+def sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Plain gradient descent."""
+    return torch.optim.SGD(parameters, lr=0.05)
+
+
+def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """With weight decay, which moves weights without gradients too."""
+    return torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1)
+
+
+def learn(trainer: ContinualTrainer, task: Task, *, steps: int = 6) -> None:
+    """`steps` batches of the task's classes; its samples are the first three."""
+
+    def source(step: int) -> Batch:
+        return labelled_batch(seed=100 * task.index + step, classes=task.classes or (0, 1))
+
+    trainer.learn(task, source, num_steps=steps, samples=lambda: [source(step) for step in range(3)])

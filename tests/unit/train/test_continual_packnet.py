@@ -1,0 +1,62 @@
+"""PackNet: outputs that are the same bytes after every later task, capacity, masks."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.continual import FIRST, SECOND, THIRD, adamw, labelled_batch, learn, mlp, sgd
+from train.continual.method import Learner
+from train.continual.packnet import PackNet, PackNetConfig
+from train.continual.trainer import ContinualTrainer
+
+
+def _momentum(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=0.1)
+
+
+@pytest.mark.parametrize("optimizer", [adamw, _momentum])
+def test_a_tasks_outputs_are_the_same_bytes_after_every_later_task(optimizer: Any):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 6))
+    packnet, probe = PackNet(), labelled_batch(seed=16)["x"]
+    trainer = ContinualTrainer(model, "classifier", methods=[packnet], optimizer=optimizer)
+    outputs: list[Tensor] = []
+    for task in (FIRST, SECOND, THIRD):
+        learn(trainer, task)
+        with packnet.serving(task.index), torch.no_grad():
+            outputs.append(model.eval()(probe))
+        assert packnet.free_share == pytest.approx(0.5 ** (task.index + 1), abs=0.01)
+        for index, expected in enumerate(outputs):
+            with packnet.serving(index), torch.no_grad():
+                assert torch.equal(model.eval()(probe), expected)
+    assert not torch.equal(outputs[0], outputs[1])
+
+
+def test_a_task_for_which_there_are_no_weights_is_refused_with_the_capacity():
+    model = mlp()
+    packnet = PackNet(PackNetConfig(prune=0.05))
+    trainer = ContinualTrainer(model, "classifier", methods=[packnet], optimizer=sgd)
+    learn(trainer, FIRST)
+    learn(trainer, SECOND)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"task 'third': 0\.\d+% of the weights are free after 2 tasks"):
+        learn(trainer, THIRD)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_masks_of_another_model_and_the_wrong_order_are_refused():
+    packnet = PackNet()
+    learn(ContinualTrainer(mlp(), "classifier", methods=[packnet], optimizer=sgd), FIRST)
+    other = PackNet()
+    other.load_state_dict(packnet.state_dict())
+    with pytest.raises(
+        ValueError, match=r"masks are of another model: 0\.weight has shape \(16, 6\) there and \(16, 5\) here"
+    ):
+        other.before_task(SECOND, Learner(mlp(inputs=5), "classifier"))
+    with pytest.raises(RuntimeError, match="PackNet is idle, not training"):
+        packnet.before_retraining()
+    with pytest.raises(ValueError, match="task 1 was not learned: there are 1"), packnet.serving(1):
+        pass

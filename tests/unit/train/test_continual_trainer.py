@@ -1,0 +1,74 @@
+"""The loop over tasks: a plain one without methods, exact after a cut, untouched by a task without data."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.continual import FIRST, SECOND, THIRD, adamw, labelled_batch, learn, mlp, sgd
+from train.continual.ewc import EWCConfig, EWCRegularizer
+from train.continual.lwf import LearningWithoutForgetting
+from train.continual.method import ContinualMethod
+from train.continual.packnet import PackNet
+from train.continual.rows import Batch
+from train.continual.si import SynapticIntelligence
+from train.continual.trainer import ContinualTrainer
+
+
+def test_without_methods_the_loop_is_a_plain_one():
+    model, plain = mlp(), mlp()
+    learn(ContinualTrainer(model, "classifier", methods=[], optimizer=adamw), FIRST)
+    optimizer = adamw(list(plain.parameters()))
+    for step in range(6):
+        batch = labelled_batch(seed=step, classes=(0, 1))
+        optimizer.zero_grad()
+        F.cross_entropy(plain(batch["x"]), batch["y"]).backward()
+        optimizer.step()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def _all_methods() -> list[ContinualMethod]:
+    return [EWCRegularizer(EWCConfig(strength=10.0)), SynapticIntelligence(), LearningWithoutForgetting(), PackNet()]
+
+
+@pytest.mark.parametrize("cut", [3, 6, 8])
+def test_a_run_that_is_cut_off_in_the_midst_of_a_task_goes_on_bit_for_bit(tmp_path: Any, cut: int):
+    class Cut(Exception):
+        pass
+
+    def trainer() -> ContinualTrainer:
+        return ContinualTrainer(mlp(), "classifier", methods=_all_methods(), optimizer=adamw)
+
+    whole, first = trainer(), trainer()
+    learn(whole, FIRST)
+    learn(whole, SECOND)
+    learn(first, FIRST)
+
+    def stop(step: int, _: Any) -> None:
+        if step == cut:
+            torch.save(first.state_dict(), tmp_path / "state")
+            raise Cut
+
+    def source(step: int) -> Batch:
+        return labelled_batch(seed=100 + step, classes=(2, 3))
+
+    with pytest.raises(Cut):
+        first.learn(SECOND, source, num_steps=6, samples=lambda: [source(step) for step in range(3)], on_step=stop)
+    resumed = trainer()
+    resumed.load_state_dict(torch.load(tmp_path / "state"), task=SECOND)
+    learn(resumed, SECOND)
+    learn(whole, THIRD)
+    learn(resumed, THIRD)
+    for ours, theirs in zip(resumed.learner.model.parameters(), whole.learner.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_task_without_data_is_refused_and_changes_nothing():
+    model = mlp()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="task 'first' has 0 steps: give it data"):
+        learn(ContinualTrainer(model, "classifier", methods=_all_methods(), optimizer=sgd), FIRST, steps=0)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
