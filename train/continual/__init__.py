@@ -4,8 +4,11 @@ items     what is learned: questions with answers and plain sentences, as tokens
 replay    the reservoir of what was learned before
 rows      the loss of a classifier and of a language model, as methods see it
 method    the hooks of a method; trainer: the loop over tasks that calls them
-ewc, si   weights that mattered are held; lwf: old answers are; packnet: each task has weights of its own
+mixing    replay in every batch, from a buffer (buffer) in memory or on disk
+ewc, si   weights that mattered are held; lwf: old answers are
+packnet   each task has weights of its own; progressive: a column of layers
 metrics   what the tasks did to each other: accuracy and loss matrices, transfer, forgetting
+scenarios a labelled set as tasks; study: one method on them, scored
 """
 
 from train.continual.items import (
