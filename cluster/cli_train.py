@@ -28,6 +28,13 @@ def register(app: typer.Typer) -> None:
             "autonomous train pretrain --config my.toml --set optimizer.lr=1e-3 --set tokens=5000000",
         ),
     )(pretrain)
+    group.command(
+        "continue",
+        epilog=examples(
+            "autonomous train continue --config configs/continual/handbook.toml",
+            "autonomous train continue --config my.toml --set optimizer.lr=1e-4",
+        ),
+    )(continue_)
     group.command("report", epilog=examples("autonomous train report RUN OTHER-RUN --output compared.html"))(report)
     group.command(
         "export",
@@ -63,6 +70,40 @@ def pretrain(  # noqa: PLR0917 - the command's options
 
     settings = load_pretraining_config(config, output=out, overrides=parse_changes(changes or []))
     console = output(stderr=as_json)
+    end = run_pretraining(settings, driver=driver, home=home, console=console)
+    _tell_end(settings, end, as_json=as_json, console=console)
+    if end.ending != "finished":
+        raise Failure(f"stopped at step {end.step}: {end.reason}; the same command goes on from there", code=130)
+
+
+def continue_(  # noqa: PLR0917 - the command's options
+    config: Annotated[Path, typer.Option("--config", metavar="FILE", help="What goes on, and with what (TOML).")],
+    out: Annotated[
+        Path | None, typer.Option("--output", metavar="FOLDER", help="Folder instead of the file's `output`.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the run that goes on; may be repeated."),
+    ] = None,
+    driver: Annotated[
+        DriverName, typer.Option(help="Workers on Ray (started here, or joined), or this process alone.")
+    ] = DriverName.RAY,
+    home: Annotated[
+        Path | None,
+        typer.Option(help="The system whose emergency stop ends the run. Default: this machine's, where there is one."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with a run on new data, and keep reading some of the old.
+
+    How much of the old follows from how far the new data are from it, unless the file says. The report shows the held-out loss
+    on both. Ends and goes on as `pretrain` does.
+    """
+    from train.continual.pretraining import continued_run, load_continual_config
+
+    console = output(stderr=as_json)
+    settings, told = continued_run(load_continual_config(config, output=out, overrides=parse_changes(changes or [])))
+    console.print(told, markup=False)
     end = run_pretraining(settings, driver=driver, home=home, console=console)
     _tell_end(settings, end, as_json=as_json, console=console)
     if end.ending != "finished":

@@ -1,7 +1,8 @@
-"""What tests of continual learning share: a small classifier, batches, optimizers, three tasks."""
+"""What tests of continual learning share: a small classifier, a small language model, batches, optimizers, three tasks."""
 
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from train.continual.method import Task
 from train.continual.rows import Batch
@@ -27,6 +28,26 @@ def labelled_batch(
     generator = torch.Generator().manual_seed(seed)
     labels = torch.tensor(classes)[torch.randint(len(classes), (size,), generator=generator)]
     return {"x": torch.randn(size, inputs, generator=generator), "y": labels}
+
+
+def writer(*, seed: int = 0) -> nn.Module:
+    """A causal language model of transformers with 40 words and two layers."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=32, use_cache=False,
+        )
+    )  # fmt: skip
+
+
+def written_batch(*, seed: int, size: int = 4, length: int = 12, begin: int = 0) -> Batch:
+    """Sequences in which each word is followed by the next of ten, `begin` being the first."""
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randint(10, (size, 1), generator=generator)
+    ids = begin + (first + torch.arange(length + 1)) % 10
+    number = torch.arange(size) + 1000 * seed
+    return {"id": number, "input_ids": ids[:, :-1], "labels": ids[:, 1:]}
 
 
 def sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

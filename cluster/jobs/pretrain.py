@@ -9,22 +9,28 @@ last committed checkpoint. A file named `stop` in the output folder, and the sys
 
 import argparse
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from cluster.cli_train import parse_changes
 from cluster.pretraining import interrupts, stop_of
 from train.launch import run_training
-from train.pretrain.config import load_pretraining_config
+from train.pretrain.config import PretrainingConfig, load_pretraining_config
 from train.pretrain.loop import TrainingFailed
 
 logger = logging.getLogger(__name__)
 
 
-def main() -> None:
+Load = Callable[[Path, Path | None, dict[str, Any]], PretrainingConfig]
+"""The run of a file, a folder instead of the file's `output`, and changes of fields."""
+
+
+def run_job(description: str, *, load: Load) -> None:
     """Connect to the cluster of this job, train, say how it ended."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="TOML file, relative to the working directory")
     parser.add_argument("--output", type=Path, help="folder instead of the file's `output`")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field")
@@ -32,9 +38,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     arguments = parser.parse_args()
     try:
-        config = load_pretraining_config(
-            arguments.config, output=arguments.output, overrides=parse_changes(arguments.set)
-        )
+        config = load(arguments.config, arguments.output, parse_changes(arguments.set))
         ray.init()
         stop = stop_of(config, arguments.home)
         with interrupts(stop):
@@ -45,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_job(__doc__, load=lambda path, output, changes: load_pretraining_config(path, output=output, overrides=changes))

@@ -22,6 +22,8 @@ from train.files import sync_path
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+DEFAULT_NAME = "default"
+"""Of the adapter of a model that has one."""
 
 
 class AdapterError(ValueError):
@@ -96,29 +98,37 @@ class LoRALayer(nn.Module):
             self._original = None
 
 
-def attach_adapter(model: nn.Module, config: LoRAConfig, *, parent: Path | None = None) -> Any:
-    """Wrap `model` in a PeftModel with one trainable adapter "default" in the base's precision.
+def attach_adapter(
+    model: nn.Module,
+    config: LoRAConfig,
+    *,
+    parent: Path | None = None,
+    name: str = DEFAULT_NAME,
+    is_float32: bool = False,
+) -> Any:
+    """Wrap `model` in a PeftModel with one trainable adapter, in the base's precision or in float32.
 
     The adapter starts as a copy of the folder `parent`, or fresh from `config.seed`. `model`'s layers are wrapped in
     place: `detach_adapter` undoes it. Raises: AdapterError if `parent` is unreadable or of another shape.
     """
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import PeftModel, get_peft_model
 
     if parent is not None:
         _check_parent(parent, config=config)
         return PeftModel.from_pretrained(
-            model, str(parent), is_trainable=True, autocast_adapter_dtype=False, local_files_only=True
-        )
-    targets = config.target_modules
-    lora_config = LoraConfig(
-        r=config.r,
-        lora_alpha=config.alpha,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type="CAUSAL_LM",
-    )
+            model, str(parent), adapter_name=name, is_trainable=True, autocast_adapter_dtype=is_float32,
+            local_files_only=True,
+        )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        return get_peft_model(model, lora_config, autocast_adapter_dtype=False)
+        return get_peft_model(model, _peft_config(config), adapter_name=name, autocast_adapter_dtype=is_float32)
+
+
+def add_adapter(adapted: Any, config: LoRAConfig, *, name: str, is_float32: bool = False) -> None:
+    """Give a PeftModel one more adapter, fresh from `config.seed`. Which one is active does not change."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        adapted.add_adapter(name, _peft_config(config), autocast_adapter_dtype=is_float32)
 
 
 def attach_saved(model: nn.Module, adapters: Mapping[str, Path]) -> Any:
@@ -145,8 +155,8 @@ def detach_adapter(adapted: Any) -> nn.Module:
     return base.requires_grad_(False)
 
 
-def save_adapter(adapted: Any, *, folder: Path, base_name: str) -> str:
-    """Write the adapter "default" as a new folder; returns its `adapter_sha256`.
+def save_adapter(adapted: Any, *, folder: Path, base_name: str, name: str = DEFAULT_NAME) -> str:
+    """Write an adapter as a new folder; returns its `adapter_sha256`.
 
     The folder appears complete or not at all: written beside its place, fsynced, renamed. `base_name` says which base
     model it belongs to. Raises: AdapterError if `folder` exists: a version's files never change.
@@ -156,8 +166,8 @@ def save_adapter(adapted: Any, *, folder: Path, base_name: str) -> str:
 
     if folder.exists():
         raise AdapterError(f"adapter folder {folder} exists already: save each version into a folder of its own")
-    tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    config = adapted.peft_config["default"].to_dict() | {"base_model_name_or_path": base_name, "inference_mode": True}
+    tensors = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
+    config = adapted.peft_config[name].to_dict() | {"base_model_name_or_path": base_name, "inference_mode": True}
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what an interrupted call left
     partial.mkdir(parents=True)
@@ -185,6 +195,18 @@ def adapter_sha256(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+def _peft_config(config: LoRAConfig) -> Any:
+    from peft import LoraConfig
+
+    targets = config.target_modules
+    return LoraConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
 
 
 def _check_parent(parent: Path, *, config: LoRAConfig) -> None:

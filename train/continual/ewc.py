@@ -73,7 +73,7 @@ class EWCRegularizer(ContinualMethod):
             for name, weight in weights.items()
             if name in fisher  # a weight that came later is free
         ]
-        return self.config.strength / 2 * torch.stack(parts).sum()
+        return self.config.strength / 2 * torch.stack(parts).sum() if parts else None
 
     def after_task(self, samples: Samples) -> None:
         """See ContinualMethod."""

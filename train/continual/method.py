@@ -4,10 +4,12 @@ Four hooks, in this order: before a task; in each step a change of the batch and
 a task. A method that needs none of them for a thing leaves it as it is here. Methods combine: the loop calls them in turn.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
@@ -35,10 +37,14 @@ class Learner:
     """What it is: a classifier has a row of logits per sample, a causal language model one per token with a label."""
     group: ProcessGroup | None = None
     """Ranks with a share of each batch; None: alone."""
+    compute_dtype: torch.dtype | None = None
+    """Of the matmuls; None: that of the weights. What is trained should be float32: small steps get lost in 16 bits."""
 
     def rows_of(self, batch: Batch, *, forward: Forward | None = None) -> Rows:
         """Of the model, or of the model with other weights (`forward`)."""
-        return ROWS[self.kind](self.model if forward is None else forward, batch)
+        device = next(iter(batch.values())).device.type
+        with torch.autocast(device, dtype=self.compute_dtype, enabled=self.compute_dtype is not None):
+            return ROWS[self.kind](self.model if forward is None else forward, batch)
 
     def sum_over_ranks(self, *tensors: Tensor) -> None:
         """Each becomes the sum over all ranks."""
@@ -58,6 +64,10 @@ class ContinualMethod:
     def loss_weight(self) -> float:
         """Factor on the task's loss."""
         return 1.0
+
+    def grow(self, learner: Learner, *, num_tasks: int) -> None:
+        """Give the model the parts that it has once `num_tasks` tasks were begun: before a task, and before a saved state is
+        loaded."""
 
     def before_task(self, task: Task, learner: Learner) -> None:
         """Before the first step of a task. `learner` stays the same for all tasks."""
@@ -89,6 +99,11 @@ class ContinualMethod:
 
     def after_task(self, samples: Samples) -> None:
         """All steps of the task are done."""
+
+    @contextlib.contextmanager
+    def serving(self, task: int | None) -> Iterator[None]:
+        """In the block the model computes as it serves a task, counted from 0; None: an input of no task that is known."""
+        yield
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs: tensors, numbers, texts, lists and dicts of them."""

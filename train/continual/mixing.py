@@ -2,6 +2,7 @@
 
     n new samples are joined by round(n r / (1 - r)) old ones, so that these are r of the mixed batch: 32 new and 8 old at 0.2
 
+How the old samples are shared among the earlier tasks follows from what each left in the buffer, or from weights (`mix`).
 DER++ besides holds on to what the model said: the logits are kept with the sample, and their squared distance from today's is
 added to the loss (arXiv:2004.07211). Only earlier tasks are replayed: a task's samples go to the buffer at its end.
 """
@@ -51,6 +52,14 @@ class BatchReplay(ContinualMethod):
         self.buffer = ReplayBuffer(self.config.capacity, seed=self.config.seed, folder=self.config.folder)
         self.ids: list[int] = []
         """Of the samples that stay, over all ranks."""
+        self.tasks: list[int] = []
+        """Of each of them, the task that it is of."""
+        self._task = 0
+        self._weights: dict[int, float] | None = None
+        self._groups: list[tuple[float, list[int]]] = [(1.0, self.ids)]
+        """Ids that are drawn from together, and the weight of the group."""
+        self._queues: list[list[int]] = [[]]
+        """Of each group, the ids that were not drawn since all of it were."""
         self._rng = np.random.default_rng(self.config.seed)
         self._learner: Learner | None = None
 
@@ -60,17 +69,28 @@ class BatchReplay(ContinualMethod):
             raise ValueError(
                 f"logits_weight = {self.config.logits_weight:g} keeps logits with each sample, which is for classifiers: set 0"
             )
-        self._learner = learner
+        self._learner, self._task = learner, task.index
+
+    def mix(self, weights: Mapping[int, float] | None) -> None:
+        """From now on share the old samples by these weights among the earlier tasks; None: as they lie in the buffer. The
+        same on all ranks. Raises ValueError for a task without samples, and for weights below 0 or all 0."""
+        if weights is not None:
+            if missing := sorted(weights.keys() - set(self.tasks)):
+                raise ValueError(
+                    f"weights name tasks {missing}, of which the buffer has no sample: it has {sorted(set(self.tasks))}"
+                )
+            if min(weights.values(), default=0.0) < 0 or not sum(weights.values()) > 0:
+                raise ValueError(f"weights = {dict(weights)}: give numbers of at least 0, one of them above")
+        self._weights = None if weights is None else {task: float(weight) for task, weight in weights.items()}
+        self._group()
+        self._queues = [[] for _ in self._groups]
 
     def change_batch(self, batch: Batch) -> Batch:
         """See ContinualMethod."""
         assert self._learner is not None
         num_new = torch.tensor(len(batch[ID]))
         self._learner.sum_over_ranks(num_new)
-        count = min(num_replay(int(num_new), self.config.share), len(self.ids))
-        drawn = (
-            [self.ids[index] for index in self._rng.choice(len(self.ids), size=count, replace=False)] if count else []
-        )
+        drawn = self._draw(num_replay(int(num_new), self.config.share))
         mine = [number for number in drawn if number in self.buffer]
         if not mine:
             return batch
@@ -81,6 +101,32 @@ class BatchReplay(ContinualMethod):
         new = {LOGITS: kept.new_zeros(len(batch[ID]), *kept.shape[1:])}
         is_old = [torch.zeros(len(batch[ID]), dtype=torch.bool), torch.ones(len(kept), dtype=torch.bool)]
         return join([batch | new, old]) | {IS_OLD: torch.cat(is_old).to(kept.device)}
+
+    def _group(self) -> None:
+        if self._weights is None:
+            self._groups = [(1.0, self.ids)]
+            return
+        ids: dict[int, list[int]] = {task: [] for task in self._weights}
+        for number, task in zip(self.ids, self.tasks, strict=True):
+            if task in ids:
+                ids[task].append(number)
+        self._groups = [(self._weights[task], found) for task, found in ids.items()]
+
+    def _draw(self, count: int) -> list[int]:
+        """Ids, each once. Every sample of a group comes up before one comes up again: that remembers better than draws that
+        do not know of each other."""
+        drawn: list[int] = []
+        weights = np.asarray([weight for weight, _ in self._groups])
+        counts = self._rng.multinomial(count, weights / weights.sum())
+        for index, ((_, ids), wanted) in enumerate(zip(self._groups, counts.tolist(), strict=True)):
+            size = min(wanted, len(ids))
+            queue = self._queues[index]
+            if len(queue) < size:
+                left = set(queue)
+                queue = queue + [one for one in self._rng.permutation(ids).tolist() if one not in left]
+            drawn += queue[:size]
+            self._queues[index] = queue[size:]
+        return drawn
 
     def rows_penalty(self, batch: Batch, rows: Rows) -> Tensor | None:
         """See ContinualMethod."""
@@ -98,26 +144,35 @@ class BatchReplay(ContinualMethod):
             for batch in samples():
                 kept = {LOGITS: learner.rows_of(batch).logits.float()} if self.config.logits_weight else {}
                 self.buffer.add(batch | kept)
-        self.ids = self._ids_of_all_ranks()
+        self._take_stock()
 
-    def _ids_of_all_ranks(self) -> list[int]:
-        """What one buffer would keep that had seen all."""
+    def _take_stock(self) -> None:
+        """What one buffer would keep that had seen all ranks' samples, and of which task each is."""
         assert self._learner is not None
-        mine: list[int] = self.buffer.ids()
-        if self._learner.group is None:
-            return mine
-        found: list[list[int]] = [[]] * self._learner.group.size()
-        dist.all_gather_object(found, mine, group=self._learner.group)
-        union: ExperienceReplay[None] = ExperienceReplay(self.config.capacity, seed=self.config.seed)
-        union.add({str(number): None for ids in found for number in ids})
-        return [int(name) for name in union.items()]
+        known = dict(zip(self.ids, self.tasks, strict=True))
+        mine = self.buffer.ids()
+        if self._learner.group is not None:
+            found: list[list[int]] = [[]] * self._learner.group.size()
+            dist.all_gather_object(found, mine, group=self._learner.group)
+            union: ExperienceReplay[None] = ExperienceReplay(self.config.capacity, seed=self.config.seed)
+            union.add({str(number): None for ids in found for number in ids})
+            mine = [int(name) for name in union.items()]
+        self.ids, self.tasks = mine, [known.get(number, self._task) for number in mine]
+        self.mix(None)
 
     def state_dict(self) -> dict[str, Any]:
         """See ContinualMethod."""
-        return {"buffer": self.buffer.state_dict(), "ids": self.ids, "rng": self._rng.bit_generator.state}
+        weights = None if self._weights is None else [list(pair) for pair in self._weights.items()]
+        return {
+            "buffer": self.buffer.state_dict(), "ids": self.ids, "tasks": self.tasks, "task": self._task,
+            "weights": weights, "queues": self._queues, "rng": self._rng.bit_generator.state,
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See ContinualMethod."""
         self.buffer.load_state_dict(state["buffer"])
-        self.ids = list(state["ids"])
+        self.ids, self.tasks, self._task = list(state["ids"]), list(state["tasks"]), state["task"]
+        self._weights = None if state["weights"] is None else dict(map(tuple, state["weights"]))
+        self._group()
+        self._queues = [list(queue) for queue in state["queues"]]
         self._rng.bit_generator.state = state["rng"]

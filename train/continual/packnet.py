@@ -123,8 +123,12 @@ class PackNet(ContinualMethod):
         self.state = "idle"
 
     @contextlib.contextmanager
-    def serving(self, task: int) -> Iterator[None]:
-        """In the block the model computes as task `task`, counted from 0, was left. Raises ValueError for one to come."""
+    def serving(self, task: int | None) -> Iterator[None]:
+        """In the block the model computes as a task was left; in its midst, and for None, with all weights. Raises ValueError
+        for one to come."""
+        if task is None or (task == self.num_tasks - 1 and self.state != "idle"):
+            yield
+            return
         if not 0 <= task < self.num_tasks:
             raise ValueError(f"task {task} was not learned: there are {self.num_tasks}, counted from 0")
         assert self._learner is not None

@@ -6,15 +6,16 @@ Earlier columns are frozen: their outputs stay the same bit for bit. Parameters 
 Source: arXiv:1606.04671, with linear laterals. Task-incremental: whoever asks has to say which task's column answers.
 """
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from train.continual.method import ContinualMethod, Learner, Task
+from train.continual.method import ContinualMethod, Learner
 
 
 class Column(nn.Module):
@@ -68,13 +69,33 @@ class ProgressiveNetworks(nn.Module):
 class ProgressiveColumns(ContinualMethod):
     """Gives each task a column of the ProgressiveNetworks that is trained."""
 
-    def before_task(self, task: Task, learner: Learner) -> None:
+    def __init__(self) -> None:
+        self._model: ProgressiveNetworks | None = None
+
+    def grow(self, learner: Learner, *, num_tasks: int) -> None:
         """Raises ValueError for another kind of model."""
         model = learner.model
         if not isinstance(model, ProgressiveNetworks):
             raise ValueError(
                 f"progressive networks grow a ProgressiveNetworks, and the model is {type(model).__name__}"
             )
-        while len(model.columns) <= task.index:
+        while len(model.columns) < num_tasks:
             model.add_column()
-        model.active = task.index
+        model.active = num_tasks - 1
+        self._model = model
+
+    @contextlib.contextmanager
+    def serving(self, task: int | None) -> Iterator[None]:
+        """In the block a task's column answers; None: the last one. Raises ValueError for a task to come."""
+        model = self._model
+        num_columns = 0 if model is None else len(model.columns)
+        if task is not None and not 0 <= task < num_columns:
+            raise ValueError(f"task {task} was not learned: there are {num_columns}, counted from 0")
+        if model is None or task is None:
+            yield
+            return
+        before, model.active = model.active, task
+        try:
+            yield
+        finally:
+            model.active = before

@@ -64,7 +64,7 @@ class SynapticIntelligence(ContinualMethod):
             for name, weight in trainable(self._learner.model).items()
             if name in self.importance
         ]
-        return self.config.strength * torch.stack(parts).sum()
+        return self.config.strength * torch.stack(parts).sum() if parts else None
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -4,8 +4,7 @@ In: tasks, a recipe, a seed. Out: an AccuracyMatrix. The same seed gives the sam
 method. `autonomous bench continual` runs it over methods, scenarios and seeds.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -59,8 +58,8 @@ class Row:
 TABLE: dict[str, Row] = {
     "joint": Row(lambda *_: [], is_joint=True),
     "naive": Row(lambda *_: []),
-    "EWC": Row(lambda _, seed: [EWCRegularizer(EWCConfig(seed=seed))]),
-    "EWC, online": Row(lambda _, seed: [EWCRegularizer(EWCConfig(seed=seed, is_online=True))]),
+    "EWC": Row(lambda _, seed: [EWCRegularizer(EWCConfig(seed=seed, max_samples=1000))]),
+    "EWC, online": Row(lambda _, seed: [EWCRegularizer(EWCConfig(seed=seed, max_samples=1000, is_online=True))]),
     "SI": Row(lambda *_: [SynapticIntelligence()]),
     "LwF": Row(lambda scenario, _: [LearningWithoutForgetting(LwFConfig(splits_tasks=scenario == "task"))]),
     "replay, 200": Row(lambda _, seed: [BatchReplay(ReplayConfig(capacity=200, seed=seed))]),
@@ -84,14 +83,15 @@ def run_study(row: Row, tasks: Sequence[TaskData], *, scenario: Scenario, seed: 
     )
     if row.is_joint:
         _learn(trainer, _joined(tasks), seed=seed, recipe=recipe)
-        scores = [accuracy(model, one.test) for one in tasks]
+        with trainer.serving(None):
+            scores = [accuracy(model, one.test) for one in tasks]
         return AccuracyMatrix.of([scores] * len(tasks))
     scores_of = []
     for data in tasks:
         _learn(trainer, data, seed=seed, recipe=recipe)
         row_of_scores = []
         for earlier in tasks[: data.task.index + 1]:
-            with _serving(trainer, earlier.task.index):
+            with trainer.serving(earlier.task.index):
                 row_of_scores.append(accuracy(model, earlier.test))
         scores_of.append(row_of_scores)
     return AccuracyMatrix.of(scores_of)
@@ -99,8 +99,7 @@ def run_study(row: Row, tasks: Sequence[TaskData], *, scenario: Scenario, seed: 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, batch: Batch) -> float:
-    """Share of the samples that are classified right."""
-    model.eval()
+    """Share of the samples that are classified right, by a model in evaluation mode."""
     rows = classify(model, batch)
     return float((rows.decided.argmax(1) == rows.targets).double().mean())
 
@@ -111,19 +110,6 @@ def _learn(trainer: ContinualTrainer, data: TaskData, *, seed: int, recipe: Reci
         data.task, lambda step: data.batch(step, batch_size=size, seed=seed),
         num_steps=data.steps_per_epoch(size) * recipe.epochs, samples=lambda: data.batches(batch_size=size),
     )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _serving(trainer: ContinualTrainer, task: int) -> Iterator[None]:
-    """The weights that answer for a task."""
-    model = trainer.learner.model
-    with contextlib.ExitStack() as stack:
-        for method in trainer.methods:
-            if isinstance(method, PackNet):
-                stack.enter_context(method.serving(task))
-        if isinstance(model, ProgressiveNetworks):
-            model.active = task
-        yield
 
 
 def _joined(tasks: Sequence[TaskData]) -> TaskData:

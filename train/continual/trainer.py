@@ -6,7 +6,8 @@ need for the next task. A run may be cut off after any step: the state goes into
 Several ranks train as one: each has a share of every batch, gradients are sums over ranks divided by the rows of all of them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from train.continual.method import ContinualMethod, Learner, Samples, Task
-from train.continual.rows import Batch, Kind, trainable
+from train.continual.rows import Batch, Kind, evaluating, trainable
 
 Source = Callable[[int], Batch]
 """The batch of a step, counted from 0: the same whenever it is asked for."""
@@ -45,14 +46,17 @@ class ContinualTrainer:
         methods: Sequence[ContinualMethod],
         optimizer: BuildOptimizer,
         group: ProcessGroup | None = None,
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         """`optimizer` is built anew for each task, of the parameters that are trained then. `group`: the ranks that share each
-        batch; all begin with the same weights."""
-        self.learner, self.methods = Learner(model, kind, group), list(methods)
+        batch; all begin with the same weights. `compute_dtype`: see Learner."""
+        self.learner, self.methods = Learner(model, kind, group, compute_dtype), list(methods)
         self._build_optimizer = optimizer
         self._optimizer: Optimizer | None = None
         self._step: int | None = None
         """Steps of the present task that are done; None: between tasks."""
+        self._num_tasks = 0
+        """That were begun."""
 
     def learn(
         self,
@@ -70,7 +74,10 @@ class ContinualTrainer:
             raise ValueError(f"task {task.name!r} has {num_steps} steps: give it data, at least one batch")
         if self._step is None:
             for method in self.methods:
+                method.grow(self.learner, num_tasks=task.index + 1)
+            for method in self.methods:
                 method.before_task(task, self.learner)
+            self._num_tasks = task.index + 1
             self._optimizer, self._step = self._build_optimizer(list(trainable(self.learner.model).values())), 0
         extra = max((method.retrain_steps(num_steps) for method in self.methods), default=0)
         while self._step < num_steps + extra:
@@ -145,6 +152,15 @@ class ContinualTrainer:
             gradients = [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
         return gradients
 
+    @contextlib.contextmanager
+    def serving(self, task: int | None) -> Iterator[None]:
+        """In the block the model computes as the methods serve a task, in evaluation mode. See ContinualMethod."""
+        with contextlib.ExitStack() as stack:
+            for method in self.methods:
+                stack.enter_context(method.serving(task))
+            stack.enter_context(evaluating(self.learner.model))
+            yield
+
     # The state.
 
     def state_dict(self) -> dict[str, Any]:
@@ -154,6 +170,7 @@ class ContinualTrainer:
             "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
             "methods": [method.state_dict() for method in self.methods],
             "step": self._step,
+            "num_tasks": self._num_tasks,
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, task: Task | None = None) -> None:
@@ -167,6 +184,9 @@ class ContinualTrainer:
             )
         if (state["step"] is None) != (task is None):
             raise ValueError("task: name the task in whose midst the state was saved, and none between two")
+        self._num_tasks = state["num_tasks"]
+        for method in self.methods if self._num_tasks else ():
+            method.grow(self.learner, num_tasks=self._num_tasks)
         if task is not None:  # methods meet their model; what that changes is overwritten below
             for method in self.methods:
                 method.before_task(task, self.learner)

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,13 @@ STORED_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.floa
 """safetensors' names of what weights may be stored as."""
 Shapes = dict[str, tuple[int, ...]]
 """Of every stored tensor, by its name."""
+FREE_FIELDS = frozenset(
+    {
+        "router", "expert_kernel", "initializer_range", "max_position_embeddings", "bos_token_id", "eos_token_id",
+        "pad_token_id",
+    }
+)  # fmt: skip
+"""Fields of MoEConfig that may change when training goes on from a folder."""
 IGNORED_ENDINGS = ("rotary_emb.inv_freq",)
 """Tensors that older files hold and that are computed here."""
 
@@ -68,6 +75,46 @@ def load_model(
         model.tie_head()
         _fill(model, weights, sources, folder=folder)
     return model.eval()
+
+
+@torch.no_grad()
+def load_boxes(folder: Path, config: MoEConfig, boxes: Iterable[tuple[str, tuple[int, ...], Tensor]]) -> None:
+    """Fill parts of parameters from a folder: for each the parameter's name, where the part begins, the part.
+
+    `config` is the model that is trained. Raises what load_model and check_same_model raise.
+    """
+    layout = check_same_model(folder, config)
+    shapes = read_weight_shapes(folder)
+    with _Weights(folder) as weights:
+        sources = _match(MoETransformer(config, device="meta"), shapes, layout=layout, folder=folder)
+        source_of = {(stored.parameter, stored.expert): source for stored, source in sources}
+        for name, offsets, part in boxes:
+            if part.dim() == 3:
+                for index, matrix in enumerate(part):
+                    _fill_box(matrix, offsets[1:], weights.read(source_of[name, offsets[0] + index]), name=name)
+            else:
+                _fill_box(part, offsets, weights.read(source_of[name, None]), name=name)
+
+
+def check_same_model(folder: Path, config: MoEConfig) -> str:
+    """The layout of a folder whose weights fit `config`: what decides outputs has to be the same, but how the router balances
+    and how long a sequence may be are free. Raises WeightProblem for another model, and what reading a folder raises."""
+    written = read_json_object(folder / "config.json")
+    found = from_hf_config(written)
+    for name in sorted(MoEConfig.model_fields.keys() - FREE_FIELDS):
+        if getattr(found, name) != getattr(config, name):
+            raise WeightProblem(
+                f"{name} = {getattr(config, name)!r} here, and {getattr(found, name)!r} in {folder}: take the folder's "
+                "(model.preset names it), or begin from another model"
+            )
+    layout: str = written["model_type"]
+    return layout
+
+
+def _fill_box(part: Tensor, offsets: tuple[int, ...], whole: Tensor, *, name: str) -> None:
+    if not torch.isfinite(whole).all():
+        raise WeightProblem(f"{name} holds values that are NaN or infinite; take an earlier checkpoint")
+    part.copy_(whole[tuple(slice(at, at + size) for at, size in zip(offsets, part.shape, strict=True))])
 
 
 def _with_ends_of_text(config: MoEConfig, folder: Path) -> MoEConfig:

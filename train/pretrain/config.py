@@ -146,6 +146,9 @@ class PretrainingConfig(_Section):
     """Folder of the run; on a cluster on storage that all nodes share. A run that is there is resumed."""
     model: MoEConfig
     """The model. In a file `preset` names a preset or a model folder that the other fields change."""
+    start_from: Path | None = None
+    """Folder of a model of the same shape whose weights the run begins with (`model.preset` may name it too); None: random
+    ones. A run that is resumed goes on from its checkpoint."""
     data: DataConfig
     tokens: int = Field(gt=0)
     """Tokens that the run reads, padding included; rounded up to whole steps."""
@@ -244,8 +247,9 @@ def _from_preset(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_absolute_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    if "output" in data:
-        data["output"] = absolute_path(data["output"], folder=folder)
+    for name in ("output", "start_from"):
+        if name in data:
+            data[name] = absolute_path(data[name], folder=folder)
     model = data.get("model")
     if isinstance(model, dict) and isinstance(model.get("preset"), str):
         near = absolute_path(model["preset"], folder=folder)

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from train.model.checkpoint_hf import load_boxes
 from train.model.costs import count_costs
 from train.pretrain.anomaly import AnomalyState
 from train.pretrain.checkpoint import CheckpointManager
@@ -36,6 +37,7 @@ from train.pretrain.random_state import random_state, set_random_state
 from train.pretrain.report import write_report
 from train.pretrain.run_log import RunLog, load_run
 from train.pretrain.run_writer import METRICS_NAME, OnProgress, PhaseTimer, Publish, RunWriter
+from train.pretrain.stage import LOAD_NAME
 from train.pretrain.step import StepSums
 
 logger = logging.getLogger(__name__)
@@ -263,8 +265,7 @@ class PretrainingEngine:
         info = self._latest()
         how = f"attempt {self.attempt}, {self.trainer.plan.describe()}, {self.trainer.precision.compute_dtype}"
         if info is None:
-            initialise(self.trainer.engine.pieces(), seed=self.config.seed, std=self.config.model.initializer_range)
-            self.trainer.engine.weights_changed()
+            self._first_weights()
         else:
             _check_same(self.config, info)
             self._restore(info)
@@ -275,6 +276,20 @@ class PretrainingEngine:
         if info is None:
             self.save()
         self._step_end = time.perf_counter()
+
+    def _first_weights(self) -> None:
+        config, pieces = self.config, self.trainer.engine.pieces()
+        if config.start_from is None:
+            initialise(pieces, seed=config.seed, std=config.model.initializer_range)
+        else:
+            boxes = (
+                (piece.name, piece.offsets, piece.tensor)
+                for piece in pieces
+                if piece.kind in ("weight", "buffer") and piece.name != LOAD_NAME and piece.tensor.numel()
+            )
+            load_boxes(config.start_from, config.model, boxes)
+            self.tell("weights", f"from {config.start_from}")
+        self.trainer.engine.weights_changed()
 
     def _latest(self) -> CheckpointInfo | None:
         """The newest committed checkpoint, as rank 0 sees it: a shared file system may show it to others later."""

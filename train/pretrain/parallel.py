@@ -14,6 +14,7 @@ from train.data.batch import TokenBatch
 from train.data.loader import LoaderConfig, StreamingDataLoader
 from train.data.token_sources import SourceSpec
 from train.data.tokenizer_file import TokenizerFile
+from train.model.checkpoint_hf import check_same_model
 from train.model.costs import ModelCosts, count_costs
 from train.model.plan import Engine, ParallelPlan, refusals, shape_problems
 from train.model.planner import PlanRequest, make_plans
@@ -105,10 +106,13 @@ ENGINES: dict[Engine, Callable[[PretrainingConfig, RankMesh, dict[str, Any]], Tr
 
 
 def check_run(config: PretrainingConfig) -> None:
-    """Before processes are started: the plan for every number of workers, the shards, their tokenizer. Raises ValueError."""
+    """Before processes are started: the plan for every number of workers, the first weights, the shards, their tokenizer.
+    Raises ValueError."""
     workers = config.workers
     if config.is_compiled and workers.device != "cuda" and not torch.cuda.is_available():
         _check_compiler()
+    if config.start_from is not None:
+        check_same_model(config.start_from, config.model)
     for count in range(workers.min_workers or workers.num_workers, workers.num_workers + 1):
         try:
             resolve_plan(config, world_size=count)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jinja2
 import numpy as np
 
-from train.pretrain.chart import Chart, HeatMap, Series, build_chart, build_heat_map, short_count
+from train.pretrain.chart import Chart, HeatMap, Series, build_chart, build_heat_map
+from train.pretrain.page import page_environment
 from train.pretrain.run_log import EventRecord, RunLog, SampleRecord
 
 MAX_RUNS = 6
@@ -90,36 +90,31 @@ def render_html(runs: Sequence[RunLog], *, title: str) -> str:
     names = [run.name for run in runs]
     if not 0 < len(runs) <= MAX_RUNS or len(set(names)) < len(names):
         raise ValueError(f"runs = {names}: give 1 to {MAX_RUNS} runs, each with a name of its own")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("train.pretrain", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["count"] = lambda value: f"{value:,}"
-    environment.filters["short"] = short_count
-    environment.filters["loss"] = lambda value: "-" if value is None else f"{value:.3f}"
-    environment.filters["percent"] = lambda value: "-" if value is None else f"{value:.1%}"
     events = [(number, event) for number, run in enumerate(runs) for event in run.events]
     samples = [(number, sample) for number, run in enumerate(runs) for sample in run.samples]
     baselines = _baselines(runs)
     settings = _settings(runs)
-    return environment.get_template("report.html.j2").render(
-        title=title,
-        names=names,
-        rows=[_row(run, number, baselines=baselines) for number, run in enumerate(runs)],
-        baselines=baselines,
-        panels=_panels(runs, baselines=baselines),
-        loads=[panel for number, run in enumerate(runs) for panel in _loads(run, number, has_name=len(runs) > 1)],
-        seconds=[(number, _seconds(run)) for number, run in enumerate(runs) if any(step.seconds for step in run.steps)],
-        event_counts=[(number, dict(Counter(one.event for one in run.events))) for number, run in enumerate(runs)],
-        events=[_event(number, event) for number, event in _spread(events, MAX_EVENTS)],
-        num_events=len(events),
-        samples=[_sample(number, sample) for number, sample in _spread(samples, MAX_SAMPLES)],
-        num_samples=len(samples),
-        settings=settings[:MAX_SETTINGS],
-        num_settings=len(settings),
+    return (
+        page_environment()
+        .get_template("report.html.j2")
+        .render(
+            title=title,
+            names=names,
+            rows=[_row(run, number, baselines=baselines) for number, run in enumerate(runs)],
+            baselines=baselines,
+            panels=_panels(runs, baselines=baselines),
+            loads=[panel for number, run in enumerate(runs) for panel in _loads(run, number, has_name=len(runs) > 1)],
+            seconds=[
+                (number, _seconds(run)) for number, run in enumerate(runs) if any(step.seconds for step in run.steps)
+            ],
+            event_counts=[(number, dict(Counter(one.event for one in run.events))) for number, run in enumerate(runs)],
+            events=[_event(number, event) for number, event in _spread(events, MAX_EVENTS)],
+            num_events=len(events),
+            samples=[_sample(number, sample) for number, sample in _spread(samples, MAX_SAMPLES)],
+            num_samples=len(samples),
+            settings=settings[:MAX_SETTINGS],
+            num_settings=len(settings),
+        )
     )
 
 

@@ -27,6 +27,8 @@ from train.pretrain.pieces import TensorPiece
 from train.pretrain.step import StepSums, StepTotals
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+LOAD_NAME = "router.load"
+"""Piece with the experts' load, which is of no model."""
 
 
 class StageModule(nn.Module):
@@ -126,7 +128,7 @@ def balance_pieces(stage: StageModule, mesh: RankMesh, *, device: torch.device) 
             stage.balance.load = torch.full((len(indices), config.num_experts), even, device=device)
         shape = (len(config.moe_layers), config.num_experts)
         first = config.moe_layers.index(indices[0])
-        yield TensorPiece("buffer", "router.load", shape, (first, 0), stage.balance.load, mesh.is_first_of_stage)
+        yield TensorPiece("buffer", LOAD_NAME, shape, (first, 0), stage.balance.load, mesh.is_first_of_stage)
 
 
 def gather_expert_load(
@@ -138,7 +140,7 @@ def gather_expert_load(
     if mesh.is_first_of_stage:
         for stage in stages:
             for piece in balance_pieces(stage, mesh, device=device):
-                if piece.name == "router.load":
+                if piece.name == LOAD_NAME:
                     load[piece.offsets[0] : piece.offsets[0] + len(piece.tensor)] = piece.tensor
     dist.all_reduce(load)
     return load

@@ -4,6 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -126,6 +127,57 @@ def test_a_fifth_of_the_mixed_batch_is_of_earlier_tasks():
     assert len(replay.buffer) == 96
 
 
+def _filled(*, seed: int = 0) -> BatchReplay:
+    """With 24 samples of the first task and 8 of the second."""
+    replay = BatchReplay(ReplayConfig(capacity=100, seed=seed))
+    for task, count in zip(TASKS, (24, 8), strict=False):
+        replay.before_task(task, Learner(_model(), "classifier"))
+        replay.after_task(lambda first=1000 * task.index, size=count: [_samples(first, size)])
+    return replay
+
+
+def _old(replay: BatchReplay, steps: int) -> list[int]:
+    return [number for _ in range(steps) for number in replay.change_batch(_samples(5000, 16))["id"][16:].tolist()]
+
+
+def test_every_old_sample_comes_up_before_one_comes_up_again():
+    replay = _filled()
+    for _ in range(3):
+        assert len(set(_old(replay, 8))) == 32  # 4 of each batch
+
+
+def test_weights_share_the_old_samples_among_the_tasks():
+    replay = _filled()
+    replay.mix({0: 1.0, 1: 3.0})
+    of_second = np.mean([number >= 1000 for number in _old(replay, 400)])
+    assert of_second == pytest.approx(0.75, abs=4 * np.sqrt(0.75 * 0.25 / 1600))
+    replay.mix({1: 1.0})
+    assert all(number >= 1000 for number in _old(replay, 10))
+    replay.mix(None)
+    assert len(set(_old(replay, 8))) == 32
+
+
+def test_draws_go_on_exactly_with_and_without_weights():
+    for weights in (None, {0: 1.0, 1: 1.0}):
+        whole, cut = _filled(), _filled()
+        for one in (whole, cut):
+            one.mix(weights)
+            _old(one, 3)
+        resumed = BatchReplay(ReplayConfig(capacity=100))
+        resumed.before_task(TASKS[2], Learner(_model(), "classifier"))
+        resumed.load_state_dict(cut.state_dict())
+        assert _old(resumed, 9) == _old(whole, 9)
+
+
+def test_weights_of_unknown_tasks_or_of_nothing_are_refused():
+    replay = _filled()
+    with pytest.raises(ValueError, match=r"weights name tasks \[5\], .* it has \[0, 1\]"):
+        replay.mix({5: 1.0})
+    for weights in ({0: 0.0}, {0: -1.0, 1: 2.0}, {}):
+        with pytest.raises(ValueError, match="one of them above"):
+            replay.mix(weights)
+
+
 def test_kept_logits_pull_by_their_mean_squared_distance_on_replayed_rows_alone():
     model = _model()
     replay = BatchReplay(ReplayConfig(capacity=100, logits_weight=0.5))
@@ -206,4 +258,4 @@ def test_a_run_of_columns_that_is_cut_off_goes_on_bit_for_bit(tmp_path: Path):
 
 def test_another_model_is_refused():
     with pytest.raises(ValueError, match="the model is Linear"):
-        ProgressiveColumns().before_task(TASKS[0], Learner(_model(), "classifier"))
+        ProgressiveColumns().grow(Learner(_model(), "classifier"), num_tasks=1)

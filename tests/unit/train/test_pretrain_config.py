@@ -120,7 +120,7 @@ def test_the_tokenizer_is_the_one_beside_the_shards_unless_named(tmp_path: Path)
         ({"optimizer.rate": 1.0}, r"optimizer\.rate: Extra inputs are not permitted"),
         ({"model.preset": "huge"}, "model = 'huge' is no preset and no folder"),
         ({"data.sequence_length": 10**6}, "sequence_length = 1000000 is beyond model.max_position_embeddings"),
-        ({"schedule.warmup_steps": 10**6}, "warmup_steps = 1000000 .* do not fit into a run of"),
+        ({"schedule.warmup_steps": 10**6}, "warmup_steps = 1000000, .* do not fit into a run of"),
         ({"workers.min_workers": 3}, "min_workers = 3 is more than workers.num_workers = 1"),
         (
             {"parallel.tp": 2, "evaluation.prompts": ["a"]},

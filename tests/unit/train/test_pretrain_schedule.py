@@ -59,14 +59,18 @@ def test_the_warmup_of_wsd_is_that_of_transformers_where_it_begins_at_zero():
 
 
 @given(
-    kind=st.sampled_from(["cosine", "wsd", "constant"]), shape=st.sampled_from(["1-sqrt", "linear"]),
-    warmup=st.integers(0, 40), total=st.integers(1, 200), ratio=st.floats(0, 1),
+    form=st.sampled_from([("cosine", 0), ("wsd", 0), ("constant", 0), ("infinite", 0), ("infinite", 15)]),
+    shape=st.sampled_from(["1-sqrt", "linear"]), warmup=st.integers(0, 40), total=st.integers(1, 200), ratio=st.floats(0, 1),
 )  # fmt: skip
 def test_the_rate_rises_to_the_peak_and_then_only_falls_to_its_end(
-    kind: str, shape: str, warmup: int, total: int, ratio: float
+    form: tuple[str, int], shape: str, warmup: int, total: int, ratio: float
 ):
-    config = ScheduleConfig(kind=kind, decay_shape=shape, warmup_steps=warmup, min_lr_ratio=ratio)
-    needed = warmup + (max(1, round(0.2 * total)) if kind == "wsd" else 0)
+    kind, cooldown = form
+    assume(kind != "infinite" or 0.01 < ratio < 0.5)
+    config = ScheduleConfig(
+        kind=kind, decay_shape=shape, warmup_steps=warmup, min_lr_ratio=ratio, cooldown_steps=cooldown
+    )
+    needed = warmup + config.cooldown_steps + (max(1, round(0.2 * total)) if kind in ("wsd", "infinite") else 0)
     assume(needed < total)
     rates = _ours(config, total_steps=total, steps=total + 10)
     end = PEAK if kind == "constant" else PEAK * ratio
@@ -78,6 +82,30 @@ def test_the_rate_rises_to_the_peak_and_then_only_falls_to_its_end(
         assert rates[warmup - 1] == PEAK
         assert rates[0] == pytest.approx(PEAK / warmup)
     assert rates[total - 1 :] == pytest.approx([end] * 11, abs=1e-18)
+
+
+def test_infinite_cools_down_stays_and_falls_exponentially():
+    config = ScheduleConfig(
+        kind="infinite", warmup_steps=10, cooldown_steps=20, constant_lr_ratio=0.5, min_lr_ratio=0.125, decay_steps=30
+    )
+    rates = [rate / PEAK for rate in _ours(config, total_steps=100, steps=100)]
+    assert rates[9] == 1
+    assert rates[19] == pytest.approx(0.75)  # half way down the cosine
+    assert rates[29:70] == pytest.approx([0.5] * 41)
+    assert rates[84] == pytest.approx(0.25)  # half of the fall from 1/2 to 1/8, in logarithms
+    assert rates[99] == pytest.approx(0.125)
+
+
+def test_a_run_that_goes_on_before_the_fall_of_infinite_has_the_same_constant_rate():
+    first = ScheduleConfig(kind="infinite", warmup_steps=10, cooldown_steps=20, decay_steps=20)
+    later = ScheduleConfig(kind="infinite", warmup_steps=0, decay_steps=20)
+    before = learning_rate(79, peak_lr=PEAK, total_steps=100, config=first)
+    assert learning_rate(0, peak_lr=PEAK, total_steps=50, config=later) == before == PEAK / 2
+
+
+def test_an_exponential_fall_to_zero_is_refused():
+    with pytest.raises(ValueError, match=r"schedule\.min_lr_ratio = 0\.0 with schedule\.kind = 'infinite'"):
+        ScheduleConfig(kind="infinite", min_lr_ratio=0.0)
 
 
 def test_wsd_falls_in_the_last_fifth_unless_told_otherwise():
@@ -92,7 +120,7 @@ def test_wsd_falls_in_the_last_fifth_unless_told_otherwise():
 )
 def test_a_schedule_longer_than_the_run_is_refused(config: ScheduleConfig):
     with pytest.raises(
-        ValueError, match=r"schedule\.warmup_steps = \d+ and \d+ steps of decay do not fit into .* 50 steps"
+        ValueError, match=r"schedule\.warmup_steps = \d+, .* and \d+ steps of decay do not fit into .* 50 steps"
     ):
         check_schedule(config, total_steps=50)
     with pytest.raises(ValueError, match="do not fit"):
@@ -103,3 +131,7 @@ def test_a_schedule_longer_than_the_run_is_refused(config: ScheduleConfig):
 def test_decay_steps_of_another_kind_are_refused():
     with pytest.raises(ValueError, match=r"schedule\.decay_steps = 5 has no effect with schedule\.kind = 'cosine'"):
         ScheduleConfig(decay_steps=5)
+    with pytest.raises(
+        ValueError, match=r"schedule\.cooldown_steps = 5 has no effect .* set schedule\.kind = 'infinite'"
+    ):
+        ScheduleConfig(kind="wsd", cooldown_steps=5)

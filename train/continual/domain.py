@@ -1,0 +1,233 @@
+"""DomainAdaptive: a language model through a sequence of domains, scored on every one of them after each.
+
+In: domains as token sequences, a trainer with its methods. Out: a DomainOutcome: the loss of each domain before, after each
+domain and over time. With `mixture = "by_drop"` the old samples of a batch are shared among the earlier domains by how much
+each has lost so far, so that what is forgotten most is seen again most.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from train.continual.method import Task
+from train.continual.metrics import LossMatrix
+from train.continual.mixing import BatchReplay
+from train.continual.report import Curve, WayReport
+from train.continual.rows import Batch
+from train.continual.trainer import ContinualTrainer, StepRecord
+
+MIN_SHARE = 0.1
+"""Of an even share: what an earlier domain that has lost nothing gets of the old samples."""
+
+
+class DomainConfig(BaseModel):
+    """How each domain is learned."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(100, gt=0)
+    """Optimizer steps of a domain."""
+    batch_size: int = Field(8, gt=0)
+    """New sequences of a step; replay adds to them."""
+    evaluate_every: int = Field(20, gt=0)
+    """Optimizer steps between two evaluations of all domains."""
+    mixture: Literal["reservoir", "by_drop"] = "reservoir"
+    """How old samples are shared among the earlier domains: as they lie in the buffer, or by what each has lost."""
+    seed: int = 0
+    """Of the order of the sequences."""
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """Sequences of one domain: `id` [batch], `input_ids` and `labels` [batch, seq]."""
+
+    name: str
+    train: Batch
+    held_out: Batch
+
+    def batch(self, step: int, *, size: int, seed: int) -> Batch:
+        """Of a step, counted from 0; each pass over the sequences has an order of its own."""
+        count = len(self.train["id"])
+        places = np.arange(step * size, (step + 1) * size)
+        order = {one: np.random.default_rng([seed, one]).permutation(count) for one in set((places // count).tolist())}
+        rows = torch.tensor([order[place // count][place % count] for place in places.tolist()])
+        return {name: value[rows] for name, value in self.train.items()}
+
+
+@dataclass(slots=True)
+class DomainOutcome:
+    """What the sequence did."""
+
+    names: list[str]
+    before: list[float]
+    """Loss of each domain before the first, nats per token."""
+    rows: list[list[float]] = field(default_factory=list)
+    """The same after each domain, in the order in which they were learned."""
+    steps: list[int] = field(default_factory=list)
+    """At which all were scored, over all domains."""
+    curves: list[list[float]] = field(default_factory=list)
+    """For each of these steps the loss of each domain."""
+    begins: list[int] = field(default_factory=list)
+
+    @property
+    def matrix(self) -> LossMatrix:
+        """Raises ValueError before all domains were learned."""
+        return LossMatrix(np.asarray(self.rows), np.asarray(self.before))
+
+    def report(self, name: str, **figures: str) -> WayReport:
+        """For the page (report.py)."""
+        curves = {
+            domain: Curve(self.steps, [losses[index] for losses in self.curves])
+            for index, domain in enumerate(self.names)
+        }
+        return WayReport(name, self.names, self.matrix, figures=figures, curves=curves, begins=self.begins)
+
+
+class DomainAdaptive:
+    """One sequence of domains on one process, or on each of the ranks of the trainer's group."""
+
+    def __init__(
+        self,
+        trainer: ContinualTrainer,
+        domains: Sequence[Domain],
+        config: DomainConfig | None = None,
+        *,
+        on_scores: Callable[[int, dict[str, float]], None] = lambda *_: None,
+    ) -> None:
+        """`on_scores` is told of each evaluation: the step over all domains, the losses. Raises ValueError for no domain, two
+        of one name, one without sequences, and for a mixture without replay."""
+        self.trainer, self.domains, self.config = trainer, list(domains), config or DomainConfig()
+        self._on_scores = on_scores
+        names = [domain.name for domain in domains]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"domains = {names}: give at least one, each with a name of its own")
+        for domain in domains:
+            if not len(domain.train["id"]) or not len(domain.held_out["id"]):
+                raise ValueError(
+                    f"domain {domain.name!r} has {len(domain.train['id'])} sequences to learn and "
+                    f"{len(domain.held_out['id'])} held out: give some of both"
+                )
+        self._replay = next((one for one in trainer.methods if isinstance(one, BatchReplay)), None)
+        if self.config.mixture == "by_drop" and self._replay is None:
+            raise ValueError("mixture = 'by_drop' shares old samples, and no method replays any: add BatchReplay")
+        self.outcome: DomainOutcome | None = None
+        self._best: list[float] = []
+
+    def run(self) -> DomainOutcome:
+        """Learn all domains in turn."""
+        names = [domain.name for domain in self.domains]
+        before = self._score(0)
+        self.outcome = DomainOutcome(names, before, steps=[0], curves=[before])
+        self._best = list(before)
+        for index, domain in enumerate(self.domains):
+            self._learn(index, domain)
+            self.outcome.rows.append(self.outcome.curves[-1])
+        return self.outcome
+
+    def _learn(self, index: int, domain: Domain) -> None:
+        config, outcome = self.config, self.outcome
+        assert outcome is not None
+        begin = index * config.steps
+        outcome.begins.append(begin)
+        if index:
+            self._mix(outcome.curves[-1][:index])
+
+        def on_step(step: int, _: StepRecord) -> None:
+            if step % config.evaluate_every == 0 and step < config.steps:
+                self._mix(self._score(begin + step, num_learned=index + 1)[:index])
+
+        self.trainer.learn(
+            Task(domain.name, index),
+            lambda step: domain.batch(step, size=config.batch_size, seed=config.seed + index),
+            num_steps=config.steps,
+            samples=lambda: batches_of(domain.train, size=config.batch_size),
+            on_step=on_step,
+        )
+        self._score(begin + config.steps, num_learned=index + 1)
+
+    def _score(self, step: int, *, num_learned: int = 0) -> list[float]:
+        """The loss of every domain now; those that were learned as they are served."""
+        losses = []
+        for index, domain in enumerate(self.domains):
+            with self.trainer.serving(index if index < num_learned else None):
+                losses.append(mean_loss(self.trainer, domain.held_out, size=self.config.batch_size))
+        if self.outcome is not None:
+            self.outcome.steps.append(step)
+            self.outcome.curves.append(losses)
+        self._on_scores(step, dict(zip((domain.name for domain in self.domains), losses, strict=True)))
+        return losses
+
+    def _mix(self, losses: Sequence[float]) -> None:
+        """Share the old samples by what each earlier domain has lost since its best."""
+        if self.config.mixture == "reservoir" or not losses:
+            return
+        self._best[: len(losses)] = [min(pair) for pair in zip(self._best, losses, strict=False)]
+        drops = np.asarray([(loss - best) / best for loss, best in zip(losses, self._best, strict=False)])
+        even = drops.mean() if drops.any() else 1.0
+        assert self._replay is not None
+        self._replay.mix({index: float(drop + MIN_SHARE * even) for index, drop in enumerate(drops)})
+
+
+@torch.no_grad()
+def mean_loss(trainer: ContinualTrainer, sequences: Batch, *, size: int) -> float:
+    """Nats per token that has a label, over all ranks' sequences; the model as it is switched now."""
+    total = torch.zeros(2, dtype=torch.float64)
+    for batch in batches_of(sequences, size=size):
+        rows = trainer.learner.rows_of(batch)
+        total += torch.tensor([float(rows.loss_sum), len(rows.targets)], dtype=torch.float64)
+    trainer.learner.sum_over_ranks(total)
+    return float(total[0] / total[1])
+
+
+def batches_of(sequences: Batch, *, size: int) -> list[Batch]:
+    """Once through, in order."""
+    return [
+        {name: value[begin : begin + size] for name, value in sequences.items()}
+        for begin in range(0, len(sequences["id"]), size)
+    ]
+
+
+def build_domain(
+    name: str,
+    texts: Sequence[str],
+    *,
+    tokenizer: Any,
+    sequence_length: int,
+    num_train: int,
+    num_held_out: int,
+    first_id: int,
+    seed: int = 0,
+) -> Domain:
+    """A domain out of texts: the last ones in an order drawn by `seed` are held out, whole texts at a time.
+
+    Texts are tokenized, joined by the end-of-sequence token and cut into sequences. `first_id`: ids count on from it; they
+    have to be unique over all domains. Raises ValueError if the texts do not give so many sequences.
+    """
+    order = np.random.default_rng(seed).permutation(len(texts))
+    length, end = sequence_length + 1, tokenizer.eos_token_id
+    cut: list[list[int]] = []
+    for places, wanted in ((order[::-1], num_held_out), (order, num_train)):
+        stream: list[int] = []
+        for place in places[: len(places) // 2]:
+            if len(stream) >= wanted * length:
+                break
+            stream += [*tokenizer(texts[place], add_special_tokens=False)["input_ids"], end]
+        if len(stream) < wanted * length:
+            raise ValueError(
+                f"domain {name!r}: half of its {len(texts)} texts give {len(stream) // length} sequences of {sequence_length} "
+                f"tokens, and {wanted} are wanted: give more texts, or ask for fewer"
+            )
+        cut.append(stream[: wanted * length])
+    held_out, train = (torch.tensor(stream).view(-1, length) for stream in cut)
+    return Domain(name, _sequences(train, first_id=first_id), _sequences(held_out, first_id=first_id + len(train)))
+
+
+def _sequences(tokens: Int[Tensor, "sequences length"], *, first_id: int) -> Batch:
+    ids = torch.arange(first_id, first_id + len(tokens))
+    return {"id": ids, "input_ids": tokens[:, :-1].contiguous(), "labels": tokens[:, 1:].contiguous()}
