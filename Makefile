@@ -6,6 +6,7 @@ PYTHON := $(VENV)/bin/python
 HARDWARE := $(shell if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then echo gpu; else echo cpu; fi)
 STAMP := $(VENV)/.installed-$(HARDWARE)
 PEERS := $(VENV)/.installed-peers
+AVALANCHE := $(VENV)/avalanche/.installed
 DEMO_FLAGS := $(if $(SOURCE),--source "$(SOURCE)") $(if $(ONCE),--once)
 export RAY_AUTH_MODE := token
 
@@ -40,7 +41,11 @@ $(PEERS): requirements/bench.txt $(STAMP)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/bench.txt
 	touch $@
 
-bench: $(PEERS)  ## the table of targets, measured on this machine beside the peers
+$(AVALANCHE): requirements/avalanche.txt $(STAMP)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/avalanche -r requirements/avalanche.txt
+	touch $@
+
+bench: $(PEERS) $(AVALANCHE)  ## the table of targets, measured on this machine beside the peers
 	$(VENV)/bin/autonomous bench $(NAME)
 
 lock: ## resolve requirements/*.in again (needs uv)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-SUITES = ("anchor", "control", "safety")
+SUITES = ("anchor", "control", "instructions", "safety")
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,7 @@ class Suite:
     """A file of autonomous/suites. `sha256` is of its bytes: a later reader knows which texts were asked.
 
     Rows of anchor (the learner may read them) and control (never): id, text. Rows of safety: id, category, prompt, refusal,
-    compliance.
+    compliance; of instructions: id, prompt, check, value (train.continual.abilities).
     """
 
     name: str

@@ -27,6 +27,8 @@ VANISHED = 1e-7
 """Mean Fisher information per weight below which next to nothing is held. Measured behind 30 epochs of two digits, with which
 exact EWC holds and the others do not: exact 7e-7 and 4e-6, the others 7e-10 and 2e-8 (task- and class-incremental)."""
 
+ADVICE = "The gradients of the true classes vanish then: for a classifier take fisher = 'exact'"
+
 
 class EWCConfig(BaseModel):
     """How strongly, and by which information."""
@@ -86,11 +88,13 @@ class EWCRegularizer(ContinualMethod):
         count = sum(one.numel() for one in fisher.values())
         mean = float(torch.stack([one.sum() for one in fisher.values()]).sum()) / count
         if mean < VANISHED:
+            is_exact = learner.kind == "classifier" and config.fisher in (None, "exact")
             logger.warning(
-                "EWC holds next to nothing of task %d: the mean Fisher information is %.1e. Where a classifier is always "
-                "right, the gradients of the true classes vanish, and it draws no others: take fisher = 'exact'",
+                "EWC holds little of task %d: the mean Fisher information is %.1e, since the model is certain of nearly every "
+                "sample. %s",
                 self._task,
                 mean,
+                "Train the task for less long, or raise strength" if is_exact else ADVICE,
             )
         if config.is_online and self.terms:
             ((before, _),) = self.terms

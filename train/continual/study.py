@@ -55,6 +55,8 @@ class Row:
     """All tasks at once: what there is to lose."""
 
 
+DEFAULT = "DER++, all"
+"""The default policy: a fifth of each batch are old samples, all of which are kept, with their logits."""
 TABLE: dict[str, Row] = {
     "joint": Row(lambda *_: [], is_joint=True),
     "naive": Row(lambda *_: []),
@@ -64,7 +66,8 @@ TABLE: dict[str, Row] = {
     "LwF": Row(lambda scenario, _: [LearningWithoutForgetting(LwFConfig(splits_tasks=scenario == "task"))]),
     "replay, 200": Row(lambda _, seed: [BatchReplay(ReplayConfig(capacity=200, seed=seed))]),
     "DER++, 200": Row(lambda _, seed: [BatchReplay(ReplayConfig(capacity=200, logits_weight=0.5, seed=seed))]),
-    "replay (default)": Row(lambda _, seed: [BatchReplay(ReplayConfig(seed=seed))]),
+    "replay, all": Row(lambda _, seed: [BatchReplay(ReplayConfig(seed=seed))]),
+    DEFAULT: Row(lambda _, seed: [BatchReplay(ReplayConfig(logits_weight=0.5, seed=seed))]),
     "PackNet": Row(lambda _, seed: [PackNet(PackNetConfig(seed=seed))], scenarios=TASK),
     "progressive": Row(lambda *_: [ProgressiveColumns()], scenarios=TASK, is_progressive=True),
 }

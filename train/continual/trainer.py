@@ -7,6 +7,7 @@ Several ranks train as one: each has a share of every batch, gradients are sums 
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,12 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from train.continual.method import ContinualMethod, Learner, Samples, Task
-from train.continual.rows import Batch, Kind, evaluating, trainable
+from train.continual.rows import Batch, Kind, Rows, evaluating, trainable
 
+logger = logging.getLogger(__name__)
+
+LITTLE = 0.02
+"""Share of its loss that a task has to lose."""
 Source = Callable[[int], Batch]
 """The batch of a step, counted from 0: the same whenever it is asked for."""
 BuildOptimizer = Callable[[list[nn.Parameter]], Optimizer]
@@ -79,6 +84,8 @@ class ContinualTrainer:
                 method.before_task(task, self.learner)
             self._num_tasks = task.index + 1
             self._optimizer, self._step = self._build_optimizer(list(trainable(self.learner.model).values())), 0
+        losses: list[float] = []
+        is_whole, is_held = self._step == 0, False
         extra = max((method.retrain_steps(num_steps) for method in self.methods), default=0)
         while self._step < num_steps + extra:
             if self._step == num_steps:
@@ -86,10 +93,14 @@ class ContinualTrainer:
                     method.before_retraining()
             record = self._take_step(source(self._step))
             self._step += 1
+            losses.append(record.loss)
+            is_held |= record.penalty > 0
             on_step(self._step, record)
         if not extra:
             for method in self.methods:
                 method.before_retraining()
+        if is_whole and is_held:
+            _warn_if_little_was_learned(task, losses)
         for method in self.methods:
             method.after_task(samples)
         self._step = self._optimizer = None
@@ -105,6 +116,7 @@ class ContinualTrainer:
         learner.sum_over_ranks(num_rows)
         if not num_rows:
             raise ValueError("a batch has no rows with a label: leave it out")
+        self._check_labels(rows)
         weight = 1.0
         for method in self.methods:
             weight *= method.loss_weight
@@ -135,6 +147,20 @@ class ContinualTrainer:
         told = torch.stack([loss.detach(), torch.zeros_like(loss) if of_rows is None else of_rows.detach()])
         learner.sum_over_ranks(told)
         return StepRecord(float(told[0]), float(told[1]) + (0.0 if of_weights is None else float(of_weights.detach())))
+
+    def _check_labels(self, rows: Rows) -> None:
+        """Before anything is changed: a class that the model has no output for, or that the row may not be of."""
+        if self.learner.kind != "classifier" or not len(rows.targets):
+            return
+        num_classes, largest = rows.logits.shape[1], int(rows.targets.max())
+        if largest >= num_classes or int(rows.targets.min()) < 0:
+            raise ValueError(
+                f"a batch has label {largest}, and the model tells 0 to {num_classes - 1}: widen its output"
+            )
+        if rows.allowed is not None and not bool(rows.allowed.gather(1, rows.targets.unsqueeze(1)).all()):
+            raise ValueError(
+                "a batch has a label that its `allowed` leaves out: give the classes of the sample's own task"
+            )
 
     def _gradients(
         self, loss: Tensor, weights: Mapping[str, nn.Parameter], *, keeps_graph: bool = False
@@ -197,6 +223,20 @@ class ContinualTrainer:
         if task is not None:
             self._optimizer = self._build_optimizer(list(trainable(self.learner.model).values()))
             self._optimizer.load_state_dict(state["optimizer"])
+
+
+def _warn_if_little_was_learned(task: Task, losses: Sequence[float]) -> None:
+    """A method that forgets nothing may be one that learns nothing."""
+    tenth = max(1, len(losses) // 10)
+    first, last = (sum(part) / len(part) for part in (losses[:tenth], losses[-tenth:]))
+    if len(losses) > 1 and last > (1 - LITTLE) * first:
+        logger.warning(
+            "Task %r was hardly learned: its loss went from %.4f to %.4f while methods held the weights. Look at the learning "
+            "accuracy, and lower their strength (lambda, c, alpha)",
+            task.name,
+            first,
+            last,
+        )
 
 
 def _sum(terms: Sequence[Tensor | None]) -> Tensor | None:

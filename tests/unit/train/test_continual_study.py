@@ -84,6 +84,6 @@ def test_each_method_learns_and_those_that_cannot_forget_do_not(name: str):
 
 def test_where_all_classes_compete_naive_training_loses_the_earlier_ones_and_replay_keeps_them():
     assert _worst("naive", "class")[0] > 0.9
-    worst, learning = _worst("replay (default)", "class")
+    worst, learning = _worst("DER++, all", "class")
     assert worst < 0.1
     assert learning > 0.9

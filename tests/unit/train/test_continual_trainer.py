@@ -72,3 +72,30 @@ def test_a_task_without_data_is_refused_and_changes_nothing():
     with pytest.raises(ValueError, match="task 'first' has 0 steps: give it data"):
         learn(ContinualTrainer(model, "classifier", methods=_all_methods(), optimizer=sgd), FIRST, steps=0)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_task_that_is_hardly_learned_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    for strength, is_told in ((1e9, True), (1.0, False)):
+        caplog.clear()
+        trainer = ContinualTrainer(
+            mlp(), "classifier", methods=[EWCRegularizer(EWCConfig(strength=strength))], optimizer=adamw
+        )
+        learn(trainer, FIRST, steps=30)
+        learn(trainer, SECOND, steps=30)
+        assert ("Task 'second' was hardly learned" in caplog.text) == is_told
+        assert "'first'" not in caplog.text
+
+
+def test_labels_that_the_model_or_the_task_does_not_have_are_refused_and_change_nothing() -> None:
+    trainer = ContinualTrainer(mlp(), "classifier", methods=[], optimizer=adamw)
+    before = copy.deepcopy(trainer.learner.model.state_dict())
+    beyond = labelled_batch(seed=0) | {"y": torch.tensor([0, 1, 2, 3, 4, 5, 6, 0])}
+    with pytest.raises(ValueError, match="a batch has label 6, and the model tells 0 to 5"):
+        trainer.learn(FIRST, lambda _: beyond, num_steps=1, samples=list)
+    other = ContinualTrainer(mlp(), "classifier", methods=[], optimizer=adamw)
+    allowed = torch.tensor([True, True, False, False, False, False]).expand(8, 6)
+    with pytest.raises(ValueError, match="a label that its `allowed` leaves out"):
+        other.learn(FIRST, lambda _: labelled_batch(seed=0) | {"allowed": allowed}, num_steps=1, samples=list)
+    for one in (trainer, other):
+        for name, value in one.learner.model.state_dict().items():
+            assert torch.equal(value, before[name])

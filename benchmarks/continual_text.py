@@ -1,0 +1,161 @@
+"""A language model through four domains: what naive fine-tuning forgets of them, and what is left of that with each policy.
+
+SmolLM2-135M-Instruct learns code, prose, manuals and German in turn, with adapters of rank 8. Held-out loss of every domain is
+measured before, while and after each is learned. The default policy has an adapter per domain and replays a fifth; which
+adapter serves a text the router says, from the text alone. The page goes to the folder `reports` of the configuration's home.
+In full 60 steps per domain and every policy, some 50 minutes on two cores with AMX; --quick: 15 steps, two policies.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from cluster.bench import BenchContext, Claim
+
+SEQUENCE_LENGTH, BATCH_SIZE = 256, 8
+NUM_HELD_OUT = 24
+LEARNING_RATE = 5e-4
+MAX_WORST, MIN_RECOVERED, MIN_LEARNED = 0.10, 0.80, 0.90
+DEFAULT = "adapter per domain, replay (default)"
+
+
+def _policies() -> dict[str, tuple[str | None, Callable[[], list[Any]]]]:
+    """How adapters serve (None: one for all domains), and the other methods."""
+    from train.continual.ewc import EWCConfig, EWCRegularizer
+    from train.continual.mixing import BatchReplay, ReplayConfig
+
+    return {
+        "naive": (None, list),
+        DEFAULT: ("routed", lambda: [BatchReplay(ReplayConfig())]),
+        "one adapter, replay": (None, lambda: [BatchReplay(ReplayConfig())]),
+        "O-LoRA": ("summed", list),
+        "EWC": (None, lambda: [EWCRegularizer(EWCConfig(max_samples=64))]),
+    }
+
+
+def run(context: BenchContext) -> Iterable[Claim]:
+    """The claims of this file."""
+    from transformers import AutoTokenizer
+
+    from cluster.bench_domains import load_domains
+    from train.continual.metrics import recovered_fraction
+    from train.continual.report import write_report
+    from train.model.embedded import materialise_base_model
+
+    steps = 15 if context.quick else 60
+    folder = materialise_base_model(context.config.home / "models/smollm2-135m-instruct", progress=context.note)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    domains = load_domains(
+        tokenizer, sequence_length=SEQUENCE_LENGTH, num_train=steps * BATCH_SIZE, num_held_out=NUM_HELD_OUT
+    )
+    outcomes, ways, routed = {}, [], None
+    for name in list(_policies())[: 2 if context.quick else None]:
+        context.note(f"{name} ...")
+        adaptive, tuning = _build(folder, name, domains, steps=steps, note=context.note)
+        outcomes[name] = adaptive.run()
+        if name == DEFAULT:
+            routed = _route(adaptive, tuning, tokenizer)
+        matrix = outcomes[name].matrix
+        figures = (
+            {"Recovered": f"{recovered_fraction(matrix, outcomes['naive'].matrix):.0%}"} if name != "naive" else {}
+        )
+        ways.append(outcomes[name].report(name, **figures))
+    path = context.config.home / "reports" / "continual-text.html"
+    conditions = (
+        f"SmolLM2-135M-Instruct, adapters of rank 8, {steps} steps per domain of {BATCH_SIZE} new sequences of "
+        f"{SEQUENCE_LENGTH} tokens, AdamW {LEARNING_RATE:g}; {NUM_HELD_OUT} held-out sequences per domain"
+    )
+    write_report(ways, path=path, title="Four domains of text", note=conditions)
+    context.note(f"page: {path}")
+    naive, ours = (outcomes[name].matrix for name in ("naive", DEFAULT))
+    assert routed is not None
+    recovered = recovered_fraction(ours, naive)
+    told = f"{conditions}; mean drop {_percent(naive.drop_per_domain)} naive, {_percent(ours.drop_per_domain)} default"
+    yield Claim("recovered of what naive forgets", f">= {MIN_RECOVERED:.0%}", round(100 * recovered, 1), "%",
+                recovered >= MIN_RECOVERED, told)  # fmt: skip
+    share = float(ours.learned.mean() / naive.learned.mean())
+    yield Claim(
+        "learned, of what naive learns", f">= {MIN_LEARNED:.0%}", round(100 * share, 1), "%", share >= MIN_LEARNED,
+        f"{conditions}; nats gained per domain: naive {_numbers(naive.learned)}, default {_numbers(ours.learned)}",
+    )  # fmt: skip
+    yield Claim(
+        "worst domain's rise of loss", f"< {MAX_WORST:.0%}", round(100 * ours.worst_drop, 2), "%", ours.worst_drop < MAX_WORST,
+        f"{conditions}; naive {naive.worst_drop:.1%}",
+    )  # fmt: skip
+    rise, accuracy, abstained = routed
+    yield Claim(
+        "the same, each text with the adapter that the router takes", f"< {MAX_WORST:.0%}", round(100 * rise, 2), "%",
+        rise < MAX_WORST,
+        f"{conditions}; held-out texts: {accuracy:.1%} to their domain's adapter, {abstained:.1%} to none",
+    )  # fmt: skip
+
+
+def _build(
+    folder: Any, name: str, domains: Sequence[Any], *, steps: int, note: Callable[[str], None]
+) -> tuple[Any, Any]:
+    import torch
+
+    from train.adapt.base import load_base_model, pick_device
+    from train.adapt.lora import LoRAConfig, attach_adapter
+    from train.continual.domain import DomainAdaptive, DomainConfig
+    from train.continual.finetune import ContinualFineTuning, FineTuningConfig
+    from train.continual.trainer import ContinualTrainer
+
+    torch.manual_seed(0)
+    base = load_base_model(folder, dtype="auto", device=pick_device("auto"))
+    composition, build_methods = _policies()[name]
+    tuning = None if composition is None else ContinualFineTuning(base.model, FineTuningConfig(composition=composition))
+    model = attach_adapter(base.model, LoRAConfig(), is_float32=True) if tuning is None else tuning.model
+    trainer = ContinualTrainer(
+        model, "causal", methods=[*([] if tuning is None else [tuning]), *build_methods()],
+        optimizer=lambda weights: torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=0.0),
+        compute_dtype=base.model.dtype if base.model.dtype != torch.float32 else None,
+    )  # fmt: skip
+    config = DomainConfig(steps=steps, batch_size=BATCH_SIZE, evaluate_every=max(5, steps // 4))
+    adaptive = DomainAdaptive(
+        trainer, domains, config,
+        on_scores=lambda step, losses: note(f"  {step:4}  " + "  ".join(f"{key} {loss:.3f}" for key, loss in losses.items())),
+    )  # fmt: skip
+    return adaptive, tuning
+
+
+def _route(adaptive: Any, tuning: Any, tokenizer: Any) -> tuple[float, float, float]:
+    """The worst domain's rise of loss against its best, with adapters as the router takes them; how often it is right, and how
+    often it abstains."""
+    import torch
+
+    from memory.embed import MiniLmEmbedder
+    from train.continual.domain import mean_loss
+    from train.continual.router import AdapterRouter
+
+    embedder, router = MiniLmEmbedder(num_threads=2), AdapterRouter()
+
+    def embed(sequences: Any) -> Any:
+        return torch.from_numpy(embedder.embed(tokenizer.batch_decode(sequences["input_ids"])))
+
+    names = [domain.name for domain in adaptive.domains]
+    for domain in adaptive.domains:
+        router.add(domain.name, embed({"input_ids": domain.train["input_ids"][:300]}))
+    right, abstained, losses = [], [], []
+    for domain in adaptive.domains:
+        routes = router.route(embed(domain.held_out))
+        right += [route.task == domain.name for route in routes]
+        abstained += [route.task is None for route in routes]
+        total = 0.0
+        for taken in {route.task for route in routes}:
+            rows = torch.tensor([index for index, route in enumerate(routes) if route.task == taken])
+            part = {name: value[rows] for name, value in domain.held_out.items()}
+            with adaptive.trainer.serving(None if taken is None else names.index(taken)):
+                total += len(rows) * mean_loss(adaptive.trainer, part, size=BATCH_SIZE)
+        losses.append(total / len(routes))
+    best = adaptive.outcome.matrix.losses.min(axis=0)
+    return float(((np.asarray(losses) - best) / best).max()), float(np.mean(right)), float(np.mean(abstained))
+
+
+def _percent(drops: np.ndarray) -> str:
+    return f"{100 * drops.mean():.1f} %"
+
+
+def _numbers(values: np.ndarray) -> str:
+    return ", ".join(f"{value:.3f}" for value in values)
