@@ -1,9 +1,9 @@
 """How soon drifts of a stream are found, of which kind they are taken for, and how often there is a false alarm.
 
-Streams of paragraphs drawn from real texts (cluster.bench_domains), embedded by all-MiniLM-L6-v2, with their detected language.
-After 300 to 500 paragraphs one thing changes: the language (German for English), the domain (manuals for a book), what is wanted
-(a German paragraph for an English one), or how often the model errs (3 of 10 for 1 of 10, drawn). Delay: paragraphs from the
-change to the alarm.
+Streams of paragraphs drawn from real texts (cluster.bench_domains), embedded by all-MiniLM-L6-v2, with their detected
+language. After 300 to 500 paragraphs one thing changes: the language (German for English), the domain (manuals for a book),
+what is wanted (a German paragraph for an English one), or how often the model errs (3 of 10 for 1 of 10, drawn). Delay:
+paragraphs from the change to the alarm.
 """
 
 from collections.abc import Iterable, Iterator
@@ -59,7 +59,7 @@ def run(context: BenchContext) -> Iterable[Claim]:
     rate = 1000 * alarms / (2 * num_streams * LENGTH)
     yield Claim(
         "false alarms", f"<= {MAX_FALSE} per 1,000 paragraphs", round(rate, 3), "per 1,000", rate <= MAX_FALSE,
-        f"{alarms} in {2 * num_streams} streams of {LENGTH} paragraphs without a drift; three tests at 0.1 % a window of {window}",
+        f"{alarms} in {2 * num_streams} streams of {LENGTH} paragraphs without drift; 3 tests at 0.1 % a window of {window}",
     )  # fmt: skip
 
 

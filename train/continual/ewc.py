@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from train.continual.method import ContinualMethod, Learner, Samples, Task
+from train.continual.quadratic import Quadratic
 from train.continual.rows import Batch, Rows, evaluating, samples_of, trainable, with_weights
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ VANISHED = 1e-7
 """Mean Fisher information per weight below which next to nothing is held. Measured behind 30 epochs of two digits, with which
 exact EWC holds and the others do not: exact 7e-7 and 4e-6, the others 7e-10 and 2e-8 (task- and class-incremental)."""
 
+GRADIENT_NUMBERS = 2**23
+"""Numbers of the gradients of single samples that are held at once: 32 MB."""
 ADVICE = "The gradients of the true classes vanish then: for a classifier take fisher = 'exact'"
 
 
@@ -42,7 +45,7 @@ class EWCConfig(BaseModel):
     max_samples: int | None = Field(None, gt=0)
     """Samples of a task that the Fisher information is estimated on, on each rank; None: all."""
     is_online: bool = False
-    """One Fisher for all tasks; else one for each, whose memory grows with the tasks."""
+    """All earlier information holds the last weights; else each task's holds those that it ended with."""
     gamma: float = Field(1.0, ge=0, le=1)
     """Online: what is left of the earlier tasks' information at each new one."""
     seed: int = 0
@@ -54,8 +57,8 @@ class EWCRegularizer(ContinualMethod):
 
     def __init__(self, config: EWCConfig | None = None) -> None:
         self.config = config or EWCConfig()
-        self.terms: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
-        """Fisher and anchor of each task; online of all together."""
+        self.held = Quadratic()
+        """Of all tasks: its curvature is the Fisher information."""
         self._learner: Learner | None = None
         self._task = 0
 
@@ -65,17 +68,9 @@ class EWCRegularizer(ContinualMethod):
 
     def weights_penalty(self) -> Tensor | None:
         """See ContinualMethod."""
-        if not self.terms:
-            return None
         assert self._learner is not None
-        weights = trainable(self._learner.model)
-        parts = [
-            (fisher[name] * (weight - anchor[name]).square()).sum()
-            for fisher, anchor in self.terms
-            for name, weight in weights.items()
-            if name in fisher  # a weight that came later is free
-        ]
-        return self.config.strength / 2 * torch.stack(parts).sum() if parts else None
+        value = self.held.value(trainable(self._learner.model))
+        return None if value is None else self.config.strength / 2 * value
 
     def after_task(self, samples: Samples) -> None:
         """See ContinualMethod."""
@@ -96,21 +91,20 @@ class EWCRegularizer(ContinualMethod):
                 mean,
                 "Train the task for less long, or raise strength" if is_exact else ADVICE,
             )
-        if config.is_online and self.terms:
-            ((before, _),) = self.terms
+        if config.is_online:  # the earlier information moves to the new place
+            before, self.held = self.held.curvature, Quadratic()
             fisher = {
                 name: one + config.gamma * before[name] if name in before else one for name, one in fisher.items()
             }
-            self.terms.clear()
-        self.terms.append((fisher, anchor))
+        self.held.add(fisher, anchor)
 
     def state_dict(self) -> dict[str, Any]:
         """See ContinualMethod."""
-        return {"terms": [{"fisher": fisher, "anchor": anchor} for fisher, anchor in self.terms]}
+        return {"held": self.held.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See ContinualMethod."""
-        self.terms = [(dict(term["fisher"]), dict(term["anchor"])) for term in state["terms"]]
+        self.held.load_state_dict(state["held"])
 
 
 def fisher_diagonal(
@@ -167,7 +161,7 @@ def _add_of_writer(
 def _add_of_classifier(
     total: dict[str, Tensor], learner: Learner, batch: Batch, *, kind: FisherKind, generator: torch.Generator
 ) -> None:
-    """All samples at once, class by class."""
+    """Pairs of a sample and a class, many at once."""
     model = learner.model
     weights = {name: weight.detach() for name, weight in trainable(model).items()}
     buffers = dict(model.named_buffers())
@@ -180,21 +174,21 @@ def _add_of_classifier(
     per_sample = vmap(grad(loss_of), in_dims=(None, 0, 0), randomness="error")
     with torch.no_grad():
         rows = learner.rows_of(batch)
-    probabilities = rows.decided.softmax(1)
     if kind == "exact":
-        classes = [
-            (torch.full_like(rows.targets, index), probabilities[:, index]) for index in range(rows.logits.shape[1])
-        ]
+        probabilities = rows.decided.softmax(1)
+        samples, targets = probabilities.nonzero().unbind(1)
+        chances = probabilities[samples, targets]
     else:
-        drawn = _draw(rows, generator) if kind == "sampled" else rows.targets
-        classes = [(drawn, torch.ones_like(probabilities[:, 0]))]
-    for targets, weight in classes:
-        chosen = weight > 0
-        if not chosen.any():
-            continue
-        part = {name: value[chosen] for name, value in batch.items()}
-        for name, gradient in per_sample(weights, part, targets[chosen]).items():
-            total[name] += torch.einsum("s,s...->...", weight[chosen], gradient.float().square())
+        targets = _draw(rows, generator) if kind == "sampled" else rows.targets
+        samples, chances = (
+            torch.arange(len(targets), device=targets.device),
+            torch.ones_like(targets, dtype=torch.float32),
+        )
+    size = max(1, GRADIENT_NUMBERS // sum(weight.numel() for weight in weights.values()))
+    for part, target, chance in zip(samples.split(size), targets.split(size), chances.split(size), strict=True):
+        found = per_sample(weights, {name: value[part] for name, value in batch.items()}, target)
+        for name, gradient in found.items():
+            total[name] += torch.einsum("s,s...->...", chance, gradient.float().square())
 
 
 def _draw(rows: Rows, generator: torch.Generator) -> Tensor:

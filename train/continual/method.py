@@ -77,7 +77,7 @@ class ContinualMethod:
         return batch
 
     def see_gradients(self, gradients: Mapping[str, Tensor]) -> None:
-        """Of the task's loss alone, over all ranks, before the weights move."""
+        """Of the task's loss alone, over all ranks, before the weights move. They may be kept: nothing changes them."""
 
     def rows_penalty(self, batch: Batch, rows: Rows) -> Tensor | None:
         """A term that depends on the batch, summed over its rows: the loop divides by the rows of all ranks."""

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from train.continual.method import ContinualMethod, Learner, Samples, Task
+from train.continual.quadratic import Quadratic
 from train.continual.rows import trainable
 
 
@@ -33,11 +34,10 @@ class SynapticIntelligence(ContinualMethod):
 
     def __init__(self, config: SIConfig | None = None) -> None:
         self.config = config or SIConfig()
-        self.importance: dict[str, Tensor] = {}
-        """Omega, of all tasks so far."""
+        self.held = Quadratic()
+        """Its curvature is Omega, of all tasks so far, its centre the weights behind the last one."""
         self.path: dict[str, Tensor] = {}
         """omega, of the present task."""
-        self._anchor: dict[str, Tensor] = {}
         self._start: dict[str, Tensor] = {}
         self._learner: Learner | None = None
         self._gradients: dict[str, Tensor] = {}
@@ -51,46 +51,47 @@ class SynapticIntelligence(ContinualMethod):
 
     def see_gradients(self, gradients: Mapping[str, Tensor]) -> None:
         """See ContinualMethod."""
-        self._gradients = {name: gradient.detach().clone() for name, gradient in gradients.items()}
+        self._gradients = {name: gradient.detach() for name, gradient in gradients.items()}
         self._before = self._weights()
 
     def weights_penalty(self) -> Tensor | None:
         """See ContinualMethod."""
-        if not self.importance:
-            return None
         assert self._learner is not None
-        parts = [
-            (self.importance[name] * (weight - self._anchor[name]).square()).sum()
-            for name, weight in trainable(self._learner.model).items()
-            if name in self.importance
-        ]
-        return self.config.strength * torch.stack(parts).sum() if parts else None
+        value = self.held.value(trainable(self._learner.model))
+        return None if value is None else self.config.strength * value
 
     @torch.no_grad()
     def after_step(self) -> None:
         """See ContinualMethod."""
         assert self._learner is not None
-        for name, weight in trainable(self._learner.model).items():
-            self.path[name] -= self._gradients[name].float() * (weight - self._before[name]).float()
+        weights = trainable(self._learner.model)
+        moved = torch._foreach_sub(list(weights.values()), [self._before[name] for name in weights])
+        gained = torch._foreach_mul([self._gradients[name].float() for name in weights], [one.float() for one in moved])
+        torch._foreach_sub_([self.path[name] for name in weights], gained)
 
     @torch.no_grad()
     def after_task(self, samples: Samples) -> None:
         """See ContinualMethod."""
-        self._anchor = self._weights()
+        now = self._weights()
         for name, path in self.path.items():
-            moved = (self._anchor[name] - self._start[name]).float()
+            moved = (now[name] - self._start[name]).float()
             gained = path.clamp(min=0) / (moved.square() + self.config.damping)
-            self.importance[name] = self.importance.get(name, torch.zeros_like(gained)) + gained
+            self.held.curvature[name] = self.held.curvature.get(name, torch.zeros_like(gained)) + gained
+            self.held.centre[name] = now[name]
 
     def state_dict(self) -> dict[str, Any]:
         """See ContinualMethod."""
-        return {"importance": self.importance, "path": self.path, "anchor": self._anchor, "start": self._start}
+        return {"held": self.held.state_dict(), "path": self.path, "start": self._start}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See ContinualMethod."""
-        self.importance, self.path = dict(state["importance"]), dict(state["path"])
-        self._anchor, self._start = dict(state["anchor"]), dict(state["start"])
+        self.held.load_state_dict(state["held"])
+        self.path, self._start = dict(state["path"]), dict(state["start"])
 
     def _weights(self) -> dict[str, Tensor]:
+        """Copies of those that are trained now."""
         assert self._learner is not None
-        return {name: weight.detach().clone() for name, weight in trainable(self._learner.model).items()}
+        weights = trainable(self._learner.model)
+        copies = [torch.empty_like(weight) for weight in weights.values()]
+        torch._foreach_copy_(copies, [weight.detach() for weight in weights.values()])
+        return dict(zip(weights, copies, strict=True))

@@ -129,7 +129,7 @@ class ContinualTrainer:
             for method in self.methods:
                 method.see_gradients(dict(zip(weights, gradients, strict=True)))
             if of_rows is not None:
-                torch._foreach_add_(gradients, self._gradients(of_rows, weights))
+                gradients = list(torch._foreach_add(gradients, self._gradients(of_rows, weights)))
         else:
             gradients = self._gradients(loss if of_rows is None else loss + of_rows, weights)
         if of_weights is not None:

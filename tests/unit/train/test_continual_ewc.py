@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tests.continual import FIRST, SECOND, labelled_batch, mlp
 from train.continual.ewc import EWCConfig, EWCRegularizer, fisher_diagonal
 from train.continual.method import Learner
+from train.continual.quadratic import Quadratic
 from train.continual.rows import Batch
 
 
@@ -72,7 +73,7 @@ def test_the_penalty_is_zero_at_the_anchor_and_has_the_gradient_of_its_formula_a
             one.add_(torch.randn_like(one))
     penalty = ewc.weights_penalty()
     assert penalty is not None
-    ((fisher, anchor),) = ewc.terms
+    fisher, anchor = ewc.held.curvature, ewc.held.centre
     for (name, weight), gradient in zip(
         model.named_parameters(), torch.autograd.grad(penalty, list(model.parameters())), strict=True
     ):
@@ -89,7 +90,7 @@ def test_two_quadratic_tasks_meet_at_the_mean_of_their_optima_weighted_by_precis
     model = nn.Linear(4, 1, bias=False).double()
     ewc = EWCRegularizer(EWCConfig(strength=1.0))
     ewc.before_task(SECOND, Learner(model, "classifier"))
-    ewc.terms = [({"weight": first.view(1, 4)}, {"weight": a.view(1, 4)})]
+    ewc.held.add({"weight": first.view(1, 4)}, {"weight": a.view(1, 4)})
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=100, tolerance_grad=1e-12, tolerance_change=1e-14)
 
     def closure() -> Tensor:
@@ -102,6 +103,27 @@ def test_two_quadratic_tasks_meet_at_the_mean_of_their_optima_weighted_by_precis
 
     optimizer.step(closure)
     torch.testing.assert_close(model.weight[0].detach(), (first * a + second * b) / (first + second), rtol=0, atol=1e-6)
+
+
+def test_pulls_of_several_tasks_are_kept_as_one_with_the_same_value_and_gradient():
+    generator = torch.Generator().manual_seed(1)
+    held, weight = Quadratic(), torch.randn(50, generator=generator, requires_grad=True)
+    pulls = [
+        (
+            torch.rand(50, generator=generator) * (torch.rand(50, generator=generator) < 0.7),
+            torch.randn(50, generator=generator),
+        )
+        for _ in range(4)
+    ]
+    for curvature, centre in pulls:
+        held.add({"w": curvature}, {"w": centre})
+    separate = torch.stack([(curvature * (weight - centre).square()).sum() for curvature, centre in pulls]).sum()
+    value = held.value({"w": weight})
+    assert value is not None
+    torch.testing.assert_close(value, separate)
+    for ours, theirs in zip(torch.autograd.grad(value, weight), torch.autograd.grad(separate, weight), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert held.value({"other": weight}) is None
 
 
 def test_the_fisher_pass_leaves_modes_and_statistics_as_they_were():
@@ -131,8 +153,7 @@ def test_online_keeps_one_term_and_fades_the_earlier_ones():
     for task, batch in zip((FIRST, SECOND), batches, strict=True):
         ewc.before_task(task, learner)
         ewc.after_task(lambda one=batch: [one])
-    ((fisher, _),) = ewc.terms
-    for name, one in fisher.items():
+    for name, one in ewc.held.curvature.items():
         torch.testing.assert_close(one, alone[1][name] + 0.5 * alone[0][name])
 
 

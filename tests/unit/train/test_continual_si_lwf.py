@@ -35,14 +35,14 @@ def test_importance_is_path_over_distance_and_the_penalty_has_no_half():
     trainer = ContinualTrainer(model, "classifier", methods=[si], optimizer=sgd)
     trainer.learn(FIRST, lambda _: batch, num_steps=4, samples=list)
     end = {name: one.detach().clone() for name, one in model.named_parameters()}
-    for name, one in si.importance.items():
+    for name, one in si.held.curvature.items():
         expected = si.path[name].clamp(min=0) / ((end[name] - start[name]).square() + 0.01)
         torch.testing.assert_close(one, expected)
     with torch.no_grad():
         model[0].weight.add_(0.5)
     penalty = si.weights_penalty()
     assert penalty is not None
-    assert float(penalty.detach()) == pytest.approx(2.0 * float((si.importance["0.weight"] * 0.25).sum()), rel=1e-5)
+    assert float(penalty.detach()) == pytest.approx(2.0 * float((si.held.curvature["0.weight"] * 0.25).sum()), rel=1e-5)
 
 
 class _Pull(ContinualMethod):
