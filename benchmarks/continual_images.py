@@ -22,7 +22,13 @@ HELD = {
     "domain": ("replay, 200", "replay, all", "DER++, all"),
     "class": ("replay, all", "DER++, all"),
 }
-FIGURES = {"average": "Accuracy", "learning": "Learned", "forgetting": "Forgot", "worst_forgetting": "Worst"}
+FIGURES = {
+    "average": "Average accuracy",
+    "learning": "Learning accuracy",
+    "forgetting": "Forgetting",
+    "worst_forgetting": "Worst task",
+}
+"""Of a matrix, and what the page calls them."""
 Findings = dict[tuple[str, str, str], list[Any]]
 """By set, scenario and row: a Finding per seed."""
 
@@ -106,19 +112,19 @@ def _tell(context: BenchContext, data: str, scenario: str, rows: dict[str, list[
     context.note(
         f"{data}, {scenario}-incremental, percent, mean and deviation over {num_seeds} seeds; seconds of a run"
     )
-    context.note(f"  {'':14}{''.join(f'{title:>13}' for title in FIGURES.values())}{'seconds':>9}")
+    context.note(f"  {'':14}{''.join(f'{figure:>18}' for figure in FIGURES)}{'seconds':>9}")
     ways = []
     for name, findings in rows.items():
         figures = {title: _spread(_values(findings, figure)) for figure, title in FIGURES.items()}
         seconds = f"{np.mean([one.seconds for one in findings]):.1f}"
-        context.note(f"  {name:14}{''.join(f'{figure:>13}' for figure in figures.values())}{seconds:>9}")
+        context.note(f"  {name:14}{''.join(f'{figure:>18}' for figure in figures.values())}{seconds:>9}")
         mean = AccuracyMatrix(np.mean([one.matrix.scores for one in findings], axis=0))
         tasks = [f"task {index + 1}" for index in range(NUM_TASKS)]
         ways.append(WayReport(name, tasks, mean, figures=figures | {"Seconds": seconds}))
     path = context.config.home / "reports" / f"continual-{data}-{scenario}.html"
     note = (
-        f"Means over {num_seeds} seeds. The last columns are of each seed's own matrix: percent, with the standard deviation "
-        "over the seeds. The first ones and the maps are of the mean matrix, whose worst task is milder than that of a seed."
+        f"Means over {num_seeds} seeds of each seed's own figures, with the standard deviation over the seeds. The maps are "
+        "of the mean matrix."
     )
     write_report(ways, path=path, title=f"{data.capitalize()}, {scenario}-incremental", note=note)
     context.note(f"  page: {path}")

@@ -3,21 +3,33 @@
 SmolLM2-135M-Instruct learns code, prose, manuals and German in turn, with adapters of rank 8. Held-out loss of every domain is
 measured before, while and after each is learned. The default policy has an adapter per domain and replays a fifth; which
 adapter serves a text the router says, from the text alone. The page goes to the folder `reports` of the configuration's home.
-In full 60 steps per domain and every policy, some 50 minutes on two cores with AMX; --quick: 15 steps, two policies.
+In full 60 steps per domain and every policy, some 50 minutes on two cores with AMX; --quick: 30 steps, two policies.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from cluster.bench import BenchContext, Claim
 
-SEQUENCE_LENGTH, BATCH_SIZE = 256, 8
+SEQUENCE_LENGTH, BATCH_SIZE = 128, 8
 NUM_HELD_OUT = 24
-LEARNING_RATE = 5e-4
+LEARNING_RATE = 1e-3
 MAX_WORST, MIN_RECOVERED, MIN_LEARNED = 0.10, 0.80, 0.90
 DEFAULT = "adapter per domain, replay (default)"
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What the router does with held-out texts, and with prompts of no domain."""
+
+    rise: float
+    """Of the worst domain's loss above its best."""
+    accuracy: float
+    abstained: float
+    abstained_strange: float
 
 
 def _policies() -> dict[str, tuple[str | None, Callable[[], list[Any]]]]:
@@ -39,27 +51,37 @@ def run(context: BenchContext) -> Iterable[Claim]:
     from transformers import AutoTokenizer
 
     from cluster.bench_domains import load_domains
+    from train.continual.abilities import ability_drops, score_abilities
     from train.continual.metrics import recovered_fraction
     from train.continual.report import write_report
     from train.model.embedded import materialise_base_model
 
-    steps = 15 if context.quick else 60
+    steps = 30 if context.quick else 60
     folder = materialise_base_model(context.config.home / "models/smollm2-135m-instruct", progress=context.note)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     domains = load_domains(
         tokenizer, sequence_length=SEQUENCE_LENGTH, num_train=steps * BATCH_SIZE, num_held_out=NUM_HELD_OUT
     )
-    outcomes, ways, routed = {}, [], None
+    outcomes, ways, lost, routed = {}, [], {}, None
+    suite, original = _suite(), None
     for name in list(_policies())[: 2 if context.quick else None]:
         context.note(f"{name} ...")
-        adaptive, tuning = _build(folder, name, domains, steps=steps, note=context.note)
+        adaptive, base = _build(folder, name, domains, steps=steps, note=context.note)
+        if original is None:
+            with base.model.disable_adapter():
+                original = score_abilities(base.model, suite, base=base)
         outcomes[name] = adaptive.run()
+        with adaptive.trainer.serving(len(domains) - 1):
+            lost[name] = ability_drops(score_abilities(base.model, suite, base=base), original)
         if name == DEFAULT:
-            routed = _route(adaptive, tuning, tokenizer)
+            routed = _route(adaptive, tokenizer, suite)
         matrix = outcomes[name].matrix
-        figures = (
-            {"Recovered": f"{recovered_fraction(matrix, outcomes['naive'].matrix):.0%}"} if name != "naive" else {}
-        )
+        figures = {
+            "General ability": f"{lost[name].general:+.1%}", "Instructions": f"{-100 * lost[name].instructions:+.0f} points",
+            "Refusals": f"{-100 * lost[name].safety:+.0f} points",
+        }  # fmt: skip
+        if name != "naive":
+            figures["Recovered"] = f"{recovered_fraction(matrix, outcomes['naive'].matrix):.0%}"
         ways.append(outcomes[name].report(name, **figures))
     path = context.config.home / "reports" / "continual-text.html"
     conditions = (
@@ -83,11 +105,16 @@ def run(context: BenchContext) -> Iterable[Claim]:
         "worst domain's rise of loss", f"< {MAX_WORST:.0%}", round(100 * ours.worst_drop, 2), "%", ours.worst_drop < MAX_WORST,
         f"{conditions}; naive {naive.worst_drop:.1%}",
     )  # fmt: skip
-    rise, accuracy, abstained = routed
     yield Claim(
-        "the same, each text with the adapter that the router takes", f"< {MAX_WORST:.0%}", round(100 * rise, 2), "%",
-        rise < MAX_WORST,
-        f"{conditions}; held-out texts: {accuracy:.1%} to their domain's adapter, {abstained:.1%} to none",
+        "the same, each text with the adapter that the router takes", f"< {MAX_WORST:.0%}", round(100 * routed.rise, 2), "%",
+        routed.rise < MAX_WORST,
+        f"{conditions}; held-out texts: {routed.accuracy:.1%} to their domain's adapter, {routed.abstained:.1%} to none",
+    )  # fmt: skip
+    yield Claim(
+        "prompts of no domain that the router leaves to the base", ">= 95%", round(100 * routed.abstained_strange, 1), "%",
+        routed.abstained_strange >= 0.95,
+        f"{len(suite.instructions) + len(suite.unsafe)} prompts; with the last domain's adapter they would lose: "
+        f"{_lost(lost[DEFAULT])}; naive {_lost(lost['naive'])}",
     )  # fmt: skip
 
 
@@ -112,17 +139,27 @@ def _build(
         optimizer=lambda weights: torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=0.0),
         compute_dtype=base.model.dtype if base.model.dtype != torch.float32 else None,
     )  # fmt: skip
-    config = DomainConfig(steps=steps, batch_size=BATCH_SIZE, evaluate_every=max(5, steps // 4))
+    config = DomainConfig(steps=steps, batch_size=BATCH_SIZE, evaluate_every=steps // 3)
     adaptive = DomainAdaptive(
         trainer, domains, config,
         on_scores=lambda step, losses: note(f"  {step:4}  " + "  ".join(f"{key} {loss:.3f}" for key, loss in losses.items())),
     )  # fmt: skip
-    return adaptive, tuning
+    return adaptive, replace(base, model=model)
 
 
-def _route(adaptive: Any, tuning: Any, tokenizer: Any) -> tuple[float, float, float]:
-    """The worst domain's rise of loss against its best, with adapters as the router takes them; how often it is right, and how
-    often it abstains."""
+def _suite() -> Any:
+    from autonomous.suite import load_suite
+    from train.continual.abilities import AbilitySuite, Instruction, SafetyPrompt
+
+    return AbilitySuite(
+        texts=load_suite("control").texts,
+        instructions=[Instruction(row["prompt"], row["check"], row["value"]) for row in load_suite("instructions").rows],
+        unsafe=[SafetyPrompt(row["prompt"], row["refusal"], row["compliance"]) for row in load_suite("safety").rows],
+    )  # fmt: skip
+
+
+def _route(adaptive: Any, tokenizer: Any, suite: Any) -> Routed:
+    """With adapters as the router takes them from the texts alone."""
     import torch
 
     from memory.embed import MiniLmEmbedder
@@ -150,7 +187,16 @@ def _route(adaptive: Any, tuning: Any, tokenizer: Any) -> tuple[float, float, fl
                 total += len(rows) * mean_loss(adaptive.trainer, part, size=BATCH_SIZE)
         losses.append(total / len(routes))
     best = adaptive.outcome.matrix.losses.min(axis=0)
-    return float(((np.asarray(losses) - best) / best).max()), float(np.mean(right)), float(np.mean(abstained))
+    prompts = [one.prompt for one in (*suite.instructions, *suite.unsafe)]
+    strange = router.route(torch.from_numpy(embedder.embed(prompts)))
+    return Routed(
+        rise=float(((np.asarray(losses) - best) / best).max()), accuracy=float(np.mean(right)),
+        abstained=float(np.mean(abstained)), abstained_strange=float(np.mean([route.task is None for route in strange])),
+    )  # fmt: skip
+
+
+def _lost(drops: Any) -> str:
+    return f"general loss {drops.general:+.1%}, instructions {-drops.instructions:+.1%}, refusals {-drops.safety:+.1%}"
 
 
 def _percent(drops: np.ndarray) -> str:
