@@ -391,9 +391,8 @@ def _progressive(common: dict[str, Any], start: Start) -> Any:
 EMPIRICAL = Row(lambda _, seed: [EWCRegularizer(EWCConfig(seed=seed, fisher="empirical"))])
 FISHER = "lambda 5000 / 2 here, 2500 there; Avalanche squares the gradient of a batch's mean, ours that of each sample"
 SI = "c = lambda / 2 = 1 and xi = 1e-3 in both; Avalanche counts the gradient of the penalty, too"
-RESERVOIR = (
-    f"{CAPACITY} samples, 8 beside 32 new; Avalanche goes through them in turn, ours draws from all at each step"
-)
+RESERVOIR = f"{CAPACITY} samples, 8 beside 32 new, in turn; Avalanche's come in an order of its own"
+
 
 PAIRS: dict[str, Pair] = {
     "naive": Pair("domain", TABLE["naive"], _plugin()),
