@@ -33,6 +33,9 @@ class FineTuningConfig(BaseModel):
     """Shape of each adapter."""
     composition: Literal["routed", "summed"] = "routed"
     """Which adapters an input meets: that of its task, or all."""
+    starts_from: Literal["previous", "fresh"] = "previous"
+    """What an adapter of a routed task begins as: a copy of the last task's, so that it goes on from what that had learned, or
+    one that changes nothing. Summed ones are always fresh."""
     orthogonality: float = Field(0.5, ge=0)
     """lambda, of summed adapters; 0: they may overlap."""
 
@@ -60,6 +63,8 @@ class ContinualFineTuning(ContinualMethod):
     def before_task(self, task: Task, learner: Learner) -> None:
         """See ContinualMethod."""
         self._task = task.index
+        if task.index and self.config.composition == "routed" and self.config.starts_from == "previous":
+            copy_adapter(self.model, source=adapter_name(task.index - 1), target=adapter_name(task.index))
         self._activate(task.index)
 
     def weights_penalty(self) -> Tensor | None:
@@ -114,6 +119,16 @@ class ContinualFineTuning(ContinualMethod):
         self.model.base_model.set_adapter([adapter_name(index) for index in range(first, task + 1)])
         for index in range(first, task):
             self.model.set_requires_grad(adapter_name(index), requires_grad=False)
+
+
+@torch.no_grad()
+def copy_adapter(adapted: nn.Module, *, source: str, target: str) -> None:
+    """Give an adapter the weights of another one of the same shape."""
+    for module in adapted.modules():
+        for part in ("lora_A", "lora_B"):
+            layers = getattr(module, part, None)
+            if isinstance(layers, nn.ModuleDict) and target in layers:
+                layers[target].load_state_dict(layers[source].state_dict())
 
 
 def adapter_name(task: int) -> str:

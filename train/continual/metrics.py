@@ -116,9 +116,9 @@ class LossMatrix:
 
     @property
     def learned(self) -> PerTask:
-        """Nats per token that learning a domain gained on it, right after it was learned, against the loss right before."""
-        before = np.concatenate([self.untrained[:1], np.diag(self.losses, 1)])
-        gained: PerTask = before - np.diag(self.losses)
+        """Nats per token that each domain's loss had fallen right after it was learned, against before the first domain: what
+        learning accuracy is for accuracies."""
+        gained: PerTask = self.untrained - np.diag(self.losses)
         return gained
 
 

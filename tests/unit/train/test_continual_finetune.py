@@ -67,6 +67,18 @@ def test_routed_adapters_learn_and_earlier_tasks_stay_bit_for_bit_as_does_the_ba
     assert weights_sha256(method.model.unload()) == weights_sha256(untouched)
 
 
+def test_an_adapter_begins_as_a_copy_of_the_last_one_or_fresh() -> None:
+    for start in ("previous", "fresh"):
+        method, trainer = build(FineTuningConfig(starts_from=start))
+        learn(trainer, FIRST)
+        first = outputs(method, 0)
+        method.grow(trainer.learner, num_tasks=2)
+        method.before_task(SECOND, trainer.learner)
+        expected = first if start == "previous" else outputs(method, None)
+        assert torch.equal(outputs(method, 1), expected)
+        assert not torch.equal(outputs(method, None), first)
+
+
 def test_an_adapter_has_the_rank_and_scale_of_the_specification() -> None:
     config = LoRAConfig()
     assert (config.r, config.alpha) == (8, 32)
