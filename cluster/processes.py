@@ -11,6 +11,8 @@ import psutil
 
 HOME_VARIABLE = "AUTONOMOUS_HOME"
 """Set in the environment of the Ray head; raylet, workers, actors and replicas inherit it."""
+EXEC_LOOKS, EXEC_LOOK_S = 20, 0.001
+"""How often, and with what pause, a process without an environment is looked at."""
 
 
 def find_processes(home: Path) -> list[psutil.Process]:
@@ -20,13 +22,23 @@ def find_processes(home: Path) -> list[psutil.Process]:
         try:
             if (
                 process.pid != os.getpid()
-                and process.environ().get(HOME_VARIABLE) == str(home)
+                and _environment(process).get(HOME_VARIABLE) == str(home)
                 and process.status() != psutil.STATUS_ZOMBIE
             ):
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
     return found
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    """Of a process. While it begins a program (exec) the kernel shows none for a moment: then it is asked again."""
+    for _ in range(EXEC_LOOKS):
+        environment: dict[str, str] = process.environ()
+        if environment or not process.exe():  # a thread of the kernel has no program
+            return environment
+        time.sleep(EXEC_LOOK_S)
+    return {}
 
 
 def end_processes(home: Path, *, head_pid: int | None, grace_s: float) -> int:

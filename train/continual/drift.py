@@ -24,6 +24,8 @@ from river.drift import ADWIN
 
 DriftKind = Literal["language", "domain", "task", "temporal"]
 Vector = Float[np.ndarray, " width"]
+SUSPICIOUS = 0.01
+"""p value up to which a thing is taken to have changed in a window in which another one surely has."""
 STATE_VERSION = 1
 
 
@@ -123,7 +125,9 @@ class DriftMonitor:
             name: p for name in ("language", "inputs", "outputs") if (p := self._p_value(name, window)) is not None
         }
         kinds: dict[str, DriftKind] = {"language": "language", "inputs": "domain", "outputs": "task"}
-        kind = next((kinds[name] for name, p in p_values.items() if p <= self.config.significance), None)
+        kind = None
+        if any(p <= self.config.significance for p in p_values.values()):  # a cause is told before what follows from it
+            kind = next(kinds[name] for name, p in p_values.items() if p <= max(self.config.significance, SUSPICIOUS))
         if kind is None and self._error_alarm is not None:
             self._error_alarm += 1
             kind = "temporal" if self._error_alarm > 1 else None

@@ -151,7 +151,12 @@ def test_an_incomplete_candidate_is_refused(system: SelfEvaluationSystem, tmp_pa
 
 def test_suites_have_unique_ids_and_share_no_text() -> None:
     suites = {name: load_suite(name) for name in SUITES}
-    assert {name: len(suite.rows) for name, suite in suites.items()} == {"anchor": 24, "control": 24, "safety": 16}
+    assert {name: len(suite.rows) for name, suite in suites.items()} == {
+        "anchor": 24,
+        "control": 24,
+        "instructions": 24,
+        "safety": 16,
+    }
     ids = [row["id"] for suite in suites.values() for row in suite.rows]
     assert len(set(ids)) == len(ids)
     texts = [*suites["anchor"].texts, *suites["control"].texts]
@@ -170,5 +175,5 @@ def test_control_and_anchor_texts_share_no_long_phrase() -> None:
 
 
 def test_an_unknown_suite_is_refused_with_the_known_names() -> None:
-    with pytest.raises(ValueError, match="choose one of anchor, control, safety"):
+    with pytest.raises(ValueError, match="choose one of anchor, control, instructions, safety"):
         load_suite("secret")
