@@ -77,8 +77,8 @@ def run(context: BenchContext) -> Iterable[Claim]:
             routed = _route(adaptive, tokenizer, suite)
         matrix = outcomes[name].matrix
         figures = {
-            "General ability": f"{lost[name].general:+.1%}", "Instructions": f"{-100 * lost[name].instructions:+.0f} points",
-            "Refusals": f"{-100 * lost[name].safety:+.0f} points",
+            "General loss": f"{lost[name].general:+.1%}", "Instructions": f"{0 - 100 * lost[name].instructions:+.0f} points",
+            "Refusals": f"{0 - 100 * lost[name].safety:+.0f} points",
         }  # fmt: skip
         if name != "naive":
             figures["Recovered"] = f"{recovered_fraction(matrix, outcomes['naive'].matrix):.0%}"
@@ -196,7 +196,7 @@ def _route(adaptive: Any, tokenizer: Any, suite: Any) -> Routed:
 
 
 def _lost(drops: Any) -> str:
-    return f"general loss {drops.general:+.1%}, instructions {-drops.instructions:+.1%}, refusals {-drops.safety:+.1%}"
+    return f"general loss {drops.general:+.1%}, instructions {0 - drops.instructions:+.1%}, refusals {0 - drops.safety:+.1%}"
 
 
 def _percent(drops: np.ndarray) -> str:
