@@ -103,7 +103,6 @@ class ContinualPretraining:
                 dtype="float32",
             )  # fmt: skip
         fields = self.previous.model_dump(mode="json")
-        set_fields(fields, config.changes, error=ValueError)
         tokenizer = self.previous.tokenizer_folder
         sources = _weighted(config.sources, 1 - replay_share)
         sources += _weighted(self.previous.data.sources, replay_share) if replay_share else []
@@ -112,6 +111,7 @@ class ContinualPretraining:
             "schedule": config.schedule.model_dump(),
             "data": fields["data"] | {"sources": sources, "tokenizer": None if tokenizer is None else str(tokenizer)},
         }  # fmt: skip
+        set_fields(fields, config.changes, error=ValueError)
         return PretrainingConfig.model_validate(fields)
 
     def _count_tokens(self, sources: Sequence[SourceSpec]) -> Int[np.ndarray, " vocab"]:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.pretrain_runs import STEPS, tiny_run, write_shards
+from tests.pretrain_runs import LENGTH, tiny_run, write_shards
 from train.pretrain.engine import open_run, run_alone
 
 
@@ -30,13 +30,13 @@ warmup_steps = 2
     )
     command = ["train", "continue", "--config", str(tmp_path / "next.toml"), "--driver", "local", "--json"]
     done = subprocess.run(
-        [sys.executable, "-m", "cluster.cli", *command, "--set", "optimizer.lr=0.005"],
+        [sys.executable, "-m", "cluster.cli", *command, "--set", "optimizer.lr=0.005", "--set", f"tokens={4 * 8 * LENGTH}"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "bits from the old, whose share is 5%" in done.stderr.replace("\n", " ")
     told = json.loads(done.stdout)
-    assert (told["ending"], told["step"]) == ("finished", STEPS)
+    assert (told["ending"], told["step"]) == ("finished", 4)
     config = open_run(tmp_path / "next")
     assert [source.name for source in config.data.sources] == ["fresh", "walks"]
     assert config.optimizer.lr == 0.005
