@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster.cli_common import Failure, JsonOption, examples, output, print_json, table
-from cluster.pretraining import DriverName, run_pretraining
+from cluster.pretraining import DriverName, restart_if_local, run_pretraining
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,6 +101,7 @@ def continue_(  # noqa: PLR0917 - the command's options
     """
     from train.continual.pretraining import continued_run, load_continual_config
 
+    restart_if_local(driver)  # before anything is told
     console = output(stderr=as_json)
     settings, told = continued_run(load_continual_config(config, output=out, overrides=parse_changes(changes or [])))
     console.print(told, markup=False)

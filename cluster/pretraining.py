@@ -35,6 +35,14 @@ class DriverName(StrEnum):
     RAY = "ray"
 
 
+def restart_if_local(driver: DriverName) -> None:
+    """Begin this command anew in the environment that training needs, unless it is there already or does not train itself."""
+    if driver is DriverName.LOCAL:
+        from train.allocator import restart_for_training
+
+        restart_for_training([sys.executable, "-m", "cluster.cli", *sys.argv[1:]])
+
+
 def run_pretraining(
     settings: "PretrainingConfig", *, driver: DriverName, home: Path | None, console: "Console"
 ) -> "RunEnd":
@@ -42,11 +50,10 @@ def run_pretraining(
     from cluster.progress import CountBar
 
     stop = stop_of(settings, home)
+    restart_if_local(driver)
     if driver is DriverName.LOCAL:
-        from train.allocator import restart_for_training
         from train.pretrain.engine import run_alone
 
-        restart_for_training([sys.executable, "-m", "cluster.cli", *sys.argv[1:]])
         with CountBar(console, "training") as bar, interrupts(stop):
             return run_alone(settings, stop_reason=stop, on_progress=bar.update)
     import ray
