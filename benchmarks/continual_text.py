@@ -16,6 +16,8 @@ from cluster.bench import BenchContext, Claim
 
 SEQUENCE_LENGTH, BATCH_SIZE = 128, 8
 NUM_HELD_OUT = 24
+ROUTER_INPUTS = 300
+"""Of each domain, that the router is taught."""
 LEARNING_RATE = 1e-3
 MAX_WORST, MIN_RECOVERED, MIN_LEARNED = 0.10, 0.80, 0.90
 DEFAULT = "adapter per domain, replay (default)"
@@ -66,7 +68,7 @@ def run(context: BenchContext) -> Iterable[Claim]:
     suite, original = _suite(), None
     for name in list(_policies())[: 2 if context.quick else None]:
         context.note(f"{name} ...")
-        adaptive, base = _build(folder, name, domains, steps=steps, note=context.note)
+        adaptive, tuning, base = _build(folder, name, domains, steps=steps, note=context.note)
         if original is None:
             with base.model.disable_adapter():
                 original = score_abilities(base.model, suite, base=base)
@@ -74,7 +76,7 @@ def run(context: BenchContext) -> Iterable[Claim]:
         with adaptive.trainer.serving(len(domains) - 1):
             lost[name] = ability_drops(score_abilities(base.model, suite, base=base), original)
         if name == DEFAULT:
-            routed = _route(adaptive, tokenizer, suite)
+            routed = _route(adaptive, tuning, tokenizer, suite)
         matrix = outcomes[name].matrix
         figures = {
             "General loss": f"{lost[name].general:+.1%}", "Instructions": f"{0 - 100 * lost[name].instructions:+.0f} points",
@@ -120,7 +122,7 @@ def run(context: BenchContext) -> Iterable[Claim]:
 
 def _build(
     folder: Any, name: str, domains: Sequence[Any], *, steps: int, note: Callable[[str], None]
-) -> tuple[Any, Any]:
+) -> tuple[Any, Any, Any]:
     import torch
 
     from train.adapt.base import load_base_model, pick_device
@@ -144,7 +146,7 @@ def _build(
         trainer, domains, config,
         on_scores=lambda step, losses: note(f"  {step:4}  " + "  ".join(f"{key} {loss:.3f}" for key, loss in losses.items())),
     )  # fmt: skip
-    return adaptive, replace(base, model=model)
+    return adaptive, tuning, replace(base, model=model)
 
 
 def _suite() -> Any:
@@ -158,41 +160,39 @@ def _suite() -> Any:
     )  # fmt: skip
 
 
-def _route(adaptive: Any, tokenizer: Any, suite: Any) -> Routed:
+def _route(adaptive: Any, tuning: Any, tokenizer: Any, suite: Any) -> Routed:
     """With adapters as the router takes them from the texts alone."""
     import torch
 
     from memory.embed import MiniLmEmbedder
     from train.continual.domain import mean_loss
-    from train.continual.router import AdapterRouter
 
-    embedder, router = MiniLmEmbedder(num_threads=2), AdapterRouter()
+    embedder = MiniLmEmbedder(num_threads=2)
 
-    def embed(sequences: Any) -> Any:
-        return torch.from_numpy(embedder.embed(tokenizer.batch_decode(sequences["input_ids"])))
+    def embed(texts: Sequence[str]) -> Any:
+        return torch.from_numpy(embedder.embed(texts))
 
-    names = [domain.name for domain in adaptive.domains]
+    for index, domain in enumerate(adaptive.domains):
+        tuning.teach_router(index, embed(tokenizer.batch_decode(domain.train["input_ids"][:ROUTER_INPUTS])))
+    taken, losses = [], []
     for domain in adaptive.domains:
-        router.add(domain.name, embed({"input_ids": domain.train["input_ids"][:300]}))
-    right, abstained, losses = [], [], []
-    for domain in adaptive.domains:
-        routes = router.route(embed(domain.held_out))
-        right += [route.task == domain.name for route in routes]
-        abstained += [route.task is None for route in routes]
+        tasks = tuning.route(embed(tokenizer.batch_decode(domain.held_out["input_ids"])))
         total = 0.0
-        for taken in {route.task for route in routes}:
-            rows = torch.tensor([index for index, route in enumerate(routes) if route.task == taken])
+        for task in set(tasks):
+            rows = torch.tensor([row for row, one in enumerate(tasks) if one == task])
             part = {name: value[rows] for name, value in domain.held_out.items()}
-            with adaptive.trainer.serving(None if taken is None else names.index(taken)):
+            with adaptive.trainer.serving(task):
                 total += len(rows) * mean_loss(adaptive.trainer, part, size=BATCH_SIZE)
-        losses.append(total / len(routes))
+        losses.append(total / len(tasks))
+        taken.append(tasks)
     best = adaptive.outcome.matrix.losses.min(axis=0)
-    prompts = [one.prompt for one in (*suite.instructions, *suite.unsafe)]
-    strange = router.route(torch.from_numpy(embedder.embed(prompts)))
+    strange = tuning.route(embed([one.prompt for one in (*suite.instructions, *suite.unsafe)]))
     return Routed(
-        rise=float(((np.asarray(losses) - best) / best).max()), accuracy=float(np.mean(right)),
-        abstained=float(np.mean(abstained)), abstained_strange=float(np.mean([route.task is None for route in strange])),
-    )  # fmt: skip
+        rise=float(((np.asarray(losses) - best) / best).max()),
+        accuracy=float(np.mean([task == index for index, tasks in enumerate(taken) for task in tasks])),
+        abstained=float(np.mean([task is None for tasks in taken for task in tasks])),
+        abstained_strange=float(np.mean([task is None for task in strange])),
+    )
 
 
 def _lost(drops: Any) -> str:

@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
     group.command(
         "continue",
         epilog=examples(
-            "autonomous train continue --config configs/continual/handbook.toml",
+            "autonomous train continue --config configs/continual/german.toml",
             "autonomous train continue --config my.toml --set optimizer.lr=1e-4",
         ),
     )(continue_)

@@ -4,9 +4,12 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from train.continual.domain import Domain
 from train.continual.method import Task
 from train.continual.rows import Batch
 from train.continual.trainer import ContinualTrainer
+from train.model.config import MoEConfig
+from train.model.transformer import MoETransformer
 
 FIRST, SECOND, THIRD = (
     Task("first", 0, classes=(0, 1)),
@@ -41,6 +44,17 @@ def writer(*, seed: int = 0) -> nn.Module:
     )  # fmt: skip
 
 
+def tiny_moe(*, seed: int = 0) -> nn.Module:
+    """Our transformer with as many words, and four experts in each of two layers."""
+    torch.manual_seed(seed)
+    return MoETransformer(
+        MoEConfig(
+            vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            moe_intermediate_size=48, num_experts=4, num_experts_per_token=2, max_position_embeddings=32,
+        )
+    )  # fmt: skip
+
+
 def written_batch(*, seed: int, size: int = 4, length: int = 12, begin: int = 0) -> Batch:
     """Sequences in which each word is followed by the next of ten, `begin` being the first."""
     generator = torch.Generator().manual_seed(seed)
@@ -48,6 +62,18 @@ def written_batch(*, seed: int, size: int = 4, length: int = 12, begin: int = 0)
     ids = begin + (first + torch.arange(length + 1)) % 10
     number = torch.arange(size) + 1000 * seed
     return {"id": number, "input_ids": ids[:, :-1], "labels": ids[:, 1:]}
+
+
+def domains(count: int = 3) -> list[Domain]:
+    """Sequences for a language model; each domain has ten words of its own."""
+    return [
+        Domain(
+            f"domain {index}",
+            written_batch(seed=1 + index, size=16, begin=10 * index),
+            written_batch(seed=50 + index, size=4, begin=10 * index),
+        )
+        for index in range(count)
+    ]
 
 
 def sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -1,6 +1,6 @@
 """Go on with a pre-training run on new data, on a Ray cluster that runs already.
 
-    ray job submit --working-dir . -- python -m cluster.jobs.continual --config configs/continual/handbook.toml
+    ray job submit --working-dir . -- python -m cluster.jobs.continual --config configs/continual/german.toml
 
 The run that goes on, token shards and the output lie on storage that every node reaches. Otherwise as cluster.jobs.pretrain.
 """

@@ -100,4 +100,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(previous: Pretr
         check_run(config.model_copy(update={"model": wider}))
     with pytest.raises(CheckpointError, match="holds no checkpoint 7"):
         ContinualPretraining(continuation(previous, tmp_path / "run", step=7))
+    with pytest.raises(ValueError, match="micro_batch"):
+        continued_run(continuation(previous, tmp_path / "run", changes={"micro_batch": 0}))
     assert not (tmp_path / "run").exists()

@@ -7,8 +7,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tests.continual import adamw, domains, writer
 from tests.ranks import run_ranks
+from train.continual.domain import DomainAdaptive, DomainConfig
 from train.continual.ewc import EWCConfig, EWCRegularizer
+from train.continual.finetune import ContinualFineTuning, FineTuningConfig
 from train.continual.lwf import LearningWithoutForgetting
 from train.continual.method import ContinualMethod, Task
 from train.continual.mixing import BatchReplay, ReplayConfig
@@ -24,6 +27,11 @@ METHODS: dict[str, Any] = {
     "packnet": lambda: [PackNet()],
     "replay": lambda: [BatchReplay(ReplayConfig(capacity=20))],
     "replay with logits": lambda: [BatchReplay(ReplayConfig(capacity=20, logits_weight=0.5))],
+    # with so few old samples in a batch a rank may have none of them
+    "si and replay with logits": lambda: [
+        SynapticIntelligence(),
+        BatchReplay(ReplayConfig(capacity=20, share=0.06, logits_weight=0.5)),
+    ],
     "ewc, si and replay": lambda: [EWCRegularizer(EWCConfig(strength=20.0)), SynapticIntelligence(), BatchReplay()],
 }
 
@@ -58,3 +66,21 @@ def test_two_ranks_learn_what_one_learns(name: str) -> None:
     for found in run_ranks(_train, 2, name):
         for key, value in expected.items():
             torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5)
+
+
+def _adapt(rank: int, world: int, composition: str) -> list[list[float]]:
+    """The losses of a language model's domains after each of them."""
+    method = ContinualFineTuning(writer(), FineTuningConfig(composition=composition))  # type: ignore[arg-type]
+    trainer = ContinualTrainer(
+        method.model, "causal", methods=[method, BatchReplay(ReplayConfig(share=0.5))], optimizer=adamw,
+        group=dist.group.WORLD if world > 1 else None,
+    )  # fmt: skip
+    config = DomainConfig(steps=6, batch_size=4, evaluate_every=3, mixture="by_drop")
+    return DomainAdaptive(trainer, domains(), config).run().curves
+
+
+@pytest.mark.parametrize("composition", ["routed", "summed"])
+def test_two_ranks_take_a_language_model_through_domains_as_one_does(composition: str) -> None:
+    (expected,) = run_ranks(_adapt, 1, composition)
+    for found in run_ranks(_adapt, 2, composition):
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=1e-5)

@@ -90,7 +90,8 @@ class DomainOutcome:
 
 
 class DomainAdaptive:
-    """One sequence of domains on one process, or on each of the ranks of the trainer's group."""
+    """One sequence of domains. The ranks of the trainer's group, where it has one, share each batch and each evaluation; each
+    of them is given all sequences."""
 
     def __init__(
         self,
@@ -101,17 +102,23 @@ class DomainAdaptive:
         on_scores: Callable[[int, dict[str, float]], None] = lambda *_: None,
     ) -> None:
         """`on_scores` is told of each evaluation: the step over all domains, the losses. Raises ValueError for no domain, two
-        of one name, one without sequences, and for a mixture without replay."""
+        of one name, one without sequences for each rank, and for a mixture without replay."""
         self.trainer, self.domains, self.config = trainer, list(domains), config or DomainConfig()
         self._on_scores = on_scores
         names = [domain.name for domain in domains]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"domains = {names}: give at least one, each with a name of its own")
+        group = trainer.learner.group
+        self._rank, self._num_ranks = (0, 1) if group is None else (group.rank(), group.size())
+        if self.config.batch_size < self._num_ranks:
+            raise ValueError(
+                f"batch_size = {self.config.batch_size} leaves some of {self._num_ranks} ranks without: raise it"
+            )
         for domain in domains:
-            if not len(domain.train["id"]) or not len(domain.held_out["id"]):
+            if min(len(domain.train["id"]), len(domain.held_out["id"])) < self._num_ranks:
                 raise ValueError(
                     f"domain {domain.name!r} has {len(domain.train['id'])} sequences to learn and "
-                    f"{len(domain.held_out['id'])} held out: give some of both"
+                    f"{len(domain.held_out['id'])} held out: give at least {self._num_ranks} of both"
                 )
         self._replay = next((one for one in trainer.methods if isinstance(one, BatchReplay)), None)
         if self.config.mixture == "by_drop" and self._replay is None:
@@ -144,19 +151,23 @@ class DomainAdaptive:
 
         self.trainer.learn(
             Task(domain.name, index),
-            lambda step: domain.batch(step, size=config.batch_size, seed=config.seed + index),
+            lambda step: self._share(domain.batch(step, size=config.batch_size, seed=config.seed + index)),
             num_steps=config.steps,
-            samples=lambda: batches_of(domain.train, size=config.batch_size),
+            samples=lambda: batches_of(self._share(domain.train), size=config.batch_size),
             on_step=on_step,
         )
         self._score(begin + config.steps, num_learned=index + 1)
+
+    def _share(self, sequences: Batch) -> Batch:
+        """This rank's."""
+        return {name: value[self._rank :: self._num_ranks] for name, value in sequences.items()}
 
     def _score(self, step: int, *, num_learned: int = 0) -> list[float]:
         """The loss of every domain now; those that were learned as they are served."""
         losses = []
         for index, domain in enumerate(self.domains):
             with self.trainer.serving(index if index < num_learned else None):
-                losses.append(mean_loss(self.trainer, domain.held_out, size=self.config.batch_size))
+                losses.append(mean_loss(self.trainer, self._share(domain.held_out), size=self.config.batch_size))
         if self.outcome is not None:
             self.outcome.steps.append(step)
             self.outcome.curves.append(losses)
@@ -177,10 +188,11 @@ class DomainAdaptive:
 @torch.no_grad()
 def mean_loss(trainer: ContinualTrainer, sequences: Batch, *, size: int) -> float:
     """Nats per token that has a label, over all ranks' sequences; the model as it is switched now."""
-    total = torch.zeros(2, dtype=torch.float64)
+    total = torch.zeros(2, dtype=torch.float64, device=sequences["id"].device)
     for batch in batches_of(sequences, size=size):
         rows = trainer.learner.rows_of(batch)
-        total += torch.tensor([float(rows.loss_sum), len(rows.targets)], dtype=torch.float64)
+        total[0] += rows.loss_sum
+        total[1] += len(rows.targets)
     trainer.learner.sum_over_ranks(total)
     return float(total[0] / total[1])
 

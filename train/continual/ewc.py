@@ -134,7 +134,7 @@ def fisher_diagonal(
                 break
             add_squares(total, learner, batch, kind=kind, generator=generator)
             count += size
-    num_samples = torch.tensor(float(count), dtype=torch.float64)
+    num_samples = torch.tensor(float(count), dtype=torch.float64, device=next(iter(total.values())).device)
     learner.sum_over_ranks(num_samples, *total.values())
     if not num_samples:
         raise ValueError("the task has no samples: the Fisher information needs some")

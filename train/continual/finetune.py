@@ -1,7 +1,7 @@
 """ContinualFineTuning: a low-rank adapter for each task, on a base that never changes.
 
-routed  each task is served by its own adapter alone, which no later task touches: its outputs stay the same bit for bit. A
-        router (router.py) tells from an input which one that is.
+routed  each task is served by its own adapter alone, which no later task touches: its outputs stay the same bit for bit. From
+        an input's embedding the router (router.py) tells which one that is, or that the base should answer alone.
 summed  O-LoRA (arXiv:2310.14152): each adapter is trained on top of the earlier ones, in directions orthogonal to theirs, and
         all together serve every input:  loss + lambda sum over layers and earlier tasks j of |A_j A_t'|^2
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from train.adapt.lora import LoRAConfig, add_adapter, attach_adapter, save_adapter
 from train.continual.method import ContinualMethod, Learner, Task
+from train.continual.router import AdapterRouter, Embeddings, RouterConfig
 
 SUMMED = "summed"
 """Folder of adapters in one."""
@@ -31,6 +32,8 @@ class FineTuningConfig(BaseModel):
 
     lora: LoRAConfig = LoRAConfig()
     """Shape of each adapter."""
+    router: RouterConfig = RouterConfig()
+    """When an input is taken for none of the tasks."""
     composition: Literal["routed", "summed"] = "routed"
     """Which adapters an input meets: that of its task, or all."""
     starts_from: Literal["previous", "fresh"] = "previous"
@@ -47,8 +50,18 @@ class ContinualFineTuning(ContinualMethod):
         """`base`: a causal language model of transformers or ours. Its layers are wrapped in place."""
         self.config = config or FineTuningConfig()
         self.model: Any = attach_adapter(base, self.config.lora, name=adapter_name(0), is_float32=True)
+        self.router = AdapterRouter(self.config.router)
         self.num_tasks = 1
         self._task = 0
+
+    def teach_router(self, task: int, inputs: Embeddings) -> None:
+        """Embeddings of a task's inputs, by which it is known from then on. Raises ValueError as AdapterRouter.add."""
+        self.router.add(adapter_name(task), inputs)
+
+    def route(self, inputs: Embeddings) -> list[int | None]:
+        """The task of each input, for `serving`; None: of no task. Raises ValueError if the router was taught none."""
+        numbers = {adapter_name(index): index for index in range(self.num_tasks)}
+        return [None if route.task is None else numbers[route.task] for route in self.router.route(inputs)]
 
     def grow(self, learner: Learner, *, num_tasks: int) -> None:
         """Raises ValueError for another model than `model`."""
@@ -106,11 +119,12 @@ class ContinualFineTuning(ContinualMethod):
 
     def state_dict(self) -> dict[str, Any]:
         """See ContinualMethod. The weights are in the model's own state."""
-        return {"task": self._task}
+        return {"task": self._task, "router": self.router.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See ContinualMethod."""
         self._task = state["task"]
+        self.router.load_state_dict(state["router"])
         self._activate(self._task)
 
     def _activate(self, task: int) -> None:

@@ -88,7 +88,7 @@ class BatchReplay(ContinualMethod):
     def change_batch(self, batch: Batch) -> Batch:
         """See ContinualMethod."""
         assert self._learner is not None
-        num_new = torch.tensor(len(batch[ID]))
+        num_new = torch.tensor(len(batch[ID]), device=batch[ID].device)
         self._learner.sum_over_ranks(num_new)
         drawn = self._draw(num_replay(int(num_new), self.config.share))
         mine = [number for number in drawn if number in self.buffer]

@@ -29,7 +29,7 @@ from train.pretrain.schedule import ScheduleConfig
 from train.toml_file import absolute_path, explain, read_toml, set_fields, with_absolute_locations
 
 START_NAME = "start"
-"""Folder of the first weights, beside a run's checkpoints."""
+"""Folder of the first weights, in that of the run."""
 WEAK, STRONG = (0.05, 0.05), (0.35, 0.25)
 """(shift in bits, share of old data), between and beyond which the share is a line and stays."""
 SAMPLE_BATCH = 64
@@ -94,16 +94,11 @@ class ContinualPretraining:
         return replay_share_of(shift) if self.config.replay_share == "auto" else self.config.replay_share
 
     def pretraining_config(self, *, replay_share: float) -> PretrainingConfig:
-        """Of the new run, with its first weights written beside it. Raises ValueError for changes that do not fit."""
+        """Of the new run, with its first weights written into its folder. Raises ValueError for changes that do not fit, and
+        writes nothing then."""
         config = self.config
-        start = config.output / START_NAME
-        if not start.is_dir():
-            export_checkpoint(
-                self.checkpoint, start, config=model_of(self.checkpoint), tokenizer_from=self.previous.tokenizer_folder,
-                dtype="float32",
-            )  # fmt: skip
+        start, tokenizer = config.output / START_NAME, self.previous.tokenizer_folder
         fields = self.previous.model_dump(mode="json")
-        tokenizer = self.previous.tokenizer_folder
         sources = _weighted(config.sources, 1 - replay_share)
         sources += _weighted(self.previous.data.sources, replay_share) if replay_share else []
         fields |= {
@@ -112,7 +107,12 @@ class ContinualPretraining:
             "data": fields["data"] | {"sources": sources, "tokenizer": None if tokenizer is None else str(tokenizer)},
         }  # fmt: skip
         set_fields(fields, config.changes, error=ValueError)
-        return PretrainingConfig.model_validate(fields)
+        settings = PretrainingConfig.model_validate(fields)
+        if not start.is_dir():
+            export_checkpoint(
+                self.checkpoint, start, config=model_of(self.checkpoint), tokenizer_from=tokenizer, dtype="float32"
+            )
+        return settings
 
     def _count_tokens(self, sources: Sequence[SourceSpec]) -> Int[np.ndarray, " vocab"]:
         length = self.previous.data.sequence_length

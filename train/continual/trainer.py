@@ -125,13 +125,14 @@ class ContinualTrainer:
         of_rows = None if of_rows is None else of_rows / num_rows
         of_weights = _sum([method.weights_penalty() for method in self.methods])
         if any(method.sees_gradients for method in self.methods):
-            gradients = self._gradients(loss, weights, keeps_graph=of_rows is not None)
+            gradients = self._over_ranks(_gradients(loss, weights, keeps_graph=of_rows is not None))
             for method in self.methods:
                 method.see_gradients(dict(zip(weights, gradients, strict=True)))
-            if of_rows is not None:
-                gradients = list(torch._foreach_add(gradients, self._gradients(of_rows, weights)))
+            if of_rows is not None or learner.group is not None:  # another rank may have a term where this one has none
+                more = self._over_ranks(_gradients(of_rows, weights))
+                gradients = list(torch._foreach_add(gradients, more))
         else:
-            gradients = self._gradients(loss if of_rows is None else loss + of_rows, weights)
+            gradients = self._over_ranks(_gradients(loss if of_rows is None else loss + of_rows, weights))
         if of_weights is not None:
             held = torch.autograd.grad(of_weights, list(weights.values()), allow_unused=True)
             for index, one in enumerate(held):
@@ -162,21 +163,14 @@ class ContinualTrainer:
                 "a batch has a label that its `allowed` leaves out: give the classes of the sample's own task"
             )
 
-    def _gradients(
-        self, loss: Tensor, weights: Mapping[str, nn.Parameter], *, keeps_graph: bool = False
-    ) -> list[Tensor]:
-        """Over all ranks; zeros for a weight that the loss does not reach."""
-        found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, retain_graph=keeps_graph)
-        gradients = [
-            torch.zeros_like(weight) if gradient is None else gradient
-            for weight, gradient in zip(weights.values(), found, strict=True)
-        ]
-        if self.learner.group is not None:
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
-            dist.all_reduce(flat, group=self.learner.group)
-            parts = flat.split([gradient.numel() for gradient in gradients])
-            gradients = [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
-        return gradients
+    def _over_ranks(self, gradients: list[Tensor]) -> list[Tensor]:
+        """Their sums."""
+        if self.learner.group is None:
+            return gradients
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat, group=self.learner.group)
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        return [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
 
     @contextlib.contextmanager
     def serving(self, task: int | None) -> Iterator[None]:
@@ -223,6 +217,18 @@ class ContinualTrainer:
         if task is not None:
             self._optimizer = self._build_optimizer(list(trainable(self.learner.model).values()))
             self._optimizer.load_state_dict(state["optimizer"])
+
+
+def _gradients(loss: Tensor | None, weights: Mapping[str, nn.Parameter], *, keeps_graph: bool = False) -> list[Tensor]:
+    """On this rank; zeros for a weight that the loss does not reach, and for no loss."""
+    parameters = list(weights.values())
+    if loss is None:
+        return [torch.zeros_like(weight) for weight in parameters]
+    found = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=keeps_graph)
+    return [
+        torch.zeros_like(weight) if gradient is None else gradient
+        for weight, gradient in zip(parameters, found, strict=True)
+    ]
 
 
 def _warn_if_little_was_learned(task: Task, losses: Sequence[float]) -> None:

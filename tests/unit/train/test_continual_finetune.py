@@ -159,6 +159,18 @@ def test_saved_adapters_serve_in_peft_as_they_did(tmp_path: Path) -> None:
         learn(trainer, THIRD)  # saving left the method as it was
 
 
+def test_the_router_tells_a_task_from_an_input_and_is_saved_with_the_method() -> None:
+    method, trainer = build()
+    inputs = {task.index: torch.eye(8)[task.index] + 0.05 * torch.randn(20, 8) for task in (FIRST, SECOND)}
+    for task in (FIRST, SECOND):
+        learn(trainer, task, steps=1)
+        method.teach_router(task.index, inputs[task.index])
+    other, second = build()
+    second.load_state_dict(trainer.state_dict())
+    for one in (method, other):
+        assert one.route(torch.eye(8)[[1, 0, 5]]) == [1, 0, None]
+
+
 def test_bad_input_is_refused() -> None:
     method, _ = build()
     with pytest.raises(ValueError, match="task 3 was not learned"), method.serving(3):

@@ -7,10 +7,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.continual import FIRST, SECOND, THIRD, adamw, labelled_batch, learn, mlp, sgd
+from tests.continual import (
+    FIRST,
+    SECOND,
+    THIRD,
+    adamw,
+    labelled_batch,
+    learn,
+    mlp,
+    sgd,
+    tiny_moe,
+    writer,
+    written_batch,
+)  # fmt: skip
 from train.continual.ewc import EWCConfig, EWCRegularizer
 from train.continual.lwf import LearningWithoutForgetting
-from train.continual.method import ContinualMethod
+from train.continual.method import ContinualMethod, Task
+from train.continual.mixing import BatchReplay
 from train.continual.packnet import PackNet
 from train.continual.rows import Batch
 from train.continual.si import SynapticIntelligence
@@ -99,3 +112,30 @@ def test_labels_that_the_model_or_the_task_does_not_have_are_refused_and_change_
     for one in (trainer, other):
         for name, value in one.learner.model.state_dict().items():
             assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("build", [writer, tiny_moe], ids=["transformers", "ours"])
+def test_a_language_model_of_either_kind_learns_with_methods_together_and_goes_on_exactly(build: Any) -> None:
+    def trainer() -> ContinualTrainer:
+        methods = [EWCRegularizer(), SynapticIntelligence(), LearningWithoutForgetting(), BatchReplay()]
+        return ContinualTrainer(build(), "causal", methods=methods, optimizer=adamw)
+
+    def learn_words(one: ContinualTrainer, task: Task) -> list[float]:
+        losses: list[float] = []
+        one.learn(
+            task, lambda step: written_batch(seed=100 * task.index + step, begin=10 * task.index), num_steps=10,
+            samples=lambda: [written_batch(seed=100 * task.index, begin=10 * task.index)],
+            on_step=lambda _, record: losses.append(record.loss),
+        )  # fmt: skip
+        return losses
+
+    whole, first = trainer(), trainer()
+    losses = learn_words(whole, FIRST)
+    assert losses[-1] < losses[0] - 0.5
+    learn_words(whole, SECOND)
+    learn_words(first, FIRST)
+    resumed = trainer()
+    resumed.load_state_dict(copy.deepcopy(first.state_dict()))
+    learn_words(resumed, SECOND)
+    ours, theirs = resumed.learner.model.state_dict(), whole.learner.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
