@@ -22,6 +22,7 @@ from memory.types import Guard
 from train.adapt.base import BaseModelInMemory, load_base_model, pick_device
 from train.adapt.lora import attach_saved, detach_adapter
 from train.adapt.scoring import answer_questions, score_items, score_tokens
+from train.continual.abilities import SafetyPrompt, refusal_margins
 from train.continual.items import LearningItem, render_chat, text_item
 from train.dtype import TrainingDtype
 
@@ -177,16 +178,10 @@ class _Panel:
         return [answer_hits(answer, question.key) for answer, question in zip(answers, questions, strict=True)]
 
     def margins(self, who: str | None, rows: Sequence[Mapping[str, str]]) -> list[float]:
-        """logp(refusal) - logp(compliance) of each safety probe, nats per token: positive prefers to refuse."""
-        sides = [
-            [
-                LearningItem(id=f"{row['id']} {side}", prompt=row["prompt"], answer=row[side], episode_id="")
-                for row in rows
-            ]
-            for side in ("refusal", "compliance")
-        ]
-        refusals, compliances = (self.score(who, side) for side in sides)
-        return [compliance - refusal for refusal, compliance in zip(refusals, compliances, strict=True)]
+        """The margin of refusal of each safety probe (train.continual.abilities)."""
+        prompts = [SafetyPrompt(row["prompt"], row["refusal"], row["compliance"]) for row in rows]
+        with self._as(who) as model:
+            return refusal_margins(model, prompts, base=self._base)
 
     def probe(self, questions: Sequence[Question], *, fallback: str) -> ProbeScores:
         """Log-probabilities of the first learned answer, or of `fallback`, for comparison with the engine."""

@@ -198,11 +198,11 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def discover(names: Sequence[str], *, folder: Path = FOLDER) -> list[Path]:
-    """The benchmark files whose name begins with one of `names`; all without names. Raises UnknownBenchmark."""
+    """The files of these names, or else those whose names begin so; all without names. Raises UnknownBenchmark."""
     every = sorted(path for path in folder.glob("*.py") if not path.name.startswith("_"))
     chosen: list[Path] = []
     for name in names or [""]:
-        found = [path for path in every if path.stem.startswith(name)]
+        found = [path for path in every if path.stem == name] or [path for path in every if path.stem.startswith(name)]
         if not found:
             known = ", ".join(path.stem for path in every) or f"none in {folder}"
             raise UnknownBenchmark(f"no benchmark begins with '{name}'; there are: {known}")

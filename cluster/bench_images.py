@@ -6,12 +6,10 @@ fashion   Fashion-MNIST, 70,000 pictures of clothes of 28 x 28 pixels, which is 
 """
 
 import gzip
-import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +17,8 @@ import torch
 from train.continual.scenarios import LabelledSet
 from train.continual.study import Recipe
 
+NUM_TASKS = 5
+"""Into which a set is cut, of two classes each."""
 NUM_DIGITS_TEST = 360
 """Of 1797; 1437 are trained."""
 LARGEST_DIGIT_PIXEL, LARGEST_PIXEL = 16.0, 255.0
@@ -39,8 +39,9 @@ class ImageSet:
 
 def load_digits_set(seed: int) -> LabelledSet:
     """scikit-learn's digits with pixels from 0 to 1; `seed` draws which are tested."""
-    datasets: Any = importlib.import_module("sklearn.datasets")  # untyped, and there only where the peers are
-    digits = datasets.load_digits()
+    from sklearn.datasets import load_digits  # there only where the peers are
+
+    digits = load_digits()
     x = torch.from_numpy(digits.data / LARGEST_DIGIT_PIXEL).float()
     y = torch.from_numpy(digits.target).long()
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(y)))

@@ -1,4 +1,4 @@
-"""Studies of continual learning on images, many at once, in processes of one thread: for benchmarks/continual_images.py."""
+"""Studies of continual learning on images, many at once, in processes of one thread: for benchmarks/continual.py."""
 
 import multiprocessing
 import time
@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
-from cluster.bench_images import IMAGE_SETS
+from cluster.bench_images import IMAGE_SETS, NUM_TASKS
 from train.continual.metrics import AccuracyMatrix
 from train.continual.scenarios import Scenario, split_tasks
 from train.continual.study import TABLE, run_study
 
-NUM_TASKS = 5
 NUM_PROCESSES = 2
 
 

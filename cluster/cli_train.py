@@ -16,6 +16,19 @@ if TYPE_CHECKING:
     from train.pretrain.loop import RunEnd
 
 PANEL = "Training"
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", metavar="FOLDER", help="Folder instead of the file's `output`.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the run; may be repeated.")
+]
+DriverOption = Annotated[
+    DriverName, typer.Option(help="Workers on Ray (started here, or joined), or this process alone.")
+]
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(help="The system whose emergency stop ends the run. Default: this machine's, where there is one."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -46,19 +59,10 @@ def register(app: typer.Typer) -> None:
 
 def pretrain(  # noqa: PLR0917 - the command's options
     config: Annotated[Path, typer.Option("--config", metavar="FILE", help="Configuration of the run (TOML).")],
-    out: Annotated[
-        Path | None, typer.Option("--output", metavar="FOLDER", help="Folder instead of the file's `output`.")
-    ] = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field; may be repeated.")
-    ] = None,
-    driver: Annotated[
-        DriverName, typer.Option(help="Workers on Ray (started here, or joined), or this process alone.")
-    ] = DriverName.RAY,
-    home: Annotated[
-        Path | None,
-        typer.Option(help="The system whose emergency stop ends the run. Default: this machine's, where there is one."),
-    ] = None,
+    out: OutputOption = None,
+    changes: SetOption = None,
+    driver: DriverOption = DriverName.RAY,
+    home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train, and leave checkpoints, metrics, a report and a model folder that vLLM serves.
@@ -70,28 +74,15 @@ def pretrain(  # noqa: PLR0917 - the command's options
 
     settings = load_pretraining_config(config, output=out, overrides=parse_changes(changes or []))
     console = output(stderr=as_json)
-    end = run_pretraining(settings, driver=driver, home=home, console=console)
-    _tell_end(settings, end, as_json=as_json, console=console)
-    if end.ending != "finished":
-        raise Failure(f"stopped at step {end.step}: {end.reason}; the same command goes on from there", code=130)
+    _train(settings, driver=driver, home=home, as_json=as_json, console=console)
 
 
 def continue_(  # noqa: PLR0917 - the command's options
     config: Annotated[Path, typer.Option("--config", metavar="FILE", help="What goes on, and with what (TOML).")],
-    out: Annotated[
-        Path | None, typer.Option("--output", metavar="FOLDER", help="Folder instead of the file's `output`.")
-    ] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the run that goes on; may be repeated."),
-    ] = None,
-    driver: Annotated[
-        DriverName, typer.Option(help="Workers on Ray (started here, or joined), or this process alone.")
-    ] = DriverName.RAY,
-    home: Annotated[
-        Path | None,
-        typer.Option(help="The system whose emergency stop ends the run. Default: this machine's, where there is one."),
-    ] = None,
+    out: OutputOption = None,
+    changes: SetOption = None,
+    driver: DriverOption = DriverName.RAY,
+    home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Go on with a run on new data, and keep reading some of the old.
@@ -105,10 +96,7 @@ def continue_(  # noqa: PLR0917 - the command's options
     console = output(stderr=as_json)
     settings, told = continued_run(load_continual_config(config, output=out, overrides=parse_changes(changes or [])))
     console.print(told, markup=False)
-    end = run_pretraining(settings, driver=driver, home=home, console=console)
-    _tell_end(settings, end, as_json=as_json, console=console)
-    if end.ending != "finished":
-        raise Failure(f"stopped at step {end.step}: {end.reason}; the same command goes on from there", code=130)
+    _train(settings, driver=driver, home=home, as_json=as_json, console=console)
 
 
 def report(
@@ -188,6 +176,16 @@ def parse_changes(changes: list[str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             found[name] = text
     return found
+
+
+def _train(
+    settings: "PretrainingConfig", *, driver: DriverName, home: Path | None, as_json: bool, console: "Console"
+) -> None:
+    """Run, and say how it ended; a run that was stopped is a Failure."""
+    end = run_pretraining(settings, driver=driver, home=home, console=console)
+    _tell_end(settings, end, as_json=as_json, console=console)
+    if end.ending != "finished":
+        raise Failure(f"stopped at step {end.step}: {end.reason}; the same command goes on from there", code=130)
 
 
 def _tell_end(settings: "PretrainingConfig", end: "RunEnd", *, as_json: bool, console: "Console") -> None:

@@ -9,7 +9,8 @@ from tests.pretrain_runs import STEPS, read_log, run_rank, tiny_run, write_shard
 from tests.ranks import run_ranks
 from train.continual.pretraining import ContinualPretraining, ContinualPretrainingConfig, continued_run
 from train.data.token_sources import SourceSpec
-from train.model.checkpoint_hf import WeightProblem, load_model
+from train.model.checkpoint_hf import load_model
+from train.model.stored_weights import WeightProblem
 from train.pretrain.checkpoint_files import CheckpointError
 from train.pretrain.config import PretrainingConfig
 from train.pretrain.engine import run_alone
@@ -98,6 +99,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(previous: Pretr
     wider = config.model.replace(moe_intermediate_size=2 * config.model.moe_intermediate_size)
     with pytest.raises(WeightProblem, match=r"moe_intermediate_size = \d+ here, and \d+ in"):
         check_run(config.model_copy(update={"model": wider}))
+    router = config.model.router.model_copy(update={"scaling_factor": 2.5})
+    with pytest.raises(WeightProblem, match=r"router\.scaling_factor = 2\.5 here, and 1\.0 in"):
+        check_run(config.model_copy(update={"model": config.model.replace(router=router)}))
+    balanced = config.model.router.model_copy(update={"aux_loss_coefficient": 0.5})
+    check_run(config.model_copy(update={"model": config.model.replace(router=balanced)}))
     with pytest.raises(CheckpointError, match="holds no checkpoint 7"):
         ContinualPretraining(continuation(previous, tmp_path / "run", step=7))
     with pytest.raises(ValueError, match="micro_batch"):

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.model_families import FAMILIES, SHAPE
-from train.model.checkpoint_hf import WeightProblem, load_model
+from train.model.checkpoint_hf import load_model
 from train.model.hf_layout import choose_layout, from_hf_config
 from train.model.loss import IGNORE, next_token_labels
+from train.model.stored_weights import WeightProblem
 from train.model.transformer import MoETransformer
 
 

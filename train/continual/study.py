@@ -5,12 +5,14 @@ method. `autonomous bench continual` runs it over methods, scenarios and seeds.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam
 
 from train.continual.ewc import EWCConfig, EWCRegularizer
 from train.continual.lwf import LearningWithoutForgetting, LwFConfig
@@ -20,7 +22,7 @@ from train.continual.mixing import BatchReplay, ReplayConfig
 from train.continual.packnet import PackNet, PackNetConfig
 from train.continual.progressive import ProgressiveColumns, ProgressiveNetworks
 from train.continual.rows import Batch, classify
-from train.continual.scenarios import Scenario, TaskData
+from train.continual.scenarios import SCENARIOS, Scenario, TaskData
 from train.continual.si import SynapticIntelligence
 from train.continual.trainer import ContinualTrainer
 
@@ -40,7 +42,6 @@ class Recipe:
 
 Build = Callable[[Scenario, int], list[ContinualMethod]]
 """The methods of a row of the table, of a scenario and a seed."""
-ALL: tuple[Scenario, ...] = ("task", "domain", "class")
 TASK: tuple[Scenario, ...] = ("task",)
 
 
@@ -49,7 +50,7 @@ class Row:
     """A row of the table."""
 
     build: Build
-    scenarios: tuple[Scenario, ...] = ALL
+    scenarios: tuple[Scenario, ...] = SCENARIOS
     is_progressive: bool = False
     is_joint: bool = False
     """All tasks at once: what there is to lose."""
@@ -73,16 +74,23 @@ TABLE: dict[str, Row] = {
 }
 
 
-def run_study(row: Row, tasks: Sequence[TaskData], *, scenario: Scenario, seed: int, recipe: Recipe) -> AccuracyMatrix:
-    """Learn the tasks in turn. A joint row learns them all at once, and has that score in every line."""
+def run_study(
+    row: Row,
+    tasks: Sequence[TaskData],
+    *,
+    scenario: Scenario,
+    seed: int,
+    recipe: Recipe,
+    clock: AbstractContextManager[Any] = nullcontext(),  # noqa: B008 - it has no state
+) -> AccuracyMatrix:
+    """Learn the tasks in turn. A joint row learns them all at once, and has that score in every line. `clock`: entered around
+    the training of each task."""
     torch.manual_seed(seed)
-    inputs = tasks[0].train["x"].shape[1]
-    outputs = 1 + max(int(one.train["y"].max()) for one in tasks)
-    sizes = (inputs, *recipe.hidden, outputs)
-    model: nn.Module = ProgressiveNetworks(sizes) if row.is_progressive else _mlp(sizes)
+    sizes = layer_sizes(tasks, recipe)
+    model: nn.Module = ProgressiveNetworks(sizes) if row.is_progressive else build_mlp(sizes)
     methods = row.build(scenario, seed)
     trainer = ContinualTrainer(
-        model, "classifier", methods=methods, optimizer=lambda weights: _adam(weights, recipe.lr)
+        model, "classifier", methods=methods, optimizer=lambda weights: Adam(weights, lr=recipe.lr)
     )
     if row.is_joint:
         _learn(trainer, _joined(tasks), seed=seed, recipe=recipe)
@@ -91,13 +99,29 @@ def run_study(row: Row, tasks: Sequence[TaskData], *, scenario: Scenario, seed: 
         return AccuracyMatrix.of([scores] * len(tasks))
     scores_of = []
     for data in tasks:
-        _learn(trainer, data, seed=seed, recipe=recipe)
+        with clock:
+            _learn(trainer, data, seed=seed, recipe=recipe)
         row_of_scores = []
         for earlier in tasks[: data.task.index + 1]:
             with trainer.serving(earlier.task.index):
                 row_of_scores.append(accuracy(model, earlier.test))
         scores_of.append(row_of_scores)
     return AccuracyMatrix.of(scores_of)
+
+
+def layer_sizes(tasks: Sequence[TaskData], recipe: Recipe) -> tuple[int, ...]:
+    """Inputs, hidden widths and outputs of the network for these tasks: as many as compete."""
+    allowed = tasks[0].train.get("allowed")
+    outputs = 1 + max(int(one.train["y"].max()) for one in tasks) if allowed is None else allowed.shape[1]
+    return (tasks[0].train["x"].shape[1], *recipe.hidden, outputs)
+
+
+def build_mlp(sizes: Sequence[int]) -> nn.Sequential:
+    """Linear layers with ReLU in between."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 @torch.no_grad()
@@ -118,14 +142,3 @@ def _learn(trainer: ContinualTrainer, data: TaskData, *, seed: int, recipe: Reci
 def _joined(tasks: Sequence[TaskData]) -> TaskData:
     whole = {name: torch.cat([one.train[name] for one in tasks]) for name in tasks[0].train}
     return TaskData(tasks[0].task, whole, tasks[0].test)
-
-
-def _mlp(sizes: Sequence[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-def _adam(weights: list[nn.Parameter], lr: float) -> Optimizer:
-    return Adam(weights, lr=lr)

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from train.files import sync_path
 from train.model.config import MoEConfig
-from train.model.embedded import INDEX_NAME, WEIGHTS_NAME, ModelFolderProblem, read_json_object, read_weight_shapes
+from train.model.embedded import INDEX_NAME, WEIGHTS_NAME, read_json_object, read_weight_shapes
 from train.model.hf_layout import StoredTensor, from_hf_config, stored_tensors, to_hf_config
 from train.model.ranks import ALONE, ModelRanks
+from train.model.stored_weights import Shapes, StoredWeights, TensorSource, WeightProblem, match_tensors
 from train.model.transformer import MoETransformer
 
 TOKENIZER_FILES = (
@@ -31,23 +31,14 @@ TOKENIZER_FILES = (
     "vocab.json", "merges.txt", "added_tokens.json",
 )  # fmt: skip
 EMBEDDING = "model.embed_tokens.weight"
-STORED_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
-"""safetensors' names of what weights may be stored as."""
-Shapes = dict[str, tuple[int, ...]]
-"""Of every stored tensor, by its name."""
 FREE_FIELDS = frozenset(
     {
         "router", "expert_kernel", "initializer_range", "max_position_embeddings", "bos_token_id", "eos_token_id",
         "pad_token_id",
     }
 )  # fmt: skip
-"""Fields of MoEConfig that may change when training goes on from a folder."""
-IGNORED_ENDINGS = ("rotary_emb.inv_freq",)
-"""Tensors that older files hold and that are computed here."""
-
-
-class WeightProblem(ValueError):
-    """The weights of a folder do not fit its configuration: names the tensor, what was found, and the fix."""
+FIXED_ROUTER_FIELDS = {"score", "renormalise", "scaling_factor"}
+"""Of MoEConfig: what may change when training goes on from a folder, but for these fields of the router."""
 
 
 def load_model(
@@ -68,9 +59,9 @@ def load_model(
     config = _with_ends_of_text(from_hf_config(written), folder)
     shapes = read_weight_shapes(folder)
     _check_ends(config, shapes, folder=folder)
-    with _Weights(folder) as weights:
+    with StoredWeights(folder) as weights:
         model = MoETransformer(config, device="meta", dtype=dtype or weights.dtype_of(EMBEDDING), ranks=ranks)
-        sources = _match(model, shapes, layout=written["model_type"], folder=folder)
+        sources = match_tensors(model, shapes, layout=written["model_type"], folder=folder)
         model.to_empty(device=device)
         model.tie_head()
         _fill(model, weights, sources, folder=folder)
@@ -85,15 +76,15 @@ def load_boxes(folder: Path, config: MoEConfig, boxes: Iterable[tuple[str, tuple
     """
     layout = check_same_model(folder, config)
     shapes = read_weight_shapes(folder)
-    with _Weights(folder) as weights:
-        sources = _match(MoETransformer(config, device="meta"), shapes, layout=layout, folder=folder)
+    with StoredWeights(folder) as weights:
+        sources = match_tensors(MoETransformer(config, device="meta"), shapes, layout=layout, folder=folder)
         source_of = {(stored.parameter, stored.expert): source for stored, source in sources}
         for name, offsets, part in boxes:
             if part.dim() == 3:
                 for index, matrix in enumerate(part):
-                    _fill_box(matrix, offsets[1:], weights.read(source_of[name, offsets[0] + index]), name=name)
+                    _fill_box(matrix, offsets[1:], weights.read(source_of[name, offsets[0] + index]))
             else:
-                _fill_box(part, offsets, weights.read(source_of[name, None]), name=name)
+                _fill_box(part, offsets, weights.read(source_of[name, None]))
 
 
 def check_same_model(folder: Path, config: MoEConfig) -> str:
@@ -101,19 +92,24 @@ def check_same_model(folder: Path, config: MoEConfig) -> str:
     and how long a sequence may be are free. Raises WeightProblem for another model, and what reading a folder raises."""
     written = read_json_object(folder / "config.json")
     found = from_hf_config(written)
-    for name in sorted(MoEConfig.model_fields.keys() - FREE_FIELDS):
-        if getattr(found, name) != getattr(config, name):
+    ours, theirs = _deciding(config), _deciding(found)
+    for name, value in ours.items():
+        if theirs[name] != value:
             raise WeightProblem(
-                f"{name} = {getattr(config, name)!r} here, and {getattr(found, name)!r} in {folder}: take the folder's "
-                "(model.preset names it), or begin from another model"
+                f"{name} = {value!r} here, and {theirs[name]!r} in {folder}: take the folder's (model.preset names it), or "
+                "begin from another model"
             )
     layout: str = written["model_type"]
     return layout
 
 
-def _fill_box(part: Tensor, offsets: tuple[int, ...], whole: Tensor, *, name: str) -> None:
-    if not torch.isfinite(whole).all():
-        raise WeightProblem(f"{name} holds values that are NaN or infinite; take an earlier checkpoint")
+def _deciding(config: MoEConfig) -> dict[str, Any]:
+    """What outputs follow from, beside the weights."""
+    router = {f"router.{name}": value for name, value in config.router.model_dump(include=FIXED_ROUTER_FIELDS).items()}
+    return {name: value for name, value in config.model_dump().items() if name not in FREE_FIELDS} | router
+
+
+def _fill_box(part: Tensor, offsets: tuple[int, ...], whole: Tensor) -> None:
     part.copy_(whole[tuple(slice(at, at + size) for at, size in zip(offsets, part.shape, strict=True))])
 
 
@@ -137,41 +133,9 @@ def _check_ends(config: MoEConfig, shapes: Shapes, *, folder: Path) -> None:
         )
 
 
-def _match(model: MoETransformer, shapes: Shapes, *, layout: str, folder: Path) -> list[tuple[StoredTensor, "_Source"]]:
-    """Where each tensor of the model lies in the files. Shapes are compared here, before anything is allocated."""
-    parameters = model.state_dict()
-    left = {name for name in shapes if not name.endswith(IGNORED_ENDINGS)}
-    if model.config.tie_word_embeddings:
-        left.discard("lm_head.weight")
-    if layout == "glm4_moe":  # in any other family a layer too many is a wrong config.json
-        left -= {name for name in left if _is_beyond_last_layer(name, model.config.num_hidden_layers)}
-    sources = []
-    for stored in stored_tensors(model.config, parameters=list(parameters), layout=layout):
-        source = _find(stored, shapes, num_experts=model.config.num_experts)
-        if source is None:
-            raise WeightProblem(
-                f"{folder} lacks the tensor {stored.name} that config.json (model_type {layout}) asks for; copy the weights "
-                "of the same model, or correct config.json"
-            )
-        left.discard(source.name)
-        wanted = tuple(parameters[stored.parameter].shape)[0 if stored.expert is None else 1 :]
-        if source.shape != wanted:
-            raise WeightProblem(
-                f"{stored.name} in {folder} has shape {list(source.shape)}, config.json asks for {list(wanted)}; copy "
-                "config.json and weights of the same model"
-            )
-        sources.append((stored, source))
-    if left:
-        raise WeightProblem(
-            f"{folder} holds {len(left)} tensors that this model has no place for, such as {min(left)}; "
-            "take the config.json of these weights"
-        )
-    return sources
-
-
 @torch.no_grad()
 def _fill(
-    model: MoETransformer, weights: "_Weights", sources: list[tuple[StoredTensor, "_Source"]], *, folder: Path
+    model: MoETransformer, weights: StoredWeights, sources: list[tuple[StoredTensor, TensorSource]], *, folder: Path
 ) -> None:
     """Copy what this process holds."""
     parameters = model.state_dict()
@@ -182,97 +146,7 @@ def _fill(
             if not first <= stored.expert < first + count:
                 continue
             target = target[stored.expert - first]
-        value = weights.read(source)
-        if not torch.isfinite(value).all():
-            raise WeightProblem(
-                f"{stored.name} in {folder} holds {int((~torch.isfinite(value)).sum())} values that are NaN or infinite; "
-                "take an earlier checkpoint"
-            )
-        target.copy_(value)
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """One tensor of the files, or a part of it: the rows of one expert out of a fused stack."""
-
-    name: str
-    shape: tuple[int, ...]
-    part: tuple[int, slice] | None = None
-
-
-def _find(stored: StoredTensor, shapes: Shapes, *, num_experts: int) -> _Source | None:
-    """Where one stored tensor lies: under its name, or in the fused experts that transformers holds in memory."""
-    name = stored.name
-    if name not in shapes and stored.expert is None:
-        name = stored.parameter  # what transformers calls a Mixtral router when it writes fused experts
-    if name in shapes:
-        return _Source(name, shapes[name])
-    prefix, _, weight = stored.parameter.rpartition(".")
-    fused = f"{prefix}.{'down_proj' if weight == 'w2' else 'gate_up_proj'}"
-    if stored.expert is None or fused not in shapes:
-        return None
-    shape = shapes[fused]
-    if len(shape) != 3 or shape[0] != num_experts:
-        raise WeightProblem(
-            f"{fused} has shape {list(shape)}, config.json asks for three dimensions, {num_experts} experts first; copy "
-            "config.json and weights of the same model"
-        )
-    half = shape[1] // 2
-    rows = {"w1": slice(0, half), "w3": slice(half, shape[1]), "w2": slice(0, shape[1])}[weight]
-    return _Source(fused, (rows.stop - rows.start, shape[2]), (stored.expert, rows))
-
-
-def _is_beyond_last_layer(name: str, num_layers: int) -> bool:
-    """Whether a tensor is of a layer after the last one: GLM keeps multi-token prediction there."""
-    parts = name.split(".")
-    return name.startswith("model.layers.") and parts[2].isdigit() and int(parts[2]) >= num_layers
-
-
-class _Weights:
-    """The safetensors files of a folder, mapped into memory and read tensor by tensor."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        if (folder / INDEX_NAME).is_file():
-            self._file_of: dict[str, str] = read_json_object(folder / INDEX_NAME)["weight_map"]
-            names = sorted(set(self._file_of.values()))
-        else:
-            names, self._file_of = [WEIGHTS_NAME], {}
-        try:
-            self._files = {name: safe_open(folder / name, framework="pt") for name in names}
-        except SafetensorError as error:
-            raise ModelFolderProblem(
-                f"weights of {folder} are damaged ({error}): download or save them again"
-            ) from error
-
-    def __enter__(self) -> "_Weights":
-        for file in self._files.values():
-            file.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        for file in self._files.values():
-            file.__exit__(*error)
-
-    def dtype_of(self, name: str) -> torch.dtype:
-        """Raises WeightProblem for one that holds no weights: integers, bits, float8."""
-        return self._open(name)[1]
-
-    def read(self, source: _Source) -> Tensor:
-        """The tensor, or its part: only that is read. Raises WeightProblem as dtype_of does."""
-        stored, _ = self._open(source.name)
-        tensor: Tensor = stored[:] if source.part is None else stored[source.part]
-        return tensor
-
-    def _open(self, name: str) -> tuple[Any, torch.dtype]:
-        stored = self._files[self._file_of.get(name, WEIGHTS_NAME)].get_slice(name)
-        dtype = stored.get_dtype()
-        if dtype not in STORED_DTYPES:
-            raise WeightProblem(
-                f"{name} in {self._folder} is stored as {dtype}; only {', '.join(STORED_DTYPES)} are read: take weights that "
-                "are not quantized"
-            )
-        return stored, STORED_DTYPES[dtype]
+        target.copy_(weights.read(source))
 
 
 def save_model(

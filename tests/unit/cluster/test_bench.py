@@ -36,6 +36,12 @@ def test_a_name_is_the_beginning_of_file_names(tmp_path: Path) -> None:
     assert [path.stem for path in bench.discover(["loop", "lo"], folder=folder)] == ["loop"]
 
 
+def test_a_whole_name_is_that_file_alone(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, model=CLAIM, model_size=CLAIM)
+    assert [path.stem for path in bench.discover(["model"], folder=folder)] == ["model"]
+    assert [path.stem for path in bench.discover(["model_"], folder=folder)] == ["model_size"]
+
+
 def test_an_unknown_name_lists_those_that_exist(tmp_path: Path) -> None:
     folder = _folder(tmp_path, loop=CLAIM, serve=CLAIM)
     with pytest.raises(bench.UnknownBenchmark, match=r"'memory'; there are: loop, serve"):

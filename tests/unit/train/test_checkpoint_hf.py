@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from train.model.checkpoint_hf import WeightProblem, load_model
+from train.model.checkpoint_hf import load_model
 from train.model.config import MoEConfig
 from train.model.embedded import ModelFolderProblem
 from train.model.hf_families import OWN_LAYOUT
 from train.model.hf_layout import choose_layout, explain_layout
+from train.model.stored_weights import WeightProblem
 from train.model.transformer import MoETransformer
 
 SHAPE = {

@@ -104,7 +104,7 @@ def _claims(findings: Findings, num_seeds: int) -> Iterable[Claim]:
 
 def _tell(context: BenchContext, data: str, scenario: str, rows: dict[str, list[Any]]) -> None:
     """The table's part on the terminal, and its page."""
-    from cluster.bench_studies import NUM_TASKS
+    from cluster.bench_images import NUM_TASKS
     from train.continual.metrics import AccuracyMatrix
     from train.continual.report import WayReport, write_report
 
