@@ -2,19 +2,24 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
+import ray
 import ray.train
 
+from cluster.config import REPOSITORY
 from cluster.pretraining import StopQuestion, interrupts
 from tests.pretrain_runs import STEPS, final_state, read_log, tiny_run, write_shards
 from train.launch import run_training
 from train.pretrain.checkpoint_store import CheckpointStore
 from train.pretrain.config import PretrainingConfigError
+from train.pretrain.engine import open_run, run_alone
 from train.pretrain.loop import TrainingFailed
 from train.pretrain.run_log import load_run
 
@@ -114,3 +119,27 @@ def test_a_run_takes_as_many_workers_as_there_is_room_for(tmp_path: Path) -> Non
     assert run_training(config).ending == "finished"
     (start,) = [event for event in read_log(config).events if event.event == "start"]
     assert "dp 1 " in start.detail
+
+
+def test_the_job_goes_on_with_a_run_on_new_data_on_the_cluster_that_runs(tmp_path: Path) -> None:
+    write_shards(tmp_path / "tokens")
+    write_shards(tmp_path / "fresh", seed=1)
+    previous = tiny_run(tmp_path)
+    run_alone(previous)
+    (tmp_path / "next.toml").write_text(
+        f'run = "run"\noutput = "next"\ntokens = {previous.tokens}\nsample_sequences = 64\n'
+        '[[sources]]\nname = "fresh"\nlocation = "fresh"\nheld_out_every = 4\n[schedule]\nwarmup_steps = 2\n'
+    )
+    job = [sys.executable, "-m", "cluster.jobs.continual", "--config", str(tmp_path / "next.toml")]
+    for change in ("workers.num_workers=2", "workers.threads=1", "workers.resources={CPU = 0.5}"):
+        job += ["--set", change]
+    address = ray.get_runtime_context().gcs_address
+    done = subprocess.run(
+        job, env=os.environ | {"RAY_ADDRESS": address}, capture_output=True, text=True, check=False, cwd=REPOSITORY
+    )
+    assert done.returncode == 0, done.stderr
+    assert "whose share is 5%" in done.stderr
+    assert open_run(tmp_path / "next").workers.num_workers == 2
+    log = load_run(tmp_path / "next" / "metrics.jsonl", name="next")
+    assert log.steps[-1].step == STEPS
+    assert set(log.evaluations[-1].by_source) == {"fresh", "walks"}

@@ -81,7 +81,6 @@ def render_html(ways: Sequence[WayReport], *, title: str, note: str = "") -> str
         .render(
             title=title,
             note=note,
-            names=[way.name for way in ways],
             columns=columns,
             rows=[
                 (way.name, [(_figures(way) | dict(way.figures)).get(column, "") for column in columns]) for way in ways
