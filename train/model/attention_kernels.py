@@ -1,7 +1,8 @@
 """Attention of one document after another: full causal, sliding window with sinks, block-sparse. Exact, never S x S.
 
 Queries and keys come in and outputs go out as [batch, heads, seq, dim]; positions count from 0 in each document.
-- full: PyTorch's fused attention; memory grows with the length, never with its square.
+- full: PyTorch's fused attention; memory grows with the length, never with its square. Short rows in bfloat16 on a CPU go
+  through attention_blocks.py.
 - sliding: position i sees j with i - window < j <= i, and the first `num_sinks` positions. Blocks of queries against
   the window before them and the sinks, so time and memory are linear.
 - sparse: as sliding, and each block of queries selects `num_selected_blocks` whole blocks before its window: those whose
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from train.model.attention_blocks import attend_blocks, prefers_blocks
 from train.model.config import AttentionConfig, AttentionKind
 from train.model.segments import Segments
 
@@ -83,6 +85,8 @@ def attend_full(q_BHSd: Queries, k_BKSd: Keys, v_BKSd: Keys, config: AttentionCo
 
     Raises RuntimeError for long inputs if only the quadratic backend could take them, instead of filling the memory.
     """
+    if prefers_blocks(q_BHSd):
+        return attend_blocks(q_BHSd, k_BKSd, v_BKSd)
     if q_BHSd.shape[2] <= FUSED_ONLY_ABOVE:
         return F.scaled_dot_product_attention(q_BHSd, k_BKSd, v_BKSd, is_causal=True, enable_gqa=True)
     with sdpa_kernel(FUSED):
