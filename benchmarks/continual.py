@@ -93,13 +93,25 @@ def _claims(findings: Findings, num_seeds: int) -> Iterable[Claim]:
         f"{num_seeds} seeds; {replay:.1%} and {naive:.1%}",
     )  # fmt: skip
     for scenario in HELD:
-        worst = _values(findings["fashion", scenario, DEFAULT], "worst_forgetting")
+        default = findings["fashion", scenario, DEFAULT]
+        worst = _values(default, "worst_forgetting")
+        least = float(
+            np.mean([_least_loss(*pair) for pair in zip(default, findings["fashion", scenario, "joint"], strict=True)])
+        )
         yield Claim(
             f"worst forgetting, fashion, {scenario}: {DEFAULT}", f"< {MAX_WORST:.0%}", round(100 * float(np.mean(worst)), 2),
-            "%", float(np.mean(worst)) < MAX_WORST,
+            "%", float(np.mean(worst)) < MAX_WORST if least < MAX_WORST else None,
             f"{num_seeds} seeds, {', '.join(f'{value:.1%}' for value in worst)}; "
-            f"learning accuracy {mean('fashion', scenario, DEFAULT, 'learning'):.1%}",
+            f"learning accuracy {mean('fashion', scenario, DEFAULT, 'learning'):.1%}; learning all tasks at once leaves the "
+            f"worst task {least:.1%} below its best score here",
         )  # fmt: skip
+
+
+def _least_loss(finding: Any, joint: Any) -> float:
+    """What the worst earlier task loses to competition alone: its best score, less that of all tasks learned at once."""
+    last = len(finding.matrix.scores) - 1
+    best = [finding.matrix.scores[task:, task].max() for task in range(last)]
+    return float(np.max(best - joint.matrix.scores[-1, :last]))
 
 
 def _tell(context: BenchContext, data: str, scenario: str, rows: dict[str, list[Any]]) -> None:

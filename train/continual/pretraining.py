@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from train.data.batch import IGNORE
 from train.data.loader import LoaderConfig
 from train.data.token_sources import SourceSpec
-from train.pretrain.checkpoint_store import CheckpointStore
+from train.pretrain.checkpoint_store import CHECKPOINTS_NAME, CheckpointStore
 from train.pretrain.config import PretrainingConfig
-from train.pretrain.engine import CHECKPOINTS_NAME, open_run
+from train.pretrain.engine import open_run
 from train.pretrain.export import export_checkpoint, model_of
 from train.pretrain.parallel import open_loader
 from train.pretrain.schedule import ScheduleConfig

@@ -1,7 +1,7 @@
 """Fisher information and the penalty of EWC: closed forms, brute force, what the pass may not change."""
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.continual import FIRST, SECOND, labelled_batch, mlp
-from train.continual.ewc import EWCConfig, EWCRegularizer, fisher_diagonal
+from train.continual.ewc import EWCConfig, EWCRegularizer
+from train.continual.fisher import fisher_diagonal
 from train.continual.method import Learner
 from train.continual.quadratic import Quadratic
 from train.continual.rows import Batch
@@ -142,6 +143,50 @@ def test_a_weight_that_is_in_two_places_counts_once():
     found = fisher_diagonal(Learner(model, "classifier"), lambda: [labelled_batch(seed=6)], kind="exact")
     assert list(found) == ["0.weight"]
     torch.testing.assert_close(found["0.weight"], _brute_force(model, labelled_batch(seed=6))[0])
+
+
+class _Mixed(nn.Module):
+    """Linear layers that are used in every way: once with a row per sample, twice, with several rows per sample, of as many
+    rows as there are samples that are no samples, beside their call, with a frozen weight, with a made weight,
+    before a change in place; and other weights between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.twice, self.of_pieces, self.of_slots, self.beside, self.frozen, self.made, self.last = (
+            nn.Linear(size, size) for size in (6, 6, 3, 6, 6, 6, 6, 6)
+        )
+        self.slots = nn.Parameter(torch.randn(8, 6))
+        self.norm = nn.LayerNorm(6)
+        self.frozen.weight.requires_grad_(False)
+        nn.utils.parametrizations.weight_norm(self.made)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(input=x).relu_()
+        x = self.twice(torch.tanh(self.twice(x)))
+        x = self.of_pieces(x.unflatten(1, (2, 3))).flatten(1)
+        x = x + (x @ self.of_slots(self.slots).T).softmax(1) @ self.slots
+        x = self.norm(self.beside(x) + x @ self.beside.weight.sin())
+        out: Tensor = self.last(self.made(self.frozen(x)))
+        return out
+
+
+@pytest.mark.parametrize("kind", ["exact", "empirical"])
+def test_layers_that_are_used_in_unusual_ways_have_the_same_fisher(kind: Literal["exact", "empirical"]):
+    model, batch = _Mixed(), labelled_batch(seed=1)
+    found = fisher_diagonal(Learner(model, "classifier"), lambda: [batch], kind=kind)
+    trained = [one for one in model.parameters() if one.requires_grad]
+    expected = [torch.zeros_like(one) for one in trained]
+    for row in range(len(batch["x"])):
+        log_p = model(batch["x"][row : row + 1]).log_softmax(1)[0]
+        classes = range(6) if kind == "exact" else [int(batch["y"][row])]
+        for index in classes:
+            chance = float(log_p[index].detach().exp()) if kind == "exact" else 1.0
+            gradients = torch.autograd.grad(log_p[index], trained, retain_graph=True)
+            for total, gradient in zip(expected, gradients, strict=True):
+                total.add_(gradient.square(), alpha=chance / len(batch["x"]))
+    for ours, theirs in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_online_keeps_one_term_and_fades_the_earlier_ones():
