@@ -127,8 +127,8 @@ def export(
     step: Annotated[int | None, typer.Option(help="Checkpoint of this step; default: the last one.", min=0)] = None,
 ) -> None:
     """A committed checkpoint as a Hugging Face folder, which transformers loads and vLLM serves."""
-    from train.pretrain.checkpoint_store import CheckpointStore
-    from train.pretrain.engine import CHECKPOINTS_NAME, open_run
+    from train.pretrain.checkpoint_store import CHECKPOINTS_NAME, CheckpointStore
+    from train.pretrain.engine import open_run
     from train.pretrain.export import export_checkpoint, model_of
 
     config = open_run(run)
@@ -144,8 +144,8 @@ def checkpoints(
     run: Annotated[Path, typer.Argument(help="Output folder of a run.")], as_json: JsonOption = False
 ) -> None:
     """The committed checkpoints of a run."""
-    from train.pretrain.checkpoint_store import CheckpointStore
-    from train.pretrain.engine import CHECKPOINTS_NAME, open_run
+    from train.pretrain.checkpoint_store import CHECKPOINTS_NAME, CheckpointStore
+    from train.pretrain.engine import open_run
 
     open_run(run)
     found = CheckpointStore(run / CHECKPOINTS_NAME).committed()

@@ -19,9 +19,9 @@ from train.data.filesystem import resolve
 from train.data.storage import HDF5Storage
 from train.data.token_shard import TokenFormat
 from train.pretrain.checkpoint_load import CheckpointReader
-from train.pretrain.checkpoint_store import CheckpointStore
+from train.pretrain.checkpoint_store import CHECKPOINTS_NAME, CheckpointStore
 from train.pretrain.config import PretrainingConfig
-from train.pretrain.engine import CHECKPOINTS_NAME, PretrainingEngine
+from train.pretrain.engine import PretrainingEngine
 from train.pretrain.loop import RunEnd
 from train.pretrain.run_log import RunLog, load_run
 

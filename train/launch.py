@@ -7,16 +7,19 @@ configuration, a damaged checkpoint, a loss that does not recover) is not tried 
 """
 
 import functools
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 from train.allocator import training_environment
-from train.pretrain.checkpoint_files import CheckpointError
+from train.pretrain.agreement import REFUSALS
 from train.pretrain.config import PretrainingConfig, PretrainingConfigError
 from train.pretrain.loop import RunEnd, TrainingFailed
 from train.pretrain.parallel import check_run
+
+logger = logging.getLogger(__name__)
 
 StopReason = Callable[[], str | None]
 START_TIMEOUT_S = 900
@@ -127,7 +130,8 @@ def _train_worker(values: Mapping[str, Any], *, stop_reason: StopReason | None) 
             report=lambda metrics: ray.train.report(dict(metrics)),
         )
         return engine.run()
-    except (ValueError, TrainingFailed, CheckpointError) as error:
+    except REFUSALS as error:
+        logger.exception("the run ends, and is not tried again")
         return _Refusal(str(error))
 
 

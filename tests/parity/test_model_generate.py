@@ -15,7 +15,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from tests.model_families import FAMILIES, SHAPE
 from train.model.checkpoint_hf import load_model
-from train.model.generate import SamplingConfig, choose_tokens
+from train.model.generate import SamplingConfig, choose_tokens, generate
 from train.model.transformer import MoETransformer
 
 NUM_DRAWS = 8192
@@ -180,6 +180,15 @@ def test_greedy_tokens_of_a_left_padded_batch_equal_transformers(family: Family)
     assert [one.token_ids for one in results] == wanted
     assert {one.finish_reason for one in results} == {"length"}
     assert all(len(set(row)) > 3 for row in wanted)  # a model that repeats one token would hide errors
+
+
+def test_generation_goes_on_with_the_tokens_that_are_decided_on(family: Family):
+    """Processes that share a model take one's."""
+    _, ours = _load_both(family, eos=None)
+    results = generate(
+        ours, PROMPTS, SamplingConfig(max_new_tokens=3), decide=lambda tokens: torch.full_like(tokens, 7)
+    )
+    assert [one.token_ids for one in results] == [[7, 7, 7]] * len(PROMPTS)
 
 
 def test_log_probabilities_equal_those_of_transformers_scores(family: Family):

@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import math
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import torch
 
 from tests.pretrain_runs import STEPS, Kill, final_state, loader_state, read_log, run_rank, tiny_run, write_shards
 from tests.ranks import RanksFailed, run_ranks
+from train.data.batch import TokenBatch
+from train.data.stored_file import UnreadableFile
 from train.model.checkpoint_hf import load_model
 from train.model.config import RopeConfig
 from train.pretrain import engine as engine_module
@@ -20,6 +24,7 @@ from train.pretrain.config import PretrainingConfig
 from train.pretrain.engine import PretrainingEngine
 from train.pretrain.export import export_checkpoint
 from train.pretrain.loop import RunEnd
+from train.pretrain.parallel import check_run
 from train.pretrain.step import StepSums
 
 TWO = {"workers__num_workers": 2, "parallel__ep": 2, "parallel__zero_stage": 2}
@@ -176,6 +181,33 @@ def test_a_step_that_is_not_finite_is_skipped_and_changes_nothing(data: Path, tm
     assert last.manifest.shared["num_updates"] == STEPS - 1
 
 
+def test_a_checkpoint_that_is_due_behind_a_skipped_step_is_saved_behind_the_next(data: Path, tmp_path: Path) -> None:
+    config = tiny_run(data, output=tmp_path / "run", checkpoint__keep_last=10)
+    run_ranks(_run_with_nan, 1, config, (2,))
+    steps = [info.step for info in CheckpointStore(config.output / "checkpoints").committed()]
+    assert steps == [0, 4, 6, 9, 12]
+
+
+def _run_stopped(rank: int, world: int, config: PretrainingConfig, step: int) -> RunEnd:
+    """Asked to stop behind a step, on the last rank."""
+    engine: PretrainingEngine
+    engine = PretrainingEngine(
+        config, device=torch.device("cpu"),
+        stop_reason=lambda: "asked" if rank == world - 1 and engine.state.step >= step else None,
+    )  # fmt: skip
+    return engine.run()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_stop_behind_a_checkpoint_does_not_write_it_again(data: Path, tmp_path: Path, world: int) -> None:
+    config = tiny_run(data, output=tmp_path / "run", **(TWO if world == 2 else {}))
+    store = CheckpointStore(config.output / "checkpoints")
+    for step, steps in ((6, [0, 3, 6]), (6, [0, 3, 6]), (7, [3, 6, 7])):
+        ends = run_ranks(_run_stopped, world, config, step)
+        assert [(end.ending, end.step) for end in ends] == [("stopped", step)] * world
+        assert [info.step for info in store.committed()] == steps
+
+
 def test_a_loss_that_stays_bad_goes_back_to_the_last_checkpoint_and_reads_on_behind_it(
     data: Path, tmp_path: Path
 ) -> None:
@@ -191,16 +223,36 @@ def test_a_loss_that_stays_bad_goes_back_to_the_last_checkpoint_and_reads_on_beh
 
 
 def test_another_model_or_batch_is_refused_and_leaves_the_run_as_it_was(runs: dict[int, PretrainingConfig]) -> None:
+    """Nor is anything of it deleted, though the new configuration keeps less."""
     config = runs[1]
-    before = (config.output / "config.json").read_bytes()
+    before = _files(config.output)
     theta = config.model.replace(rope=RopeConfig(theta=5e5))
+    keeps_less = {"checkpoint": config.checkpoint.model_copy(update={"keep_last": 1})}
     for change, words in (
         ({"model": theta}, r"model\.rope = .*500000\.0.* here, and .*10000\.0.* in the run"),
         ({"global_batch_size": 4}, "global_batch_size = 4 here, and 8 in the run"),
     ):
         with pytest.raises(RanksFailed, match=words):
-            run_ranks(run_rank, 1, config.model_copy(update=change))
-    assert (config.output / "config.json").read_bytes() == before
+            run_ranks(run_rank, 1, config.model_copy(update=change | keeps_less))
+    assert _files(config.output) == before
+
+
+def _files(folder: Path) -> dict[Path, int]:
+    """When each was changed last."""
+    return {
+        path: path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.is_file() and "tensorboard" not in path.parts
+    }
+
+
+def test_a_run_that_goes_on_does_not_need_the_folder_that_it_began_with(
+    runs: dict[int, PretrainingConfig], tmp_path: Path
+) -> None:
+    start = {"start_from": tmp_path / "gone"}
+    check_run(runs[1].model_copy(update=start))
+    with pytest.raises(ValueError, match="gone"):
+        check_run(runs[1].model_copy(update=start | {"output": tmp_path / "new"}))
 
 
 def _run_preempted(rank: int, world: int, config: PretrainingConfig) -> RunEnd:
@@ -244,6 +296,42 @@ def test_going_back_without_a_checkpoint_says_why_there_is_none(data: Path, tmp_
         RanksFailed, match=r"TrainingFailed: there is no checkpoint to go back to .*Read-only file system"
     ):
         run_ranks(_run_without_saves, 1, tiny_run(data, output=tmp_path / "run"))
+
+
+def _run_with_unreadable_rows(rank: int, world: int, config: PretrainingConfig, error: Exception) -> str:
+    """Rank 1 cannot read its rows of the fourth batch; what each rank raises."""
+    engine = PretrainingEngine(config, device=torch.device("cpu"))
+    if rank == 1:
+        read, count = engine.trainer.read, iter(range(100))
+
+        def fail(batches: Iterator[TokenBatch]) -> Any:
+            return read(_raising(error) if next(count) == 3 else batches)
+
+        engine.trainer.read = fail  # type: ignore[method-assign]
+    with pytest.raises(type(error) if rank == 1 else RuntimeError) as caught:
+        engine.run()
+    return f"{caught.type.__name__}: {caught.value}"
+
+
+def _raising(error: Exception) -> Iterator[TokenBatch]:
+    yield from ()
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [(UnreadableFile("00.h5 is damaged"), "TrainingFailed"), (OSError("the network is gone"), "RuntimeError")],
+)
+def test_what_one_rank_cannot_read_ends_all_at_once_with_its_words_and_what_was_saved_stays(
+    data: Path, tmp_path: Path, error: Exception, name: str
+) -> None:
+    config = tiny_run(data, output=tmp_path / "run", **TWO, parallel__timeout_s=300)
+    start = time.monotonic()
+    told = run_ranks(_run_with_unreadable_rows, 2, config, error)
+    assert told == [f"{name}: rank 1: {error}", f"{type(error).__name__}: {error}"]
+    assert time.monotonic() - start < 60
+    if isinstance(error, ValueError):
+        assert [info.step for info in CheckpointStore(config.output / "checkpoints").committed()] == [0, 3]
 
 
 def _run_with_one_failing_rank(rank: int, world: int, config: PretrainingConfig) -> RunEnd:

@@ -1,9 +1,9 @@
 """Causal attention of short rows in bfloat16 on a CPU: blocks of queries against all keys before them, by plain products.
 
-PyTorch's flash kernel for CPUs multiplies tiles that are too small for oneDNN. Rows of 512 tokens took 0.4 to 0.5 of its time
-so, forward and backward, and rows of 1,024 two thirds (AVX-512; benchmarks/model_attention.py). Probabilities are kept for
-the backward pass, half of [seq, seq] per head; so long rows stay with the flash kernel, whose memory is linear. Scores are
-rounded to bfloat16 before the softmax, which computes in float32, as in transformers' eager attention.
+PyTorch's flash kernel for CPUs multiplies tiles that are too small for oneDNN. Rows of 512 tokens took 0.4 to 0.5 of its
+time so, forward and backward, and rows of 1,024 two thirds (AVX-512; benchmarks/model_attention_blocks.py). Probabilities are
+kept for the backward pass, half of [seq, seq] per head; so long rows stay with the flash kernel, of linear memory. Scores
+are rounded to bfloat16 before the softmax, which computes in float32, as in transformers' eager attention.
 """
 
 import torch

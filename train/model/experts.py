@@ -87,9 +87,31 @@ def run_grouped_mm(
         return x.new_zeros(x.shape) + sum(t[:0].sum() for t in (x, weights, *matrices))
     ends = counts.cumsum(0).to(torch.int32)
     rows = x.index_select(0, order // expert_ids.shape[1])
-    gate, up = (F.grouped_mm(rows, w.transpose(1, 2), offs=ends) for w in (w1, w3))
-    out = F.grouped_mm(product(gate, up), w2.transpose(1, 2), offs=ends)
-    return _combine(out, places, weights)
+    gate, up = (_grouped_mm(rows, w, ends) for w in (w1, w3))
+    return _combine(_grouped_mm(product(gate, up), w2, ends), places, weights)
+
+
+class _GroupedMatmul(torch.autograd.Function):
+    """Keeps the parameter itself for the backward pass: of a view DeepSpeed's ZeRO-3 could not free the gathered weights."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, matrices, ends)
+        return F.grouped_mm(rows, matrices.transpose(1, 2), offs=ends)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        rows, matrices, ends = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_rows = F.grouped_mm(grad, matrices, offs=ends) if ctx.needs_input_grad[0] else None
+        grad_matrices = F.grouped_mm(grad.T, rows, offs=ends) if ctx.needs_input_grad[1] else None
+        return grad_rows, grad_matrices, None
+
+
+def _grouped_mm(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+    """rows @ matrices[expert].T of each expert's rows."""
+    return cast(Tensor, _GroupedMatmul.apply(rows, matrices, ends))  # type: ignore[no-untyped-call]
 
 
 def sort_rows(

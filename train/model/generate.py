@@ -6,7 +6,7 @@ rounding; but rotations of kind dynamic and longrope look at the longest row, as
 users; this is what training, evaluation and tests use.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -56,8 +56,19 @@ class Generated:
     finish_reason: Literal["stop", "length"] = "length"
 
 
+Decide = Callable[[Int[Tensor, " batch"]], Int[Tensor, " batch"]]
+"""Takes the tokens that were chosen here and gives those that count: processes that share a model have to go on with the same
+ones, and end together, though their logits may differ in the last bits."""
+
+
 @torch.no_grad()
-def generate(model: "MoETransformer", prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> list[Generated]:
+def generate(
+    model: "MoETransformer",
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingConfig,
+    *,
+    decide: Decide = lambda tokens: tokens,
+) -> list[Generated]:
     """Continue each prompt (token ids); results in the order of the prompts.
 
     Raises ValueError for an empty prompt, for token ids beyond the vocabulary, and where the longest prompt and
@@ -67,12 +78,14 @@ def generate(model: "MoETransformer", prompts: Sequence[Sequence[int]], sampling
     was_training = model.training
     model.eval()
     try:
-        return _generate(model, prompts, sampling)
+        return _generate(model, prompts, sampling, decide)
     finally:
         model.train(was_training)
 
 
-def _generate(model: "MoETransformer", prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> list[Generated]:
+def _generate(
+    model: "MoETransformer", prompts: Sequence[Sequence[int]], sampling: SamplingConfig, decide: Decide
+) -> list[Generated]:
     device = model.device
     width = max(map(len, prompts))
     padding = torch.tensor([width - len(prompt) for prompt in prompts])
@@ -91,7 +104,7 @@ def _generate(model: "MoETransformer", prompts: Sequence[Sequence[int]], samplin
         output = model(input_ids, attention_mask=attention_mask if step == 0 else None, cache=cache, logits_to_keep=1)
         assert output.logits is not None
         logits = output.logits[:, -1].float()
-        tokens = choose_tokens(logits, draws[active, step].to(device), sampling)
+        tokens = decide(choose_tokens(logits, draws[active, step].to(device), sampling))
         logprobs = logits.log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1)
         for row, token, logprob in zip(active, tokens.tolist(), logprobs.tolist(), strict=True):
             results[row].token_ids.append(token)

@@ -107,9 +107,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if needs_weight and grad_weight is None:
             grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         ctx.has_gaps, ctx.shape = has_gaps, hidden.shape
-        ctx.save_for_backward(
-            rows if has_gaps else None, grad_kept, None if grad_weight is None else grad_weight.to(weight.dtype)
-        )
+        if grad_weight is not None and weight.dtype != torch.float16:  # which a sum over many tokens can overflow
+            grad_weight = grad_weight.to(weight.dtype)
+        ctx.weight_dtype = weight.dtype
+        ctx.save_for_backward(rows if has_gaps else None, grad_kept, grad_weight)
         return total
 
     @staticmethod
@@ -118,11 +119,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows, grad_kept, grad_weight = ctx.saved_tensors
         grad_hidden = None
         if grad_kept is not None:
-            grad_hidden = grad_kept * grad_total.to(grad_kept.dtype)
+            grad_hidden = (grad_kept.float() * grad_total).to(grad_kept.dtype)
             if ctx.has_gaps:
                 grad_hidden = grad_hidden.new_zeros(ctx.shape).index_copy_(0, rows, grad_hidden)
         if grad_weight is not None:
-            grad_weight = grad_weight * grad_total.to(grad_weight.dtype)
+            grad_weight = (grad_weight.float() * grad_total).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None, None, None
 
 

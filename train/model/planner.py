@@ -43,6 +43,8 @@ class PlanRequest(BaseModel):
     """Of matmuls."""
     price_usd_per_hour: float | None = Field(None, gt=0)
     """Of one GPU; None takes plan.GPUS."""
+    engine: Engine | None = None
+    """Only plans that this one runs; None: that any runs."""
     assumptions: Assumptions = Assumptions()
     """Efficiencies."""
 
@@ -101,7 +103,8 @@ def make_plans(costs: ModelCosts, request: PlanRequest) -> Planning:
     considered = 0
     for plan in _candidates(costs, request.gpus, sequences=sequences, device=device):
         refusal = refusals(plan, costs)
-        engines = tuple(engine for engine in ENGINES if engine not in refusal)
+        wanted = ENGINES if request.engine is None else (request.engine,)
+        engines = tuple(engine for engine in wanted if engine not in refusal)
         if not engines:
             for engine, reason in refusal.items():
                 refused[f"{engine}: {reason}"] = refused.get(f"{engine}: {reason}", 0) + 1

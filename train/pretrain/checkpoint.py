@@ -186,9 +186,13 @@ class CheckpointManager:
         self.save(step, pieces, shared=shared, own=own)
         info = self.wait()
         assert info is not None
-        assert self._thread is not None
-        self._thread.join()
+        self.leave()
         return info
+
+    def leave(self) -> None:
+        """Let what is in flight be committed, or fail: for an end that all ranks come to. The loop's thread asks no more."""
+        if self._thread is not None:
+            self._thread.join()
 
     @property
     def timings(self) -> SaveTimings | None:
@@ -218,8 +222,8 @@ class CheckpointManager:
             one.plan.tensors.clear()
             one.staged.set()
             one.done.set()
-        if self.rank == 0 and one.info is not None:
-            self._tidy()
+        if one.info is not None:
+            self.tidy()
 
     def _write(self, one: _Save, data: Bytes) -> None:
         one.folder.mkdir(parents=True, exist_ok=True)
@@ -244,8 +248,11 @@ class CheckpointManager:
         one.info = CheckpointInfo(one.folder, complete)
         logger.info("saved %s: %d bytes by %d ranks", one.info.name, one.info.size_bytes, self.world_size)
 
-    def _tidy(self) -> None:
-        """Rank 0's, behind a commit: all ranks have come to that save, so none still writes to one that failed before it."""
+    def tidy(self) -> None:
+        """Rank 0's, behind a commit or the load of one: deletes checkpoints beyond `keep_last`, and what saves left that
+        failed. All ranks have come to that commit, so none still writes to one that failed before it."""
+        if self.rank:
+            return
         with self._is_tidying:
             failed, self._failed_folders = self._failed_folders, []
             try:
@@ -276,25 +283,16 @@ class CheckpointManager:
         """The checkpoint committed last. Raises UnknownVersion for one of another version of this package."""
         return self.store.latest()
 
-    def committed(self) -> list[CheckpointInfo]:
-        """All, the first committed first. Raises as `latest`."""
-        return self.store.committed()
-
-    def find(self, which: int | str) -> CheckpointInfo:
-        """By step, or by name. Raises CheckpointError naming those that there are."""
-        return self.store.find(which)
-
     def await_name(self, name: str) -> CheckpointInfo:
-        """One that rank 0 sees. Raises as `find` if it does not appear here within VISIBLE_AFTER_S."""
+        """One that rank 0 sees. Raises CheckpointError if it does not appear here within VISIBLE_AFTER_S."""
         return self.store.await_name(name, timeout_s=VISIBLE_AFTER_S)
 
     def begin_attempt(self) -> None:
-        """Rank 0's, before any save: takes the folder over from the attempt before, which can commit nothing from then on;
-        deletes what others left without a manifest, and checkpoints beyond `keep_last`."""
+        """Rank 0's, before any save: takes the folder over from the attempt before, which can commit nothing from then on, and
+        deletes what others left without a manifest."""
         if self.rank == 0:
             self.store.claim(self.attempt)
             self.store.clean(except_of=self.attempt)
-            self.store.retain(keep_last=self.config.keep_last, keep_every=self.config.keep_every)
 
     def load(self, info: CheckpointInfo, pieces: Iterable[TensorPiece], *, agree: Agree | None = None) -> LoadedState:
         """Fill the tensors of `pieces` from whatever ranks saved them: see checkpoint_load.load_pieces."""

@@ -103,7 +103,7 @@ def load_pieces(
     world_size: int,
     agree: Agree | None,
 ) -> LoadedState:
-    """Fill every piece, owner or not. `agree`: each rank then hashes its share of the files, and all raise what one finds.
+    """Fill every piece, owner or not. `agree`: each rank then hashes its share of the files, and all raise what one meets.
 
     Raises CheckpointError naming the file or the tensor.
     """
@@ -117,18 +117,30 @@ def load_pieces(
         if info.manifest.world_size == world_size:
             own = read_index(info, rank).own
         verify(info, rank=rank if agree else 0, world_size=world_size if agree else 1)
-    except DamagedFile as error:
-        problem = f"{error}; {CheckpointStore(info.folder.parent).advice(info.folder)}"
     except CheckpointError as error:
-        problem = str(error)
+        problem = _explain(error, info)
+    _raise_any(problem, agree)
+    assert reader is not None
+    try:
+        with reader:
+            for piece in wanted:
+                reader.read_into(piece.tensor, kind=piece.kind, name=piece.name, offsets=piece.offsets)
+    except CheckpointError as error:
+        problem = _explain(error, info)
+    _raise_any(problem, agree)
+    return LoadedState(info.manifest.shared, own)
+
+
+def _explain(error: CheckpointError, info: CheckpointInfo) -> str:
+    advice = f"; {CheckpointStore(info.folder.parent).advice(info.folder)}" if isinstance(error, DamagedFile) else ""
+    return f"{error}{advice}"
+
+
+def _raise_any(problem: str | None, agree: Agree | None) -> None:
+    """On all ranks what one of them met, its own first."""
     problems = [problem] if agree is None else agree(problem)
     if found := [text for text in problems if text is not None]:
         raise CheckpointError(problem or found[0])
-    assert reader is not None
-    with reader:
-        for piece in wanted:
-            reader.read_into(piece.tensor, kind=piece.kind, name=piece.name, offsets=piece.offsets)
-    return LoadedState(info.manifest.shared, own)
 
 
 def _check_wanted(wanted: list[TensorPiece], saved: Mapping[TensorKey, SavedTensor]) -> None:

@@ -25,6 +25,8 @@ from train.pretrain.checkpoint_files import (
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINTS_NAME = "checkpoints"
+"""The folder of these in a run's."""
 ATTEMPT_NAME = "attempt"
 """Holds the token of the attempt that writes here: the one that began last."""
 DELETED_PREFIX = ".deleted-"
@@ -94,7 +96,10 @@ class CheckpointStore:
         with contextlib.suppress(CheckpointError, OSError):
             for info in reversed(self.committed()):
                 if info.folder != other_than and info.is_complete:
-                    return f"resume from {info.name} (step {info.step}), the newest other one that looks intact"
+                    return (
+                        f"move {other_than} away: the run then goes on from {info.name} (step {info.step}), the newest other "
+                        "one that looks intact"
+                    )
         return f"{self.folder} holds no other checkpoint that looks intact; restore the file or start again"
 
     def retain(self, *, keep_last: int, keep_every: int | None) -> None:
@@ -129,11 +134,18 @@ class CheckpointStore:
     def delete(self, folder: Path) -> None:
         """A folder of a save, if it is there."""
         going = folder.with_name(DELETED_PREFIX + folder.name)
-        with contextlib.suppress(FileNotFoundError):
-            folder.rename(going)
-            sync_path(self.folder)
+        if going.exists():  # left by a deletion that was cut off, of a folder of the same name
             _remove(going)
-            logger.info("deleted %s", folder)
+        try:
+            folder.rename(going)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            logger.warning("%s stays for now: %s", folder, error)
+            return
+        sync_path(self.folder)
+        _remove(going)
+        logger.info("deleted %s", folder)
 
     def _step_folders(self) -> Iterator[tuple[Path, str]]:
         """Folders by that name, each with its attempt."""

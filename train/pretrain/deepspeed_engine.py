@@ -130,7 +130,7 @@ class DeepSpeedEngine:
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> list[Generated]:
         """See TrainingEngine."""
-        return self.stage.model.generate(prompts, sampling)
+        return self.stage.generate(prompts, sampling)
 
     # The state.
 

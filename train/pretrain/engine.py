@@ -23,16 +23,18 @@ from torch._C._distributed_c10d import HashStore
 
 from train.model.checkpoint_hf import load_boxes
 from train.model.costs import count_costs
+from train.pretrain.agreement import REFUSALS, agree, together
 from train.pretrain.anomaly import AnomalyState
 from train.pretrain.checkpoint import CheckpointManager
 from train.pretrain.checkpoint_files import CheckpointError, CheckpointInfo, TakenOver, write_durably
+from train.pretrain.checkpoint_store import CHECKPOINTS_NAME
 from train.pretrain.config import PretrainingConfig, PretrainingConfigError
 from train.pretrain.evaluation import Evaluator
 from train.pretrain.export import export_checkpoint
 from train.pretrain.flops import peak_flops
 from train.pretrain.initialise import initialise
 from train.pretrain.loop import RunEnd, TrainingFailed, train
-from train.pretrain.parallel import DistributedTrainer4D, agree, check_run
+from train.pretrain.parallel import DistributedTrainer4D, check_run
 from train.pretrain.random_state import random_state, set_random_state
 from train.pretrain.report import write_report
 from train.pretrain.run_log import RunLog, load_run
@@ -42,7 +44,7 @@ from train.pretrain.step import StepSums
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS_NAME, CONFIG_NAME, REPORT_NAME = "checkpoints", "config.json", "report.html"
+CONFIG_NAME, REPORT_NAME = "config.json", "report.html"
 MAX_FAILED_SAVES = 3
 """In a row: then the run ends, since what it learns could be lost."""
 PREEMPTION_EVERY_S = 5.0
@@ -84,23 +86,21 @@ class PretrainingEngine:
         """
         self.config, self.stop_reason = config, stop_reason
         self._report, self._is_preempted = report, is_preempted
-        self._was_preempted = self._saves_now = False
+        self._was_preempted = self._is_preemption_unsaved = False
+        self._saves_now = self._owes_save = False
+        self._saved_step: int | None = None
+        """Of the last checkpoint; None behind a rewind, where the place in the data is another than in any checkpoint."""
         self._asked_at = -math.inf
         self.trainer = DistributedTrainer4D(config, device=device)
-        self.loader = self.trainer.loader(config.data.sources)
-        self.evaluator = Evaluator(self.trainer, tokenizer=config.tokenizer_folder)
+        self.loader = together(lambda: self.trainer.loader(config.data.sources))
+        self.evaluator = together(lambda: Evaluator(self.trainer, tokenizer=config.tokenizer_folder))
         self.is_first_rank = dist.get_rank() == 0
         self.attempt = agree(uuid.uuid4().hex[:12])[0] or ""
         self.checkpoints = CheckpointManager(
             config.output / CHECKPOINTS_NAME, config=config.checkpoint, rank=dist.get_rank(),
             world_size=dist.get_world_size(), attempt=self.attempt,
         )  # fmt: skip
-        self.writer: RunWriter | None = None
-        if self.is_first_rank:
-            self.writer = RunWriter(
-                config.output, every_steps=config.log_every_steps, total_steps=config.total_steps, publish=publish,
-                on_progress=on_progress,
-            )  # fmt: skip
+        self.writer = together(lambda: self._open_writer(publish, on_progress) if self.is_first_rank else None)
         self.state, self.timer = RunState(), PhaseTimer()
         self._failed_saves: list[str] = []
         self._taken_over: str | None = None
@@ -115,11 +115,21 @@ class PretrainingEngine:
             self._begin()
             end = train(self)
             self._finish(end)
+        except REFUSALS:  # which all ranks meet together: a checkpoint that is on its way is not given up
+            self.checkpoints.leave()
+            raise
         finally:
             self.loader.close()
             if self.writer is not None:
                 self.writer.close()
         return end
+
+    def _open_writer(self, publish: Publish, on_progress: OnProgress) -> RunWriter:
+        config = self.config
+        return RunWriter(
+            config.output, every_steps=config.log_every_steps, total_steps=config.total_steps, publish=publish,
+            on_progress=on_progress,
+        )  # fmt: skip
 
     # What the loop calls.
 
@@ -161,11 +171,13 @@ class PretrainingEngine:
         """Before a step, on all ranks at once: whether one of them was asked to stop. Now and then machines that will be taken
         away are asked for. Raises TrainingFailed where checkpoints cannot be written."""
         is_preemption_due = not self._was_preempted and time.perf_counter() - self._asked_at > PREEMPTION_EVERY_S
-        is_stopped, is_stuck, is_due = self.trainer.any_rank(
-            self.stop_reason() is not None, self._is_stuck, is_preemption_due
+        is_stopped, is_stuck, is_due, is_unsaved = self.trainer.any_rank(
+            self.stop_reason() is not None, self._is_stuck, is_preemption_due, self._is_preemption_unsaved
         )
         if is_stuck:
             raise TrainingFailed(self._explain_saves())
+        if is_unsaved:
+            self._saves_now, self._is_preemption_unsaved = True, False
         if is_due:
             self._ask_preemption()
         return is_stopped
@@ -179,18 +191,22 @@ class PretrainingEngine:
     def is_save_due(self) -> bool:
         """After this step: by the configuration, at the end, or because machines will be taken away."""
         step, config = self.state.step, self.config
-        if self._saves_now:
-            self._saves_now = False
-            return True
-        # Not behind a step that was skipped: going back has to lead to where all was well.
+        self._owes_save |= step % config.checkpoint.every_steps == 0
+        # Not behind a step that was skipped, but behind the next: going back has to lead to where all was well.
         is_sane = self.state.anomaly.num_skips == 0
-        return (is_sane and step % config.checkpoint.every_steps == 0) or step == config.total_steps
+        is_due = self._saves_now or (self._owes_save and is_sane) or step == config.total_steps
+        if is_due:
+            self._saves_now = self._owes_save = False
+        return is_due
 
     def save(self, *, is_last: bool = False) -> None:
-        """Begin a checkpoint, when the one before it is done; the last one is waited for. A failure is counted, not raised:
-        training goes on, until that was tried too often. Of the last one it is raised."""
+        """Begin a checkpoint, when the one before it is done; the last one is waited for, if there is none of this step yet. A
+        failure is counted, not raised: training goes on, until that was tried too often. Of the last one it is raised."""
         self._settle()
         state, trainer = self.state, self.trainer
+        if is_last and not trainer.any_rank(self._saved_step != state.step)[0]:
+            self.checkpoints.leave()
+            return
         shared = {
             "step": state.step, "tokens": state.tokens, "num_updates": trainer.engine.num_updates,
             "loader": self.loader.state_dict(), "precision": trainer.precision.state_dict(),
@@ -215,6 +231,7 @@ class PretrainingEngine:
             info = self.checkpoints.poll()
         except CheckpointError as error:
             self._failed_saves.append(str(error))
+            self._is_preemption_unsaved = self._was_preempted
             if isinstance(error, TakenOver):
                 self._taken_over = str(error)
             self.tell("checkpoint failed", str(error))
@@ -251,6 +268,7 @@ class PretrainingEngine:
         self.state.anomaly = anomaly
         behind = self.loader.state_dict()["position"]
         self.loader.skip((position - behind) // self.config.global_batch_size)
+        self._saved_step = None
         self._step_end = time.perf_counter()
 
     def tell(self, event: str, detail: str) -> None:
@@ -261,25 +279,33 @@ class PretrainingEngine:
     # Beginning and end.
 
     def _begin(self) -> None:
-        self.checkpoints.begin_attempt()
-        info = self._latest()
+        """What cannot go on is refused before the folder is taken over from whoever may be at work there."""
+        if (info := self._latest()) is not None:
+            _check_same(self.config, info)
+            self.loader.load_state_dict(info.manifest.shared["loader"])
+        together(self.checkpoints.begin_attempt)
+        info = self._latest()  # the attempt before may have committed until then
         how = f"attempt {self.attempt}, {self.trainer.plan.describe()}, {self.trainer.precision.compute_dtype}"
         if info is None:
             self._first_weights()
         else:
-            _check_same(self.config, info)
             self._restore(info)
+            self.checkpoints.tidy()
         self.tell("start" if info is None else "resume", how if info is None else f"{how}, from {info.name}")
-        if self.is_first_rank:
-            text = self.config.model_dump_json(indent=1).encode() + b"\n"
-            write_durably(self.config.output / CONFIG_NAME, text)
+        together(self._write_config)
         if info is None:
             self.save()
         self._step_end = time.perf_counter()
 
+    def _write_config(self) -> None:
+        if self.is_first_rank:
+            text = self.config.model_dump_json(indent=1).encode() + b"\n"
+            write_durably(self.config.output / CONFIG_NAME, text)
+
     def _first_weights(self) -> None:
         config, pieces = self.config, self.trainer.engine.pieces()
-        if config.start_from is None:
+        folder = config.start_from
+        if folder is None:
             initialise(pieces, seed=config.seed, std=config.model.initializer_range)
         else:
             boxes = (
@@ -287,15 +313,15 @@ class PretrainingEngine:
                 for piece in pieces
                 if piece.kind in ("weight", "buffer") and piece.name != LOAD_NAME and piece.tensor.numel()
             )
-            load_boxes(config.start_from, config.model, boxes)
-            self.tell("weights", f"from {config.start_from}")
+            together(lambda: load_boxes(folder, config.model, boxes))
+            self.tell("weights", f"from {folder}")
         self.trainer.engine.weights_changed()
 
     def _latest(self) -> CheckpointInfo | None:
         """The newest committed checkpoint, as rank 0 sees it: a shared file system may show it to others later."""
-        seen = self.checkpoints.latest() if self.is_first_rank else None
+        seen = together(lambda: self.checkpoints.latest() if self.is_first_rank else None)
         name = agree(None if seen is None else seen.name)[0]
-        return None if name is None else self.checkpoints.await_name(name)
+        return None if name is None else together(lambda: self.checkpoints.await_name(name))
 
     def _restore(self, info: CheckpointInfo) -> None:
         engine = self.trainer.engine
@@ -309,9 +335,11 @@ class PretrainingEngine:
         self.state.anomaly = AnomalyState.model_validate(shared["anomaly"])
         if loaded.own is not None:
             set_random_state(loaded.own["random"])
+        self._saved_step, self._owes_save = info.step, False
 
     def _saved(self, info: CheckpointInfo) -> None:
         self._failed_saves.clear()
+        self._saved_step, self._is_preemption_unsaved = info.step, False
         self.tell("checkpoint", info.name)
 
     def _finish(self, end: RunEnd) -> None:

@@ -59,8 +59,9 @@ class Evaluator:
         sums, counts = {}, {}
         for index, source in enumerate(self.sources):
             total, count, name = 0.0, 0, source.name or f"source {index}"
-            for batch in self._batches(source):
-                micro_batches, totals = self._trainer.divide(batch)
+            batches = self._batches(source)
+            while found := self._trainer.read(batches):
+                micro_batches, totals = found
                 total += self._trainer.engine.evaluate(micro_batches)
                 count += totals.num_loss_tokens
             sums[name], counts[name] = total, count

@@ -50,7 +50,9 @@ def train(run: "PretrainingEngine") -> RunEnd:
             return RunEnd("stopped", state.step, state.tokens, run.stop_reason() or "another rank was asked to stop")
 
         with timer("data"):
-            micro_batches, totals = run.trainer.divide(next(run.loader))
+            found = run.trainer.read(run.loader)
+            assert found is not None, "the loader has no end"
+            micro_batches, totals = found
         with timer("forward and backward"):
             sums = engine.run(micro_batches, totals, scale=precision.scale)
             norm = engine.gradient_norm()

@@ -38,7 +38,7 @@ ADAMW_UPDATE_RMS = 0.2
 class OptimizerConfig(BaseModel):
     """How gradients change parameters."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     kind: Literal["adamw", "muon"] = "adamw"
     """muon costs half of AdamW's state for hidden matrices, and their whole gradients on every rank that has a part."""

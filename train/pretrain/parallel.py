@@ -4,7 +4,8 @@ In: a configuration, and torch.distributed initialised by whoever started the pr
 steps with, whatever the plan: data parallel with ZeRO, tensor, pipeline, expert and context parallel.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,10 +21,12 @@ from train.model.plan import Engine, ParallelPlan, refusals, shape_problems
 from train.model.planner import PlanRequest, make_plans
 from train.model.ranks import check_division
 from train.model.transformer import MoETransformer
+from train.pretrain.agreement import agree, raise_together
+from train.pretrain.checkpoint_store import CHECKPOINTS_NAME, CheckpointStore
 from train.pretrain.config import PretrainingConfig, PretrainingConfigError
 from train.pretrain.mesh import RankMesh, limit_waiting
 from train.pretrain.native import NativeEngine
-from train.pretrain.precision import MixedPrecisionManager
+from train.pretrain.precision import FP8_MULTIPLE, MixedPrecisionManager, has_float16
 from train.pretrain.step import MicroBatch, StepTotals, TrainingEngine
 
 
@@ -39,6 +42,12 @@ def resolve_plan(config: PretrainingConfig, *, world_size: int) -> ParallelPlan:
     if problems:
         raise PretrainingConfigError(f"parallel ({plan.describe()}): {problems[0]}")
     check_division(config.model, tp=plan.tp, cp=plan.cp, ep=plan.ep)
+    positions = plan.micro_batch * config.data.sequence_length // plan.cp
+    if config.precision.kind == "fp8" and positions % FP8_MULTIPLE:
+        raise PretrainingConfigError(
+            f"precision.kind = 'fp8' multiplies {FP8_MULTIPLE} positions at a time, but micro_batch {plan.micro_batch} x "
+            f"data.sequence_length {config.data.sequence_length} / cp {plan.cp} = {positions}: make it a multiple"
+        )
     if plan.sequences != config.global_batch_size:
         raise PretrainingConfigError(
             f"global_batch_size = {config.global_batch_size}, but dp {plan.dp} x micro_batch {plan.micro_batch} x "
@@ -76,17 +85,20 @@ def _planned(config: PretrainingConfig, costs: ModelCosts, world_size: int) -> P
     precision = "fp8" if config.precision.kind == "fp8" else "bf16"
     request = PlanRequest(
         gpus=world_size, gpu=config.parallel.planned_for, tokens=config.tokens, batch_tokens=config.tokens_per_step,
-        precision=precision,
+        precision=precision, engine=config.parallel.engine,
     )  # fmt: skip
     planning = make_plans(costs, request)
-    usable = [one.estimate.plan for one in planning.plans if config.parallel.engine in one.engines]
-    if not usable:
-        best = planning.best  # raises where nothing fits at all
+    for one in planning.plans:
+        plan = one.estimate.plan
+        with contextlib.suppress(ValueError):
+            check_division(config.model, tp=plan.tp, cp=plan.cp, ep=plan.ep)
+            return plan
+    try:
+        return planning.best.estimate.plan  # which cannot be divided so, as the caller will say
+    except ValueError as error:
         raise PretrainingConfigError(
-            f"parallel.planned_for = {config.parallel.planned_for!r}: no plan that fits is one of the engine "
-            f"{config.parallel.engine}; take parallel.engine = {best.engines[0]!r}"
-        )
-    return usable[0]
+            f"parallel.planned_for = {config.parallel.planned_for!r} with the engine {config.parallel.engine}: {error}"
+        ) from error
 
 
 def _native(config: PretrainingConfig, mesh: RankMesh, options: dict[str, Any]) -> TrainingEngine:
@@ -106,12 +118,19 @@ ENGINES: dict[Engine, Callable[[PretrainingConfig, RankMesh, dict[str, Any]], Tr
 
 
 def check_run(config: PretrainingConfig) -> None:
-    """Before processes are started: the plan for every number of workers, the first weights, the shards, their tokenizer.
-    Raises ValueError."""
+    """Before processes are started: the plan for every number of workers, the first weights of a run that begins, the shards,
+    their tokenizer. Raises ValueError, and CheckpointError for a folder of another version."""
     workers = config.workers
-    if config.is_compiled and workers.device != "cuda" and not torch.cuda.is_available():
+    is_on_cpu = workers.device != "cuda" and not torch.cuda.is_available()
+    if config.is_compiled and is_on_cpu:
         _check_compiler()
-    if config.start_from is not None:
+    if config.precision.kind == "fp16" and config.parallel.engine == "deepspeed" and is_on_cpu and not has_float16():
+        raise PretrainingConfigError(
+            "precision.kind = 'fp16': the engine deepspeed refuses it on a CPU without float16 arithmetic; take "
+            "parallel.engine = 'native', or precision.kind = 'bf16'"
+        )
+    is_new = CheckpointStore(config.output / CHECKPOINTS_NAME).latest() is None
+    if config.start_from is not None and is_new:
         check_same_model(config.start_from, config.model)
     for count in range(workers.min_workers or workers.num_workers, workers.num_workers + 1):
         try:
@@ -209,28 +228,36 @@ class DistributedTrainer4D:
         rank, ranks = (0, 1) if is_whole else (self.mesh.place("dp"), self.plan.dp)
         return open_loader(config, sources, settings, rank=rank, ranks=ranks)
 
-    def divide(self, batch: TokenBatch) -> tuple[list[MicroBatch], StepTotals]:
-        """This rank's micro-batches, and the whole step's totals."""
+    def read(self, batches: Iterator[TokenBatch]) -> tuple[list[MicroBatch], StepTotals] | None:
+        """This rank's micro-batches of the next batch, and the whole step's totals; None behind the last one.
+
+        Where one rank cannot read its rows all raise, as raise_together.
+        """
+        batch, problem = None, None
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return None  # on all ranks at once
+        except Exception as error:  # whatever it is, the others have to know
+            problem = error
+        speaks = all(self.mesh.place(axis) == 0 for axis in ("tp", "cp", "pp"))  # the others have the same rows
+        counts = [0, 0] if batch is None else [batch.num_loss_tokens, int((batch.document_ids >= 0).sum())]
+        sums = torch.tensor([*counts, 0], dtype=torch.float64, device=self.device) * speaks
+        sums[2] = problem is not None
+        dist.all_reduce(sums)
+        num_loss_tokens, num_tokens, num_problems = map(int, sums.tolist())
+        if num_problems:
+            raise_together(problem)
+        assert batch is not None
         tensors = batch.to_torch(self.device)
         rows, size = len(batch.input_ids), self.plan.micro_batch
         micro_batches = [
             {name: tensor[start : start + size] for name, tensor in tensors.items()} for start in range(0, rows, size)
         ]
-        speaks = all(self.mesh.place(axis) == 0 for axis in ("tp", "cp", "pp"))  # the others have the same rows
-        num_tokens = int((batch.document_ids >= 0).sum())
-        sums = torch.tensor([batch.num_loss_tokens, num_tokens], dtype=torch.float64, device=self.device) * speaks
-        dist.all_reduce(sums)
-        return micro_batches, StepTotals(*map(int, sums.tolist()))
+        return micro_batches, StepTotals(num_loss_tokens, num_tokens)
 
     def any_rank(self, *flags: bool) -> list[bool]:
         """Of each flag, whether any rank has raised it."""
         raised = torch.tensor(flags, dtype=torch.int32, device=self.device)
         dist.all_reduce(raised)
         return [count > 0 for count in raised.tolist()]
-
-
-def agree(text: str | None) -> list[str | None]:
-    """A text of every rank, on every rank."""
-    found: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, text)
-    return found

@@ -11,7 +11,7 @@ emulate them: the same rounding, slowly.
 import logging
 import warnings
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -86,12 +86,17 @@ class MixedPrecisionManager:
 
     def state_dict(self) -> dict[str, float]:
         """For JSON."""
-        return {"scale": self.scale, "num_good": self._num_good}
+        return {"scale": self.scale, "num_good": self._num_good, "is_scaled": self.is_scaled}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Go on with that scale, unless the run is not scaled any more."""
-        if self.is_scaled:
+        """Go on with that scale, if the run was scaled before and is now."""
+        if self.is_scaled and state["is_scaled"]:
             self.scale, self._num_good = float(state["scale"]), int(state["num_good"])
+
+
+def has_float16() -> bool:
+    """Whether this CPU multiplies float16 matrices."""
+    return cast(bool, torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
 def _convert_to_float8(model: MoETransformer, *, is_emulated: bool) -> None:

@@ -19,7 +19,7 @@ from torch.distributed import ProcessGroup
 
 from train.model.balance import RouterBalance, auxiliary_loss
 from train.model.config import MoEConfig
-from train.model.generate import Generated, SamplingConfig
+from train.model.generate import Generated, SamplingConfig, generate
 from train.model.moe import RouterStats
 from train.model.transformer import ModelOutput, MoETransformer
 from train.pretrain.mesh import RankMesh
@@ -72,8 +72,8 @@ class StageModule(nn.Module):
         return (loss_sum / self.totals.num_loss_tokens + auxiliary) * self.scale
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> list[Generated]:
-        """Texts of the whole model; on all ranks that share it at once."""
-        return self.model.generate(prompts, sampling)
+        """Texts of the whole model, rank 0's on all ranks at once."""
+        return generate(self.model, prompts, sampling, decide=_as_rank_0)
 
     def take_sums(self) -> tuple[float, float]:
         """(sum of losses, balance terms) of this process's passes since the last call."""
@@ -157,3 +157,9 @@ class _AddGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         return grad, ctx.term
+
+
+def _as_rank_0(tokens: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    """Rank 0's, on all: they have the same prompts."""
+    dist.broadcast(tokens, src=0)
+    return tokens

@@ -73,3 +73,23 @@ def test_labels_stop_at_the_end_of_a_document_and_at_padding():
 def test_a_label_beyond_the_vocabulary_is_an_error():
     with pytest.raises((RuntimeError, IndexError)):
         linear_cross_entropy(torch.randn(2, 8), torch.randn(13, 8), torch.tensor([1, 13]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_factor_on_the_loss_is_not_rounded_to_the_dtype_of_the_weights(dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 8, generator=generator).to(dtype).requires_grad_() for n in (20, 32))
+    labels = torch.randint(0, 32, (20,), generator=generator)
+    whole = torch.autograd.grad(linear_cross_entropy(hidden, weight, labels), (hidden, weight))
+    part = torch.autograd.grad(linear_cross_entropy(hidden, weight, labels) / 3, (hidden, weight))
+    assert torch.equal(part[0], (whole[0].float() * torch.tensor(1 / 3)).to(dtype))
+    torch.testing.assert_close(part[1].float(), whole[1].float() / 3, rtol=float(torch.finfo(dtype).eps), atol=0)
+
+
+def test_a_float16_gradient_that_only_the_sum_over_all_tokens_overflows_stays_finite():
+    count = 70_000
+    hidden = torch.ones(count, 4, dtype=torch.float16)
+    weight = torch.zeros(16, 4, dtype=torch.float16, requires_grad=True)
+    loss = linear_cross_entropy(hidden, weight, torch.zeros(count, dtype=torch.long), chunk_tokens=1000) / count
+    (gradient,) = torch.autograd.grad(loss, weight)
+    torch.testing.assert_close(gradient[0].float(), torch.full((4,), 1 / 16 - 1), rtol=2e-3, atol=0)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-from train.model import experts
+from train.model import attention_kernels, experts
 from train.model.config import AttentionConfig, MoEConfig
 from train.model.costs import ModelCosts, count_costs, split_stages, visible_keys
 from train.model.estimate import estimate
@@ -100,6 +100,7 @@ def test_kept_bytes_of_a_layer_are_what_autograd_keeps(
     fields: dict[str, object], recomputation: Recomputation, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(experts, "ROW_MULTIPLE", 1)  # a CPU fills up rows, a GPU does not
+    monkeypatch.setattr(attention_kernels, "prefers_blocks", lambda _: False)  # nor does it keep probabilities
     config = MoEConfig.model_validate(SHAPE | fields)
     costs = count_costs(config, name="test", context=512)
     model = MoETransformer(config, dtype=torch.bfloat16).set_recomputation(recomputation)
@@ -279,6 +280,17 @@ def test_a_trillion_parameters_on_1024_gpus_at_128k_have_a_plan_that_fits():
             e for e in ("deepspeed", "native") if e not in refusals(one.estimate.plan, planning.costs)
         )
         assert one.estimate.tokens_per_step == 2**24
+
+
+def test_plans_of_one_engine_are_its_own_best():
+    costs = _costs("1t", 131_072)
+    found = make_plans(costs, PlanRequest(gpus=1024, engine="deepspeed"))
+    assert found.plans
+    for one in found.plans:
+        assert one.engines == ("deepspeed",)
+        assert "deepspeed" not in refusals(one.estimate.plan, costs)
+    of_any = {one.estimate.plan.model_shape for one in make_plans(costs, PlanRequest(gpus=1024)).plans}
+    assert {one.estimate.plan.model_shape for one in found.plans} <= of_any
 
 
 def test_what_does_not_fit_is_said_with_the_smallest_need():

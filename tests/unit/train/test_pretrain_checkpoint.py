@@ -145,13 +145,25 @@ def test_a_folder_without_a_manifest_is_no_checkpoint_and_is_cleaned_away(tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {before.name, "attempt"}
 
 
-def test_a_new_attempt_deletes_what_its_configuration_does_not_keep(tmp_path: Path):
+def test_what_a_configuration_does_not_keep_is_deleted_when_it_is_tidied_up(tmp_path: Path):
     """Lowering keep_last frees a full disk, on which no save would come to delete anything."""
     for step in (5, 6, 7):
         _save(_managers(tmp_path, 1), _replicated, step=step)
     (manager,) = _managers(tmp_path, 1, attempt="b", keep_last=1)
     manager.begin_attempt()
-    assert [info.step for info in manager.committed()] == [7]
+    assert [info.step for info in manager.store.committed()] == [5, 6, 7]
+    manager.tidy()
+    assert [info.step for info in manager.store.committed()] == [7]
+
+
+def test_a_folder_that_is_back_behind_its_deletion_is_deleted_again(tmp_path: Path):
+    """A rank of the attempt before made it anew, while the first one could not be removed."""
+    for name in ("step-00000005-a", ".deleted-step-00000005-a"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "failed").touch()
+    (manager,) = _managers(tmp_path, 1, attempt="b")
+    manager.begin_attempt()
+    assert {path.name for path in tmp_path.iterdir()} == {"attempt"}
 
 
 def test_an_attempt_whose_folder_was_taken_over_neither_commits_nor_deletes(tmp_path: Path):
@@ -164,7 +176,7 @@ def test_an_attempt_whose_folder_was_taken_over_neither_commits_nor_deletes(tmp_
     with pytest.raises(TakenOver, match="attempt b of this run began after this one, a"):
         old.wait()
     _save([new], _replicated, step=9)
-    assert [info.step for info in new.committed()] == [7, 9]
+    assert [info.step for info in new.store.committed()] == [7, 9]
 
 
 def test_a_deletion_that_is_cut_off_leaves_no_checkpoint_and_is_finished_by_the_next_attempt(
@@ -175,7 +187,7 @@ def test_a_deletion_that_is_cut_off_leaves_no_checkpoint_and_is_finished_by_the_
         patched.setattr("shutil.rmtree", _raise_busy)
         for step in (7, 8):
             manager.save_blocking(step, _pieces(_replicated, 0, 1), shared={}, own={})
-    assert [info.step for info in manager.committed()] == [8]
+    assert [info.step for info in manager.store.committed()] == [8]
     assert len(list(tmp_path.glob(".deleted-*"))) == 1
     _managers(tmp_path, 1, attempt="b")[0].begin_attempt()
     assert not list(tmp_path.glob(".deleted-*"))
@@ -301,7 +313,7 @@ def test_the_last_checkpoints_stay_and_those_at_multiples(tmp_path: Path):
     (manager,) = _managers(tmp_path, 1, keep_last=2, keep_every=4)
     for step in range(1, 8):
         manager.save_blocking(step, _pieces(_replicated, 0, 1), shared={}, own={})
-    assert [info.step for info in manager.committed()] == [4, 6, 7]
+    assert [info.step for info in manager.store.committed()] == [4, 6, 7]
 
 
 def test_what_is_saved_is_the_state_when_staging_was_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

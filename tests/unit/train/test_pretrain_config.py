@@ -189,6 +189,33 @@ def test_a_plan_that_does_not_fit_is_refused_with_the_reason(
         resolve_plan(config, world_size=world)
 
 
+def test_a_configuration_without_clipping_goes_through_json(tmp_path: Path) -> None:
+    config = _load(tmp_path, **{"optimizer.clip_norm": float("inf")})
+    assert PretrainingConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_fp8_needs_a_multiple_of_16_positions(tmp_path: Path) -> None:
+    config = _load(
+        tmp_path, **{"precision.kind": "fp8", "data.sequence_length": 34, "parallel.cp": 2, "workers.num_workers": 2}
+    )
+    with pytest.raises(PretrainingConfigError, match=r"micro_batch 4 x data\.sequence_length 34 / cp 2 = 68"):
+        resolve_plan(config, world_size=2)
+
+
+def test_fp16_that_deepspeed_refuses_on_this_cpu_is_refused_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(tmp_path / "tokens")
+    config = tiny_run(tmp_path, precision={"kind": "fp16"}, parallel__engine="deepspeed", workers__device="cpu")
+    for has_float16 in (True, False):
+        monkeypatch.setattr("train.pretrain.parallel.has_float16", lambda has=has_float16: has)
+        if has_float16:
+            check_run(config)
+        else:
+            with pytest.raises(PretrainingConfigError, match=r"fp16.*take parallel\.engine = 'native'"):
+                check_run(config)
+
+
 def test_the_planner_makes_the_plan_for_a_named_gpu(tmp_path: Path) -> None:
     config = _load(
         tmp_path,

@@ -52,8 +52,11 @@ def test_the_state_goes_through_json_and_a_run_that_is_not_scaled_ignores_it() -
     for manager in (first, second):
         manager.finish_step(is_finite=True)
     assert first.scale == second.scale == 2.0**16
+    third = MixedPrecisionManager(config, device_type="cpu")
+    third.load_state_dict(MixedPrecisionManager(PrecisionConfig(kind="bf16"), device_type="cpu").state_dict())
+    assert third.scale == config.initial_scale
     plain = MixedPrecisionManager(PrecisionConfig(kind="bf16"), device_type="cpu")
-    plain.load_state_dict({"scale": 4.0, "num_good": 1})
+    plain.load_state_dict({"scale": 4.0, "num_good": 1, "is_scaled": True})
     assert plain.scale == 1.0
 
 

@@ -1,0 +1,52 @@
+"""What ranks tell each other: a text of each, and what one of them met alone.
+
+A rank that raises while the others enter a collective leaves them there until its time-out, and what it had to say is lost. So
+what a rank does by itself (reading, writing) is done `together`: where it fails on one, all raise at once.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch.distributed as dist
+
+from train.pretrain.checkpoint_files import CheckpointError
+from train.pretrain.loop import TrainingFailed
+
+T = TypeVar("T")
+
+REFUSALS = (ValueError, TrainingFailed, CheckpointError)
+"""What a person has to mend: to try again would not help."""
+
+
+def agree(text: str | None) -> list[str | None]:
+    """A text of every rank, on every rank."""
+    return cast(list[str | None], _gather(text))
+
+
+def together(work: Callable[[], T]) -> T:
+    """What `work`, which has no collectives, gives on this rank. Raises as raise_together."""
+    try:
+        result = work()
+    except Exception as error:
+        raise_together(error)
+        raise
+    raise_together(None)
+    return result
+
+
+def raise_together(error: Exception | None) -> None:
+    """Every rank at once, each with what it met alone. Raises the own error; of another rank a TrainingFailed if it is one of
+    REFUSALS, a RuntimeError otherwise. Nothing where none met any."""
+    found = _gather(None if error is None else (isinstance(error, REFUSALS), str(error) or type(error).__name__))
+    if error is not None:
+        raise error
+    for rank, one in enumerate(found):
+        if one is not None:
+            is_refusal, text = one
+            raise (TrainingFailed if is_refusal else RuntimeError)(f"rank {rank}: {text}")
+
+
+def _gather(value: Any) -> list[Any]:
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
