@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from train.data.jit import jit
-from train.data.stored_file import FileSummary, HashedOutput, UnreadableFile, explain_reading, open_hashed
+from train.data.stored_file import FileSummary, HashedOutput, UnreadableFile, explain_reading, open_hashed, reaching
 from train.data.token_shard import SHARD_FIX, SHARD_SUFFIX, TokenFormat, Tokens, TokenShard, build_frame, read_header
 
 _COPY_BYTES = 1 << 22
@@ -294,7 +294,7 @@ class TokenReader:
         self._memory: mmap.mmap | None = None
         self.mapped: Tokens | None = None
         """All tokens of a local file; a file that is cut off while it is mapped ends the process."""
-        with explain_reading(shard.path, kind="a token shard", fix=SHARD_FIX):
+        with reaching(shard.path, fix=SHARD_FIX):
             if isinstance(filesystem, pafs.LocalFileSystem):
                 with open(shard.path, "rb") as file:
                     self._memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
@@ -308,11 +308,14 @@ class TokenReader:
         if self.mapped is not None:
             return self.mapped[start:stop]
         dtype = self.shard.format.dtype
-        with explain_reading(self.shard.path, kind="a token shard", fix=SHARD_FIX):
-            data = self._file.read_at((stop - start) * dtype.itemsize, self.shard.offset + start * dtype.itemsize)
+        with reaching(self.shard.path, fix=SHARD_FIX):
+            data = self._fetch(self.shard.offset + start * dtype.itemsize, (stop - start) * dtype.itemsize)
         if len(data) < (stop - start) * dtype.itemsize:
             raise UnreadableFile(f"{self.shard.path} ends before token {stop}: {SHARD_FIX}")
         return cast(Tokens, np.frombuffer(data, dtype))
+
+    def _fetch(self, offset: int, size: int) -> bytes:
+        return cast(bytes, self._file.read_at(size, offset))
 
     def read_sequences(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Sequences in any order, [numbers, sequence_length + 1], with the fill. Raises ValueError for one beyond them."""

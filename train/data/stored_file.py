@@ -20,6 +20,10 @@ class UnreadableFile(ValueError):
     """A file that is missing, damaged, or not what it is read as: names the file, what is wrong and the fix."""
 
 
+class StorageUnreachable(OSError):
+    """A storage that does not give a file now: to try again may help, and nothing is known to be wrong with the file."""
+
+
 class DiskFull(OSError):
     """A file could not be written to its end; nothing is left under its name."""
 
@@ -93,3 +97,17 @@ def explain_reading(path: str, *, kind: str, fix: str) -> Iterator[None]:
     except (OSError, pa.ArrowException) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UnreadableFile(f"{path} cannot be read as {kind}, {reason}: {fix}") from error
+
+
+@contextlib.contextmanager
+def reaching(path: str, *, fix: str) -> Iterator[None]:
+    """Bytes are fetched in this block: a file that is missing is an UnreadableFile, all else a StorageUnreachable."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UnreadableFile(f"{path} does not exist: {fix}") from error
+    except OSError as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise StorageUnreachable(
+            f"{path} cannot be read now, {reason}: see that its storage is up, and run again"
+        ) from error

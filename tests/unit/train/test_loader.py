@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from train.data.batch import build_batch
 from train.data.filesystem import resolve
 from train.data.loader import LoaderConfig, StateMismatch, StreamingDataLoader
 from train.data.storage import HDF5Storage, TokenReader
-from train.data.stored_file import UnreadableFile
+from train.data.stored_file import StorageUnreachable, UnreadableFile
 from train.data.token_shard import TokenFormat
 from train.data.token_sources import SourceSpec, TokenSources
 
@@ -206,6 +207,32 @@ def test_a_block_is_read_at_once_where_a_read_is_slow(monkeypatch: pytest.Monkey
         assert len(np.unique(_take(loader, 10))) > 100
     assert set(sizes) == {20 * LENGTH + 1}
     assert len(sizes) <= (160 + 60) // 20 + 1
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_storage_that_does_not_answer_is_told_as_such_and_the_next_call_reads_the_same(
+    web: str, monkeypatch: pytest.MonkeyPatch, prefetch: int
+) -> None:
+    """Not as a damaged shard: a training run is tried again then."""
+    location = _write("memory://away", [7, 0, 30, 13])
+    fetch, fails = TokenReader._fetch, iter([False] * 3 + [True] * 2 + [False] * 10_000)
+
+    def flaky(self: TokenReader, offset: int, size: int) -> bytes:
+        if next(fails):
+            raise OSError(5, "the network is gone")
+        return fetch(self, offset, size)
+
+    monkeypatch.setattr(TokenReader, "_fetch", flaky)
+    found, told = [], []
+    with _loader(web) as local, _loader(location, prefetch_batches=prefetch) as loader:
+        while len(found) < 8:
+            try:
+                found.append(_take(loader, 1))
+            except StorageUnreachable as error:
+                told.append(str(error))
+        assert np.array_equal(np.concatenate(found), _take(local, 8))
+    assert len(told) == 2
+    assert all(re.search(r"\.h5 cannot be read now, .*the network is gone.* run again", text) for text in told)
 
 
 def test_few_open_files_are_enough(tmp_path: Path) -> None:
