@@ -1,8 +1,8 @@
 """That a run learns: configs/models/small.toml against a dense model of equal active FLOPs and a bigram model, equal tokens.
 
 Both runs are started as a user starts them and leave their folders under the configuration's output; runs that are there
-already, finished or not, are gone on with. Needs the tokens of configs/data/small.toml. In full: 20M tokens, some 90 minutes
-on two cores with AMX; --quick: 1M tokens in a temporary folder, where no model beats a bigram yet.
+already, finished or not, are gone on with. Needs the tokens of configs/data/small.toml. In full: 20M tokens, some 100 minutes
+on two cores; --quick: 1M tokens in a temporary folder, where no model beats a bigram yet.
 """
 
 import os
