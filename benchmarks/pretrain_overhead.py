@@ -102,7 +102,7 @@ def measure(variant: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _alone(config: Any) -> None:
-    from train.pretrain.engine import run_alone
+    from train.pretrain.alone import run_alone
 
     run_alone(config)
 

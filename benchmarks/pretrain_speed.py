@@ -96,7 +96,7 @@ def _ours(folder: Path) -> tuple[float, float]:
 
     from train.model.checkpoint_hf import load_model
     from train.model.loss import IGNORE, next_token_labels
-    from train.pretrain.engine import in_a_group_of_one
+    from train.pretrain.alone import in_a_group_of_one
     from train.pretrain.parallel import DistributedTrainer4D
     from train.pretrain.step import StepTotals
 

@@ -52,7 +52,7 @@ def run_pretraining(
     stop = stop_of(settings, home)
     restart_if_local(driver)
     if driver is DriverName.LOCAL:
-        from train.pretrain.engine import run_alone
+        from train.pretrain.alone import run_alone
 
         with CountBar(console, "training") as bar, interrupts(stop):
             return run_alone(settings, stop_reason=stop, on_progress=bar.update)

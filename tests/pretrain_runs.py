@@ -18,6 +18,7 @@ from tests.pretraining import SHAPE, SOFTMAX
 from train.data.filesystem import resolve
 from train.data.storage import HDF5Storage
 from train.data.token_shard import TokenFormat
+from train.pretrain.alone import run_alone
 from train.pretrain.checkpoint_load import CheckpointReader
 from train.pretrain.checkpoint_store import CHECKPOINTS_NAME, CheckpointStore
 from train.pretrain.config import PretrainingConfig
@@ -73,6 +74,20 @@ def tiny_run(folder: Path, **changes: Any) -> PretrainingConfig:
         else:
             fields[section] = value
     return PretrainingConfig.model_validate(fields)
+
+
+def write_continuation(folder: Path) -> Path:
+    """A finished tiny run in the folder `run`, and the file of one that goes on with it on fresh data, in `next`."""
+    write_shards(folder / "tokens")
+    write_shards(folder / "fresh", seed=1)
+    previous = tiny_run(folder)
+    run_alone(previous)
+    path = folder / "next.toml"
+    path.write_text(
+        f'run = "run"\noutput = "next"\ntokens = {previous.tokens}\nsample_sequences = 64\n'
+        '[[sources]]\nname = "fresh"\nlocation = "fresh"\nheld_out_every = 4\n[schedule]\nwarmup_steps = 2\n'
+    )
+    return path
 
 
 @dataclass(frozen=True)

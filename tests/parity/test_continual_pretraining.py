@@ -11,9 +11,9 @@ from train.continual.pretraining import ContinualPretraining, ContinualPretraini
 from train.data.token_sources import SourceSpec
 from train.model.checkpoint_hf import load_model
 from train.model.stored_weights import WeightProblem
+from train.pretrain.alone import run_alone
 from train.pretrain.checkpoint_files import CheckpointError
 from train.pretrain.config import PretrainingConfig
-from train.pretrain.engine import run_alone
 from train.pretrain.parallel import check_run
 from train.pretrain.schedule import ScheduleConfig
 

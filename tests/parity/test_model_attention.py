@@ -92,7 +92,7 @@ def test_short_rows_in_bfloat16_go_through_blocks_where_the_cpu_multiplies_in_it
     length: int, monkeypatch: pytest.MonkeyPatch
 ):
     for is_fast, kernels in ((True, {"_softmax", "_softmax_backward_data"}), (False, FLASH)):
-        monkeypatch.setattr(attention_blocks, "has_fast_bfloat16", lambda is_fast=is_fast: is_fast)
+        monkeypatch.setattr(attention_blocks, "HAS_FAST_BFLOAT16", is_fast)
         q, k, v = random_qkv(length, seed=0, batch=1, kv=1, groups=2, dim=2, dtype=torch.bfloat16)
         with RecordedOperators() as operators:
             attend_full(q, k, v).sum().backward()

@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.pretraining import build_engine, packed_batch, tiny_config, train
 from tests.ranks import run_ranks
+from train.model import attention_blocks
 from train.model.plan import Engine, ParallelPlan
 from train.model.transformer import MoETransformer
 
@@ -44,6 +46,32 @@ def test_a_compiled_run_has_the_losses_and_norms_of_an_eager_one(name: str) -> N
 def test_in_bfloat16_too_it_stays_near() -> None:
     eager, compiled = (run_ranks(_losses, 1, "one", torch.bfloat16, flag)[0] for flag in (False, True))
     assert compiled["loss"] == pytest.approx(eager["loss"], rel=5e-3)
+
+
+def _of_long_rows(rank: int, world: int, is_compiled: bool, in_blocks: bool) -> tuple[Tensor, int]:
+    """Gradients of rows that attention takes in blocks, as on a CPU that multiplies bfloat16; breaks of compiled regions."""
+    attention_blocks.HAS_FAST_BFLOAT16 = in_blocks
+    config = tiny_config("dense").replace(max_position_embeddings=512)
+    torch.manual_seed(0)
+    model = MoETransformer(config).to(torch.bfloat16).train()
+    if is_compiled:
+        model.compile_regions()
+    ids = torch.randint(0, config.vocab_size, (2, 2 * attention_blocks.BLOCK + 40))
+    loss = model(ids, labels=ids).loss
+    assert loss is not None
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    return torch.cat([one.float().flatten() for one in gradients]), sum(
+        torch._dynamo.utils.counters["graph_break"].values()
+    )
+
+
+def test_attention_in_blocks_is_part_of_a_compiled_region_and_has_the_gradients_of_the_fused_kernel() -> None:
+    (fused, _), (eager, _), (compiled, breaks) = (
+        run_ranks(_of_long_rows, 1, *flags)[0] for flags in ((False, False), (False, True), (True, True))
+    )
+    assert breaks == 0
+    for found in (eager, compiled):
+        assert 0 < (found - fused).norm() < 0.03 * fused.norm()
 
 
 def _count_kernels(rank: int, world: int) -> list[int]:

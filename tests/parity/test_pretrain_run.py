@@ -278,6 +278,33 @@ def test_when_a_node_will_be_taken_away_a_checkpoint_is_saved_once_and_training_
     assert steps == [0, 2, STEPS]
 
 
+def _run_preempted_on_a_full_disk(rank: int, world: int, config: PretrainingConfig) -> RunEnd:
+    """The first checkpoint that is saved for it cannot be written, on the last rank alone."""
+    questions, saves = iter(range(1000)), iter(range(1000))
+    engine_module.PREEMPTION_EVERY_S = 0.0
+    engine = PretrainingEngine(config, device=torch.device("cpu"), is_preempted=lambda: next(questions) > 0)
+    write = engine.checkpoints._write
+
+    def fail_once(*arguments: Any) -> None:
+        if rank == world - 1 and next(saves) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(*arguments)
+
+    engine.checkpoints._write = fail_once  # type: ignore[method-assign]
+    return engine.run()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_checkpoint_for_a_node_that_will_be_taken_away_is_tried_again(data: Path, tmp_path: Path, world: int) -> None:
+    changes = {"checkpoint__every_steps": 1000} | (TWO if world == 2 else {})
+    config = tiny_run(data, output=tmp_path / "run", **changes)
+    run_ranks(_run_preempted_on_a_full_disk, world, config)
+    assert [event.event for event in read_log(config).events].count("checkpoint failed") == 1
+    first, second, last = [info.step for info in CheckpointStore(config.output / "checkpoints").committed()]
+    assert (first, last) == (0, STEPS)
+    assert 2 < second < STEPS
+
+
 def _run_without_saves(rank: int, world: int, config: PretrainingConfig) -> RunEnd:
     """No checkpoint can be written, and the loss goes bad at once."""
     engine = PretrainingEngine(config, device=torch.device("cpu"))

@@ -15,11 +15,11 @@ import ray.train
 
 from cluster.config import REPOSITORY
 from cluster.pretraining import StopQuestion, interrupts
-from tests.pretrain_runs import STEPS, final_state, read_log, tiny_run, write_shards
+from tests.pretrain_runs import STEPS, final_state, read_log, tiny_run, write_continuation, write_shards
 from train.launch import run_training
 from train.pretrain.checkpoint_store import CheckpointStore
 from train.pretrain.config import PretrainingConfigError
-from train.pretrain.engine import open_run, run_alone
+from train.pretrain.engine import open_run
 from train.pretrain.loop import TrainingFailed
 from train.pretrain.run_log import load_run
 
@@ -122,15 +122,8 @@ def test_a_run_takes_as_many_workers_as_there_is_room_for(tmp_path: Path) -> Non
 
 
 def test_the_job_goes_on_with_a_run_on_new_data_on_the_cluster_that_runs(tmp_path: Path) -> None:
-    write_shards(tmp_path / "tokens")
-    write_shards(tmp_path / "fresh", seed=1)
-    previous = tiny_run(tmp_path)
-    run_alone(previous)
-    (tmp_path / "next.toml").write_text(
-        f'run = "run"\noutput = "next"\ntokens = {previous.tokens}\nsample_sequences = 64\n'
-        '[[sources]]\nname = "fresh"\nlocation = "fresh"\nheld_out_every = 4\n[schedule]\nwarmup_steps = 2\n'
-    )
-    job = [sys.executable, "-m", "cluster.jobs.continual", "--config", str(tmp_path / "next.toml")]
+    path = write_continuation(tmp_path)
+    job = [sys.executable, "-m", "cluster.jobs.continual", "--config", str(path)]
     for change in ("workers.num_workers=2", "workers.threads=1", "workers.resources={CPU = 0.5}"):
         job += ["--set", change]
     address = ray.get_runtime_context().gcs_address

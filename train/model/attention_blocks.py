@@ -16,12 +16,14 @@ BLOCK = 128
 """Queries of a block: of 64, 128 and 256 the fastest from 512 positions on; the half block on the diagonal is wasted."""
 LONGEST = 1024
 """Positions above which the probabilities would weigh more than the speed is worth."""
+HAS_FAST_BFLOAT16 = has_fast_bfloat16()
+"""Asked once: within a compiled region the question would cut it in two."""
 
 
 def prefers_blocks(q_BHSd: Tensor) -> bool:
     """Whether attend_blocks is the faster kernel for these queries."""
     is_short = BLOCK < q_BHSd.shape[2] <= LONGEST
-    return is_short and q_BHSd.device.type == "cpu" and q_BHSd.dtype == torch.bfloat16 and has_fast_bfloat16()
+    return is_short and q_BHSd.device.type == "cpu" and q_BHSd.dtype == torch.bfloat16 and HAS_FAST_BFLOAT16
 
 
 def attend_blocks(

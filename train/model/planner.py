@@ -101,13 +101,13 @@ def make_plans(costs: ModelCosts, request: PlanRequest) -> Planning:
     refused: dict[str, int] = {}
     smallest: Estimate | None = None
     considered = 0
+    wanted = ENGINES if request.engine is None else (request.engine,)
     for plan in _candidates(costs, request.gpus, sequences=sequences, device=device):
         refusal = refusals(plan, costs)
-        wanted = ENGINES if request.engine is None else (request.engine,)
         engines = tuple(engine for engine in wanted if engine not in refusal)
         if not engines:
-            for engine, reason in refusal.items():
-                refused[f"{engine}: {reason}"] = refused.get(f"{engine}: {reason}", 0) + 1
+            for reason in (f"{engine}: {refusal[engine]}" for engine in wanted):
+                refused[reason] = refused.get(reason, 0) + 1
             continue
         considered += 1
         found = estimate(costs, plan, gpu=device, assumptions=request.assumptions, precision=request.precision)

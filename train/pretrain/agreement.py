@@ -25,13 +25,13 @@ def agree(text: str | None) -> list[str | None]:
 
 def together(work: Callable[[], T]) -> T:
     """What `work`, which has no collectives, gives on this rank. Raises as raise_together."""
+    result, error = None, None
     try:
         result = work()
-    except Exception as error:
-        raise_together(error)
-        raise
-    raise_together(None)
-    return result
+    except Exception as caught:  # whatever it is, the others have to know
+        error = caught
+    raise_together(error)
+    return cast(T, result)
 
 
 def raise_together(error: Exception | None) -> None:

@@ -6,20 +6,17 @@ its last committed checkpoint: weights, optimizer, balancing, precision, decisio
 states. The loop itself is loop.py.
 """
 
-import contextlib
 import logging
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
 
 from train.model.checkpoint_hf import load_boxes
 from train.model.costs import count_costs
@@ -34,7 +31,7 @@ from train.pretrain.export import export_checkpoint
 from train.pretrain.flops import peak_flops
 from train.pretrain.initialise import initialise
 from train.pretrain.loop import RunEnd, TrainingFailed, train
-from train.pretrain.parallel import DistributedTrainer4D, check_run
+from train.pretrain.parallel import DistributedTrainer4D
 from train.pretrain.random_state import random_state, set_random_state
 from train.pretrain.report import write_report
 from train.pretrain.run_log import RunLog, load_run
@@ -117,6 +114,7 @@ class PretrainingEngine:
             self._finish(end)
         except REFUSALS:  # which all ranks meet together: a checkpoint that is on its way is not given up
             self.checkpoints.leave()
+            self.poll_save()
             raise
         finally:
             self.loader.close()
@@ -392,33 +390,3 @@ def open_run(folder: Path) -> PretrainingConfig:
     if not path.is_file():
         raise ValueError(f"{folder} holds no {CONFIG_NAME}: give the output folder of a pre-training run")
     return PretrainingConfig.model_validate_json(path.read_text("utf-8"))
-
-
-def run_alone(
-    config: PretrainingConfig,
-    *,
-    stop_reason: Callable[[], str | None] = lambda: None,
-    on_progress: OnProgress = lambda *_: None,
-) -> RunEnd:
-    """The run in this process, without Ray. Raises ValueError for a configuration of more than one worker, or as `run`."""
-    if config.workers.num_workers != 1:
-        raise ValueError(
-            f"workers.num_workers = {config.workers.num_workers}: this process is one worker; run it on Ray, or set 1"
-        )
-    check_run(config)
-    kind = config.workers.device
-    device = torch.device("cuda" if kind == "cuda" or (kind == "auto" and torch.cuda.is_available()) else "cpu")
-    if config.workers.threads:
-        torch.set_num_threads(config.workers.threads)
-    with in_a_group_of_one("nccl" if device.type == "cuda" else "gloo", timeout_s=config.parallel.timeout_s):
-        return PretrainingEngine(config, device=device, stop_reason=stop_reason, on_progress=on_progress).run()
-
-
-@contextlib.contextmanager
-def in_a_group_of_one(backend: str, *, timeout_s: float) -> Iterator[None]:
-    """torch.distributed for a process that is alone."""
-    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timedelta(seconds=timeout_s))
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()

@@ -4,7 +4,6 @@ In: a configuration, and torch.distributed initialised by whoever started the pr
 steps with, whatever the plan: data parallel with ZeRO, tensor, pipeline, expert and context parallel.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +17,7 @@ from train.data.tokenizer_file import TokenizerFile
 from train.model.checkpoint_hf import check_same_model
 from train.model.costs import ModelCosts, count_costs
 from train.model.plan import Engine, ParallelPlan, refusals, shape_problems
-from train.model.planner import PlanRequest, make_plans
+from train.model.planner import PlanRequest, explain_no_plan, make_plans
 from train.model.ranks import check_division
 from train.model.transformer import MoETransformer
 from train.pretrain.agreement import agree, raise_together
@@ -88,17 +87,22 @@ def _planned(config: PretrainingConfig, costs: ModelCosts, world_size: int) -> P
         precision=precision, engine=config.parallel.engine,
     )  # fmt: skip
     planning = make_plans(costs, request)
-    for one in planning.plans:
-        plan = one.estimate.plan
-        with contextlib.suppress(ValueError):
-            check_division(config.model, tp=plan.tp, cp=plan.cp, ep=plan.ep)
-            return plan
-    try:
-        return planning.best.estimate.plan  # which cannot be divided so, as the caller will say
-    except ValueError as error:
+    if not planning.plans:
         raise PretrainingConfigError(
-            f"parallel.planned_for = {config.parallel.planned_for!r} with the engine {config.parallel.engine}: {error}"
-        ) from error
+            f"parallel.planned_for = {config.parallel.planned_for!r} with the engine {config.parallel.engine}: "
+            f"{explain_no_plan(planning)}"
+        )
+    plans = [one.estimate.plan for one in planning.plans]
+    return next((plan for plan in plans if _divides(plan, config)), plans[0])  # the caller says why that does not
+
+
+def _divides(plan: ParallelPlan, config: PretrainingConfig) -> bool:
+    """Whether the model's tensors can be cut so."""
+    try:
+        check_division(config.model, tp=plan.tp, cp=plan.cp, ep=plan.ep)
+    except ValueError:
+        return False
+    return True
 
 
 def _native(config: PretrainingConfig, mesh: RankMesh, options: dict[str, Any]) -> TrainingEngine:
@@ -119,7 +123,7 @@ ENGINES: dict[Engine, Callable[[PretrainingConfig, RankMesh, dict[str, Any]], Tr
 
 def check_run(config: PretrainingConfig) -> None:
     """Before processes are started: the plan for every number of workers, the first weights of a run that begins, the shards,
-    their tokenizer. Raises ValueError, and CheckpointError for a folder of another version."""
+    their tokenizer. Raises ValueError, and UnknownVersion for a folder of another version of this package."""
     workers = config.workers
     is_on_cpu = workers.device != "cuda" and not torch.cuda.is_available()
     if config.is_compiled and is_on_cpu:
@@ -129,8 +133,7 @@ def check_run(config: PretrainingConfig) -> None:
             "precision.kind = 'fp16': the engine deepspeed refuses it on a CPU without float16 arithmetic; take "
             "parallel.engine = 'native', or precision.kind = 'bf16'"
         )
-    is_new = CheckpointStore(config.output / CHECKPOINTS_NAME).latest() is None
-    if config.start_from is not None and is_new:
+    if config.start_from is not None and CheckpointStore(config.output / CHECKPOINTS_NAME).latest() is None:
         check_same_model(config.start_from, config.model)
     for count in range(workers.min_workers or workers.num_workers, workers.num_workers + 1):
         try:

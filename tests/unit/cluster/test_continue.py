@@ -5,30 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.pretrain_runs import LENGTH, tiny_run, write_shards
-from train.pretrain.engine import open_run, run_alone
+from tests.pretrain_runs import LENGTH, write_continuation
+from train.pretrain.engine import open_run
 
 
 def test_a_run_goes_on_with_new_data_and_the_command_says_how_much_of_the_old_is_read(tmp_path: Path) -> None:
-    write_shards(tmp_path / "tokens")
-    write_shards(tmp_path / "fresh", seed=1)
-    previous = tiny_run(tmp_path)
-    run_alone(previous)
-    (tmp_path / "next.toml").write_text(
-        f"""
-run = "run"
-output = "next"
-tokens = {previous.tokens}
-sample_sequences = 64
-[[sources]]
-name = "fresh"
-location = "fresh"
-held_out_every = 4
-[schedule]
-warmup_steps = 2
-"""
-    )
-    command = ["train", "continue", "--config", str(tmp_path / "next.toml"), "--driver", "local", "--json"]
+    path = write_continuation(tmp_path)
+    command = ["train", "continue", "--config", str(path), "--driver", "local", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "cluster.cli", *command, "--set", "optimizer.lr=0.005", "--set", f"tokens={4 * 8 * LENGTH}"],
         capture_output=True, text=True, check=False,

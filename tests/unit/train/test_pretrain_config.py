@@ -225,3 +225,9 @@ def test_the_planner_makes_the_plan_for_a_named_gpu(tmp_path: Path) -> None:
     plan = resolve_plan(config, world_size=64)
     assert plan.world_size == 64
     assert plan.sequences == 512
+    assert plan.tp > 1
+    uncut = config.model.replace(
+        qk_norm="projection"
+    )  # a norm over all heads, which tensor parallel ranks cannot divide
+    undivided = resolve_plan(config.model_copy(update={"model": uncut}), world_size=64)
+    assert undivided.tp == undivided.cp == 1
