@@ -23,8 +23,10 @@ HELD = {
     "class": ("replay, all", "DER++, all"),
 }
 FIGURES = {
-    "average": "Average accuracy",
-    "learning": "Learning accuracy",
+    "average": "Accuracy",
+    "learning": "Learning",
+    "backward_transfer": "Backward",
+    "forward_transfer": "Forward",
     "forgetting": "Forgetting",
     "worst_forgetting": "Worst task",
 }
@@ -124,12 +126,19 @@ def _tell(context: BenchContext, data: str, scenario: str, rows: dict[str, list[
     context.note(
         f"{data}, {scenario}-incremental, percent, mean and deviation over {num_seeds} seeds; seconds of a run"
     )
-    context.note(f"  {'':14}{''.join(f'{figure:>18}' for figure in FIGURES)}{'seconds':>9}")
-    ways = []
+    context.note(f"  {'':13}{''.join(f'{title:>13}' for title in FIGURES.values())}{'Of joint':>10}{'Seconds':>9}")
+    ways, joint = [], np.mean(_values(rows["joint"], "average"))
     for name, findings in rows.items():
-        figures = {title: _spread(_values(findings, figure)) for figure, title in FIGURES.items()}
+        figures = {
+            title: "-"
+            if name == "joint" and figure not in ("average", "learning")
+            else _spread(_values(findings, figure))
+            for figure, title in FIGURES.items()
+        }
+        of_joint = f"{np.mean(_values(findings, 'average')) / joint:.3f}"
         seconds = f"{np.mean([one.seconds for one in findings]):.1f}"
-        context.note(f"  {name:14}{''.join(f'{figure:>18}' for figure in figures.values())}{seconds:>9}")
+        context.note(f"  {name:13}{''.join(f'{figure:>13}' for figure in figures.values())}{of_joint:>10}{seconds:>9}")
+        figures |= {"Of joint": of_joint}
         mean = AccuracyMatrix(np.mean([one.matrix.scores for one in findings], axis=0))
         tasks = [f"task {index + 1}" for index in range(NUM_TASKS)]
         ways.append(WayReport(name, tasks, mean, figures=figures | {"Seconds": seconds}))

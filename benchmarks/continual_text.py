@@ -27,8 +27,8 @@ DEFAULT = "adapter per domain, replay (default)"
 class Routed:
     """What the router does with held-out texts, and with prompts of no domain."""
 
-    rise: float
-    """Of the worst domain's loss above its best."""
+    rises: np.ndarray
+    """Of each domain's loss above its best, relative."""
     accuracy: float
     abstained: float
     abstained_strange: float
@@ -108,9 +108,15 @@ def run(context: BenchContext) -> Iterable[Claim]:
         f"{conditions}; naive {naive.worst_drop:.1%}",
     )  # fmt: skip
     yield Claim(
-        "the same, each text with the adapter that the router takes", f"< {MAX_WORST:.0%}", round(100 * routed.rise, 2), "%",
-        routed.rise < MAX_WORST,
+        "the same, each text with the adapter that the router takes", f"< {MAX_WORST:.0%}",
+        round(100 * float(routed.rises.max()), 2), "%", bool(routed.rises.max() < MAX_WORST),
         f"{conditions}; held-out texts: {routed.accuracy:.1%} to their domain's adapter, {routed.abstained:.1%} to none",
+    )  # fmt: skip
+    recovered = 1 - float(routed.rises[:-1].mean() / naive.drop_per_domain.mean())
+    yield Claim(
+        "recovered of what naive forgets, each text with the adapter that the router takes", f">= {MIN_RECOVERED:.0%}",
+        round(100 * recovered, 1), "%", recovered >= MIN_RECOVERED,
+        f"{conditions}; mean drop of the earlier domains {_percent(routed.rises[:-1])}",
     )  # fmt: skip
     yield Claim(
         "prompts of no domain that the router leaves to the base", ">= 95%", round(100 * routed.abstained_strange, 1), "%",
@@ -185,10 +191,10 @@ def _route(adaptive: Any, tuning: Any, tokenizer: Any, suite: Any) -> Routed:
                 total += len(rows) * mean_loss(adaptive.trainer, part, size=BATCH_SIZE)
         losses.append(total / len(tasks))
         taken.append(tasks)
-    best = adaptive.outcome.matrix.losses.min(axis=0)
+    best = np.minimum(adaptive.outcome.matrix.losses.min(axis=0), losses)
     strange = tuning.route(embed([one.prompt for one in (*suite.instructions, *suite.unsafe)]))
     return Routed(
-        rise=float(((np.asarray(losses) - best) / best).max()),
+        rises=(np.asarray(losses) - best) / best,
         accuracy=float(np.mean([task == index for index, tasks in enumerate(taken) for task in tasks])),
         abstained=float(np.mean([task is None for tasks in taken for task in tasks])),
         abstained_strange=float(np.mean([task is None for task in strange])),

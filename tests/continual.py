@@ -16,6 +16,8 @@ FIRST, SECOND, THIRD = (
     Task("second", 1, classes=(2, 3)),
     Task("third", 2, classes=(4, 5)),
 )
+TEXTS = tuple(Task(task.name, task.index) for task in (FIRST, SECOND, THIRD))
+"""For a language model: without classes."""
 
 
 def mlp(*, seed: int = 0, inputs: int = 6, classes: int = 6) -> nn.Module:

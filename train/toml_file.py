@@ -56,5 +56,12 @@ def with_absolute_locations(rows: Any, *, field: str, folder: Path) -> Any:
 
 def explain(path: Path, error: ValidationError) -> str:
     """The file, and each field with what is wrong about it."""
-    lines = [f"{'.'.join(map(str, one['loc'])) or 'configuration'}: {one['msg']}" for one in error.errors()]
-    return f"configuration {path}: " + "; ".join(lines)
+    return f"configuration {path}: {field_errors(error)}"
+
+
+def field_errors(error: ValidationError) -> str:
+    """Each field with what is wrong about it."""
+    return "; ".join(
+        f"{'.'.join(map(str, one['loc'])) or 'configuration'}: {one['msg'].removeprefix('Value error, ')}"
+        for one in error.errors()
+    )

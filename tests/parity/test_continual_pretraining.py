@@ -13,6 +13,7 @@ from train.model.checkpoint_hf import load_model
 from train.model.stored_weights import WeightProblem
 from train.pretrain.alone import run_alone
 from train.pretrain.checkpoint_files import CheckpointError
+from train.pretrain.checkpoint_store import CHECKPOINTS_NAME, CheckpointStore
 from train.pretrain.config import PretrainingConfig
 from train.pretrain.parallel import check_run
 from train.pretrain.schedule import ScheduleConfig
@@ -54,6 +55,38 @@ def test_a_continued_run_begins_with_the_model_and_reads_old_and_new(
     assert first < before.column("loss")[:4].mean() - 0.1
     assert first == pytest.approx(before.column("loss")[-3:].mean(), abs=0.15)
     assert log.column("lr")[0] == pytest.approx(previous.optimizer.lr * ScheduleConfig().constant_lr_ratio)
+
+
+def test_without_old_data_the_old_ones_are_evaluated_and_the_shift_is_not_measured(
+    previous: PretrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ContinualPretraining, "shift", None)  # what is called fails
+    config, told = continued_run(
+        continuation(previous, tmp_path / "run", replay_share=0.0, tokens=2 * 8 * 16, schedule={"warmup_steps": 0})
+    )
+    assert {source.name: source.weight for source in config.data.sources} == {"fresh": 1.0, "walks": 0.0}
+    assert "bits" not in told
+    run_alone(config)
+    assert set(read_log(config).evaluations[-1].by_source) == {"fresh", "walks"}
+
+
+def test_each_checkpoint_has_its_own_first_weights_and_a_begun_run_keeps_its_own(
+    previous: PretrainingConfig, tmp_path: Path
+) -> None:
+    steps = [info.step for info in CheckpointStore(previous.output / CHECKPOINTS_NAME).committed()]
+    earlier, later = (
+        continuation(previous, tmp_path / "run", step=step, tokens=2 * 8 * 16, schedule={"warmup_steps": 0})
+        for step in (steps[0], steps[-1])
+    )
+    configs = [continued_run(one)[0] for one in (earlier, later)]
+    first, second = (load_model(config.start_from or Path()).state_dict() for config in configs)
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    run_alone(configs[1])
+    assert continued_run(later)[0] == configs[1]
+    with pytest.raises(
+        ValueError, match=r"holds a run that began from .*, and this one begins from .*: give another folder"
+    ):
+        continued_run(earlier)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +139,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(previous: Pretr
     check_run(config.model_copy(update={"model": config.model.replace(router=balanced)}))
     with pytest.raises(CheckpointError, match="holds no checkpoint 7"):
         ContinualPretraining(continuation(previous, tmp_path / "run", step=7))
-    with pytest.raises(ValueError, match="micro_batch"):
+    with pytest.raises(ValueError, match=r"^the continuation of .*: micro_batch: Input should be greater than 0$"):
         continued_run(continuation(previous, tmp_path / "run", changes={"micro_batch": 0}))
     assert not (tmp_path / "run").exists()

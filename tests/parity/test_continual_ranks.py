@@ -1,5 +1,6 @@
 """One and two ranks learn the same, whatever the method: Fisher information, paths, buffers and masks agree."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tests.continual import adamw, domains, writer
+from tests.continual import adamw, domains, sgd, writer, written_batch
 from tests.ranks import run_ranks
+from train.adapt.lora import LoRAConfig, attach_adapter
 from train.continual.domain import DomainAdaptive, DomainConfig
 from train.continual.ewc import EWCConfig, EWCRegularizer
 from train.continual.finetune import ContinualFineTuning, FineTuningConfig
@@ -66,6 +68,73 @@ def test_two_ranks_learn_what_one_learns(name: str) -> None:
     for found in run_ranks(_train, 2, name):
         for key, value in expected.items():
             torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5)
+
+
+def _keep_on_disk(rank: int, world: int, folder: str) -> list[float]:
+    """What each rank's buffer says of its samples."""
+    replay = BatchReplay(ReplayConfig(capacity=40, folder=Path(folder)))
+    trainer = ContinualTrainer(
+        nn.Linear(6, 4), "classifier", methods=[replay], group=dist.group.WORLD if world > 1 else None,
+        optimizer=lambda weights: torch.optim.SGD(weights, lr=0.01),
+    )  # fmt: skip
+    trainer.learn(
+        Task("0", 0), lambda step: _rows(0, step, rank, world), num_steps=1,
+        samples=lambda: [_rows(0, step, rank, world) for step in range(3)],
+    )  # fmt: skip
+    for step in range(3):
+        batch = _rows(0, step, rank, world)
+        kept = [place for place, number in enumerate(batch["id"].tolist()) if number in replay.buffer]
+        found = replay.buffer.take(batch["id"][kept].tolist())
+        assert all(torch.equal(found[name], value[kept]) for name, value in batch.items())
+    return [float(number) for number in replay.ids]
+
+
+def test_ranks_keep_their_samples_on_disk_apart(tmp_path: Path) -> None:
+    (expected,) = run_ranks(_keep_on_disk, 1, str(tmp_path / "one"))
+    for found in run_ranks(_keep_on_disk, 2, str(tmp_path / "two")):
+        assert found == expected
+
+
+def _write(rank: int, world: int) -> dict[str, Tensor]:
+    """A language model with one adapter, held by EWC with classes that are drawn."""
+    model = attach_adapter(writer(), LoRAConfig(), is_float32=True)
+    trainer = ContinualTrainer(
+        model, "causal", methods=[EWCRegularizer(EWCConfig(strength=20.0, max_samples=7)), BatchReplay()], optimizer=sgd,
+        group=dist.group.WORLD if world > 1 else None,
+    )  # fmt: skip
+    for index in range(2):
+
+        def part(step: int, index: int = index) -> Batch:
+            whole = written_batch(seed=10 * index + step, size=8, begin=10 * index)
+            return {name: value[rank::world] for name, value in whole.items()}
+
+        trainer.learn(Task(str(index), index), part, num_steps=4, samples=lambda part=part: [part(0), part(1)])
+    return {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
+
+
+def test_two_ranks_hold_a_language_model_as_one_does() -> None:
+    (expected,) = run_ranks(_write, 1)
+    for found in run_ranks(_write, 2):
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5)
+
+
+def _refuse(rank: int, world: int) -> str:
+    """One rank alone has a label that the model does not have."""
+    trainer = ContinualTrainer(nn.Linear(6, 4), "classifier", methods=[], optimizer=adamw, group=dist.group.WORLD)
+    batch = _rows(0, 0, rank, world)
+    batch["y"] = batch["y"] + 4 * rank
+    try:
+        trainer.learn(Task("0", 0), lambda _: batch, num_steps=1, samples=lambda: [batch])
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def test_what_one_rank_refuses_all_do_at_once() -> None:
+    of_first, of_second = run_ranks(_refuse, 2, timeout_s=60)
+    assert "a sample has label" in of_second
+    assert of_first.startswith("TrainingFailed: rank 1: a sample has label")
 
 
 def _adapt(rank: int, world: int, composition: str) -> list[list[float]]:

@@ -1,36 +1,47 @@
 """ReplayBuffer: samples of earlier tasks, a uniform draw from all that were offered, in memory or on disk.
 
 In: batches with an `id` per sample. Out: batches of drawn samples. Which samples stay is ExperienceReplay's law: repeated
-offers change nothing, and shards merge into what one stream would have kept. A sample's tensors lie in one row of an array per
-field; with a folder the arrays are files that are mapped into memory, so that a buffer may be larger than that.
+offers change nothing, and shards merge into what one stream would have kept. A sample's tensors lie in one row of a tensor per
+field; with a folder these are files that are mapped into memory, so that a buffer may be larger than that.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+import os
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from train.continual.replay import ExperienceReplay
 from train.continual.rows import Batch
+from train.files import sync_path
 
 ID = "id"
 """Field of a batch: Int[batch], unique over all tasks."""
+MERGED_SAMPLES = 1024
+"""Copied at once."""
 
 
 class ReplayBuffer:
     """At most `capacity` samples with the same fields and shapes. Not thread-safe: one owner."""
 
     def __init__(self, capacity: int, *, seed: int, folder: Path | None = None) -> None:
-        """`folder`: of the mapped files, which are written anew; None: memory."""
+        """`folder`: of the mapped files, of this buffer alone; None: memory."""
         self.index: ExperienceReplay[int] = ExperienceReplay(capacity, seed=seed)
-        """Id -> row of the arrays."""
+        """Id -> row."""
         self.folder = folder
-        self._arrays: dict[str, np.ndarray[Any, Any]] = {}
-        self._dtypes: dict[str, torch.dtype] = {}
+        self._rows: dict[str, Tensor] = {}
+        """Of each field a row per sample, and free ones."""
+        self._num_used = 0
+        """Rows from which on none ever held a sample."""
         self._free: list[int] = []
+        """Of those before, rows that may be written."""
+        self._left: list[list[int]] = []
+        """On disk: rows without a sample now that the last saved state has, behind those of the one before it, which is needed
+        until the last one is known to be safe."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -38,44 +49,57 @@ class ReplayBuffer:
     def __contains__(self, number: int) -> bool:
         return str(number) in self.index
 
-    @property
-    def size_bytes(self) -> int:
-        """Of the arrays, whether in memory or on disk."""
-        return sum(array.nbytes for array in self._arrays.values())
+    def check(self, batch: Batch, *, to_come: Collection[str] = ()) -> None:
+        """Raises ValueError for samples that it could not hold: with fields or shapes other than those before, or with the id
+        of another sample. `to_come`: fields that are added later."""
+        fields = {name: value.detach().cpu() for name, value in batch.items()}
+        self._check_fields(fields, to_come=to_come)
+        places = [place for place, number in enumerate(fields[ID].tolist()) if number in self]
+        known = self.take(fields[ID][places].tolist()) if places else {}
+        for row, place in enumerate(places):
+            for name, value in fields.items():
+                if not torch.equal(known[name][row], value[place]):
+                    raise ValueError(
+                        f"sample {int(fields[ID][place])} has another {name!r} than the sample of that id which was kept: "
+                        "ids have to be unique over all tasks"
+                    )
 
     def add(self, batch: Batch) -> None:
         """Offer samples. Raises ValueError for fields or shapes other than those of the samples before."""
         fields = {name: value.detach().cpu() for name, value in batch.items()}
-        self._make_room(fields)
+        self._check_fields(fields)
+        written: dict[int, int] = {}
         for place, number in enumerate(fields[ID].tolist()):
-            name = str(number)
-            row = self._free[-1] if self._free else len(self.index)
-            pushed_out = self.index.offer(name, row)
+            row = self._free[-1] if self._free else self._num_used
+            pushed_out = self.index.offer(str(number), row)
             if pushed_out is None:
                 continue
             if self._free:
                 self._free.pop()
-            self._free.extend(pushed_out)
-            for field, value in fields.items():
-                self._arrays[field][row] = value[place].numpy()
+            else:
+                self._num_used += 1
+            self._release(pushed_out)
+            written[row] = place
+        self._make_room(fields)
+        rows, places = torch.tensor(list(written.keys())), list(written.values())
+        for name, value in fields.items():
+            if places:
+                self._rows[name][rows] = value[places]
 
     def ids(self) -> list[int]:
         """Of every sample, by falling key: an order that does not depend on that of arrival."""
         return [int(name) for name in self.index.items()]
 
     def take(self, ids: Sequence[int]) -> Batch:
-        """Samples in the order of their ids. Raises KeyError for one that is not there."""
-        rows = np.asarray([self.index[str(number)] for number in ids], np.int64)
-        return {
-            name: torch.from_numpy(np.asarray(array[rows])).to(self._dtypes[name])
-            for name, array in self._arrays.items()
-        }
+        """Copies of samples in the order of their ids. Raises KeyError for one that is not there."""
+        rows = torch.tensor([self.index[str(number)] for number in ids], dtype=torch.int64)
+        return {name: held[rows] for name, held in self._rows.items()}
 
-    def forget(self, ids: list[int]) -> int:
+    def forget(self, ids: Sequence[int]) -> int:
         """Drop samples; returns how many were there."""
         kept = self.index.items()
         names = [str(number) for number in ids if str(number) in kept]
-        self._free += [kept[name] for name in names]
+        self._release([kept[name] for name in names])
         return self.index.forget(names)
 
     def merge(self, other: "ReplayBuffer") -> "ReplayBuffer":
@@ -83,45 +107,99 @@ class ReplayBuffer:
         kept = self.index.merge(other.index)
         merged = ReplayBuffer(kept.capacity, seed=kept.seed)
         for one in (self, other):
-            if len(one):
-                merged.add(one.take(one.ids()))
+            ids = one.ids()
+            for begin in range(0, len(ids), MERGED_SAMPLES):
+                merged.add(one.take(ids[begin : begin + MERGED_SAMPLES]))
         merged.index.exclude(kept)
         return merged
 
     def state_dict(self) -> dict[str, Any]:
-        """Samples and what decides about those to come."""
-        return {"index": json.dumps(self.index.state()), "samples": self.take(self.ids()) if len(self) else {}}
+        """Samples and what decides about those to come. With a folder the samples stay in its files, on disk when this
+        returns; rows of this state and of the one before are not written again, so that a run can go on from either."""
+        index = json.dumps(self.index.state())
+        if self.folder is None:
+            return {"index": index, "samples": self.take(self.ids()) if len(self) else {}}
+        sync_path(*(self._file(name) for name in self._rows))
+        if len(self._left) == 2:
+            self._free += self._left.pop(0)
+        self._left.append([])
+        fields = {name: [str(held.dtype).removeprefix("torch."), list(held.shape)] for name, held in self._rows.items()}
+        return {"index": index, "fields": fields, "num_used": self._num_used}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Into an empty buffer of the same capacity and seed. Raises ValueError for another one."""
+        """Into an empty buffer of the same capacity and seed. Raises ValueError for another one, and where the files of a
+        buffer on disk are not those of the state."""
         saved: ExperienceReplay[int] = ExperienceReplay.from_state(json.loads(state["index"]))
         if (saved.capacity, saved.seed) != (self.index.capacity, self.index.seed):
             raise ValueError(
                 f"the saved buffer has capacity {saved.capacity} and seed {saved.seed}, this one {self.index.capacity} and "
                 f"{self.index.seed}: build it with those"
             )
-        self.index, self._free = ExperienceReplay(saved.capacity, seed=saved.seed), []
+        if "fields" in state:
+            self._map_again(state["fields"])
+            self.index, self._num_used = saved, state["num_used"]
+            self._free = sorted(set(range(self._num_used)) - set(saved.items().values()), reverse=True)
+            self._left = [[]]
+            return
+        self.index = ExperienceReplay(saved.capacity, seed=saved.seed)
         if state["samples"]:
             self.add(dict(state["samples"]))
         self.index.exclude(saved)
 
-    def _make_room(self, fields: Batch) -> None:
+    def _map_again(self, fields: Mapping[str, Any]) -> None:
+        if self.folder is None:
+            raise ValueError("the saved buffer lies on disk: build it with its folder")
+        for name, (dtype_name, shape) in fields.items():
+            dtype: torch.dtype = getattr(torch, dtype_name)
+            file, size_bytes = self._file(name), math.prod(shape) * dtype.itemsize
+            found = file.stat().st_size if file.exists() else 0
+            if found < size_bytes:
+                raise ValueError(
+                    f"{file} has {found} bytes, the saved buffer {size_bytes}: put the file back that belongs to the state"
+                )
+            self._rows[name] = self._allocate(name, tuple(shape), dtype)
+
+    def _release(self, rows: Sequence[int]) -> None:
+        (self._left[-1] if self._left else self._free).extend(rows)
+
+    def _check_fields(self, fields: Batch, *, to_come: Collection[str] = ()) -> None:
         if ID not in fields:
             raise ValueError(
                 f"a batch for replay needs a field {ID!r}, one number per sample; it has {', '.join(fields)}"
             )
-        shapes = {name: tuple(value.shape[1:]) for name, value in fields.items()}
-        if not self._arrays:
-            self._dtypes = {name: value.dtype for name, value in fields.items()}
-            for name, value in fields.items():
-                self._arrays[name] = self._allocate(name, (self.index.capacity + 1, *shapes[name]), value)
-        known = {name: array.shape[1:] for name, array in self._arrays.items()}
-        if shapes != known:
-            raise ValueError(f"the batch has fields {shapes}, the buffer holds samples of {known}: give the same ones")
+        known = {name: (tuple(held.shape[1:]), held.dtype) for name, held in self._rows.items() if name not in to_come}
+        found = {name: (tuple(value.shape[1:]), value.dtype) for name, value in fields.items()}
+        if known and found != known:
+            name = next(name for name in known | found if known.get(name) != found.get(name))
+            raise ValueError(
+                f"field {name!r} of a batch is {_told(found.get(name))}, that of the samples in the buffer "
+                f"{_told(known.get(name))}: give the same fields and shapes in every task"
+            )
 
-    def _allocate(self, name: str, shape: tuple[int, ...], value: torch.Tensor) -> np.ndarray[Any, Any]:
-        dtype = value[:0].numpy().dtype
+    def _make_room(self, fields: Batch) -> None:
+        """For the rows that are used."""
+        have = len(next(iter(self._rows.values()))) if self._rows else 0
+        if self._rows and have >= self._num_used:
+            return
+        count = max(self.index.capacity + 1, 2 * have, self._num_used)  # pages that nothing was written to cost nothing
+        for name, value in fields.items():
+            self._rows[name] = self._allocate(name, (count, *value.shape[1:]), value.dtype)
+
+    def _allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """With a folder what its file holds already is there."""
         if self.folder is None:
-            return np.empty(shape, dtype)
+            return torch.empty(shape, dtype=dtype)
         self.folder.mkdir(parents=True, exist_ok=True)
-        return np.memmap(self.folder / f"{name}.array", dtype, "w+", shape=shape)
+        file, size_bytes = self._file(name), math.prod(shape) * dtype.itemsize
+        with file.open("ab"):  # from_file would make it larger, too, and overwrites the first byte then
+            if file.stat().st_size < size_bytes:
+                os.truncate(file, size_bytes)
+        return torch.from_file(str(file), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
+
+    def _file(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{name}.array"
+
+
+def _told(field: tuple[tuple[int, ...], torch.dtype] | None) -> str:
+    return "missing" if field is None else f"{field[1]} of shape {list(field[0])}"

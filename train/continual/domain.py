@@ -2,11 +2,13 @@
 
 In: domains as token sequences, a trainer with its methods. Out: a DomainOutcome: the loss of each domain before, after each
 domain and over time. With `mixture = "by_drop"` the old samples of a batch are shared among the earlier domains by how much
-each has lost so far, so that what is forgotten most is seen again most.
+each has lost so far, so that what is forgotten most is seen again most. With a folder the run is saved at each evaluation,
+and a killed one goes on exactly.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +17,7 @@ from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from train.continual.checkpoints import ContinualCheckpoints
 from train.continual.method import Task
 from train.continual.metrics import LossMatrix
 from train.continual.mixing import BatchReplay
@@ -74,6 +77,7 @@ class DomainOutcome:
     curves: list[list[float]] = field(default_factory=list)
     """For each of these steps the loss of each domain."""
     begins: list[int] = field(default_factory=list)
+    """The step at which each domain begins."""
 
     @property
     def matrix(self) -> LossMatrix:
@@ -99,10 +103,12 @@ class DomainAdaptive:
         domains: Sequence[Domain],
         config: DomainConfig | None = None,
         *,
+        folder: Path | None = None,
         on_scores: Callable[[int, dict[str, float]], None] = lambda *_: None,
     ) -> None:
-        """`on_scores` is told of each evaluation: the step over all domains, the losses. Raises ValueError for no domain, two
-        of one name, one without sequences for each rank, and for a mixture without replay."""
+        """`folder`: of checkpoints; a run that it holds is gone on with. `on_scores` is told of each evaluation: the step over
+        all domains, the losses. Raises ValueError for no domain, two of one name, one without sequences for each rank,
+        sequences of one id, and for a mixture without replay."""
         self.trainer, self.domains, self.config = trainer, list(domains), config or DomainConfig()
         self._on_scores = on_scores
         names = [domain.name for domain in domains]
@@ -120,34 +126,65 @@ class DomainAdaptive:
                     f"domain {domain.name!r} has {len(domain.train['id'])} sequences to learn and "
                     f"{len(domain.held_out['id'])} held out: give at least {self._num_ranks} of both"
                 )
+        ids = torch.cat([domain.train["id"] for domain in domains])
+        if len(unique := ids.unique(return_counts=True)[1]) < len(ids):
+            twice = ids.unique()[unique.argmax()]
+            raise ValueError(f"two sequences have the id {int(twice)}: count ids on from domain to domain (first_id)")
         self._replay = next((one for one in trainer.methods if isinstance(one, BatchReplay)), None)
         if self.config.mixture == "by_drop" and self._replay is None:
             raise ValueError("mixture = 'by_drop' shares old samples, and no method replays any: add BatchReplay")
         self.outcome: DomainOutcome | None = None
         self._best: list[float] = []
+        self._checkpoints = None if folder is None else ContinualCheckpoints(folder, trainer)
 
     def run(self) -> DomainOutcome:
-        """Learn all domains in turn."""
+        """Learn all domains in turn, or those that are left. Raises ValueError for the checkpoint of a run through other
+        domains or with another configuration."""
         names = [domain.name for domain in self.domains]
-        before = self._score(0)
-        self.outcome = DomainOutcome(names, before, steps=[0], curves=[before])
-        self._best = list(before)
-        for index, domain in enumerate(self.domains):
-            self._learn(index, domain)
-            self.outcome.rows.append(self.outcome.curves[-1])
-        return self.outcome
+        saved = None if self._checkpoints is None else self._checkpoints.load()
+        if saved is None:
+            before = self._score(0)
+            self.outcome = DomainOutcome(names, before, steps=[0], curves=[before])
+            self._best = list(before)
+            self._save(0)
+        else:
+            self._take_up(saved)
+        outcome = self.outcome
+        assert outcome is not None
+        for index in range(len(outcome.rows), len(self.domains)):
+            self._learn(index, self.domains[index])
+            outcome.rows.append(outcome.curves[-1])
+            self._save((index + 1) * self.config.steps)
+        return outcome
+
+    def _save(self, step: int) -> None:
+        if self._checkpoints is not None:
+            assert self.outcome is not None
+            extra = {"config": self.config.model_dump(), "outcome": asdict(self.outcome), "best": self._best}
+            self._checkpoints.save(step, extra)
+
+    def _take_up(self, saved: dict[str, Any]) -> None:
+        outcome = DomainOutcome(**saved["outcome"])
+        names = [domain.name for domain in self.domains]
+        if outcome.names != names or saved["config"] != self.config.model_dump():
+            raise ValueError(
+                f"the folder's run goes through the domains {outcome.names} with {saved['config']}, and this one through "
+                f"{names} with {self.config.model_dump()}: give the same ones, or another folder"
+            )
+        self.outcome, self._best = outcome, list(saved["best"])
 
     def _learn(self, index: int, domain: Domain) -> None:
         config, outcome = self.config, self.outcome
         assert outcome is not None
         begin = index * config.steps
-        outcome.begins.append(begin)
-        if index:
+        if len(outcome.begins) == index:
+            outcome.begins.append(begin)
             self._mix(outcome.curves[-1][:index])
 
         def on_step(step: int, _: StepRecord) -> None:
             if step % config.evaluate_every == 0 and step < config.steps:
                 self._mix(self._score(begin + step, num_learned=index + 1)[:index])
+                self._save(begin + step)
 
         self.trainer.learn(
             Task(domain.name, index),
@@ -182,7 +219,9 @@ class DomainAdaptive:
         drops = np.asarray([(loss - best) / best for loss, best in zip(losses, self._best, strict=False)])
         even = drops.mean() if drops.any() else 1.0
         assert self._replay is not None
-        self._replay.mix({index: float(drop + MIN_SHARE * even) for index, drop in enumerate(drops)})
+        there = set(self._replay.tasks)  # a small buffer may have nothing of a domain
+        weights = {index: float(drop + MIN_SHARE * even) for index, drop in enumerate(drops) if index in there}
+        self._replay.mix(weights or None)
 
 
 @torch.no_grad()

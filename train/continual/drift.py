@@ -107,7 +107,7 @@ class DriftMonitor:
 
     def update(self, observation: Observation) -> Drift | None:
         """Take the next observation; a drift if one shows now. Raises ValueError for one without anything to compare, or whose
-        error is not a number."""
+        error or embedding is not finite."""
         _check(observation)
         self.num_seen += 1
         if observation.error is not None and self._errors.update(observation.error) and self._error_alarm is None:
@@ -228,6 +228,9 @@ def _check(observation: Observation) -> None:
         raise ValueError("an observation has nothing to compare: give inputs, outputs, language or error")
     if observation.error is not None and not np.isfinite(observation.error):
         raise ValueError(f"error = {observation.error} is not a number: leave the observation out")
+    for name, vector in (("inputs", observation.inputs), ("outputs", observation.outputs)):
+        if vector is not None and not np.isfinite(vector).all():
+            raise ValueError(f"{name} has values that are no numbers: leave the observation out")
 
 
 def _as_json(one: Observation) -> dict[str, Any]:

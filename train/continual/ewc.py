@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from train.continual.fisher import FisherKind, fisher_diagonal
-from train.continual.method import ContinualMethod, Learner, Samples, Task
+from train.continual.method import ContinualMethod, Samples, Task
 from train.continual.quadratic import Quadratic
 from train.continual.rows import trainable
 
@@ -38,39 +38,38 @@ class EWCConfig(BaseModel):
     fisher: FisherKind | None = None
     """None: exact for a classifier, sampled for a language model."""
     max_samples: int | None = Field(None, gt=0)
-    """Samples of a task that the Fisher information is estimated on, on each rank; None: all."""
+    """Samples of a task that the Fisher information is estimated on, over all ranks, drawn by their keys; None: all."""
     is_online: bool = False
     """All earlier information holds the last weights; else each task's holds those that it ended with."""
     gamma: float = Field(1.0, ge=0, le=1)
     """Online: what is left of the earlier tasks' information at each new one."""
     seed: int = 0
-    """Of the classes that are drawn."""
+    """Of the classes and the samples that are drawn."""
 
 
 class EWCRegularizer(ContinualMethod):
     """Elastic Weight Consolidation."""
 
+    holds_shared_weights = True
+
     def __init__(self, config: EWCConfig | None = None) -> None:
         self.config = config or EWCConfig()
         self.held = Quadratic()
         """Of all tasks: its curvature is the Fisher information."""
-        self._learner: Learner | None = None
         self._task = 0
 
-    def before_task(self, task: Task, learner: Learner) -> None:
+    def before_task(self, task: Task) -> None:
         """See ContinualMethod."""
-        self._learner, self._task = learner, task.index
+        self._task = task.index
 
     def weights_penalty(self) -> Tensor | None:
         """See ContinualMethod."""
-        assert self._learner is not None
-        value = self.held.value(trainable(self._learner.model))
+        value = self.held.value(trainable(self.learner.model))
         return None if value is None else self.config.strength / 2 * value
 
     def after_task(self, samples: Samples) -> None:
         """See ContinualMethod."""
-        learner, config = self._learner, self.config
-        assert learner is not None
+        learner, config = self.learner, self.config
         fisher = fisher_diagonal(
             learner, samples, kind=config.fisher, max_samples=config.max_samples, seed=config.seed + self._task
         )

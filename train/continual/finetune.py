@@ -5,7 +5,8 @@ routed  each task is served by its own adapter alone, which no later task touche
 summed  O-LoRA (arXiv:2310.14152): each adapter is trained on top of the earlier ones, in directions orthogonal to theirs, and
         all together serve every input:  loss + lambda sum over layers and earlier tasks j of |A_j A_t'|^2
 
-As a method it combines with the others: replay, EWC on the adapter's weights, and so on. The adapters are PEFT's.
+It combines with replay. Methods that hold weights where they were (EWC, SI, LwF) need one adapter for all tasks:
+train.adapt.lora.attach_adapter. The adapters are PEFT's.
 """
 
 import contextlib
@@ -46,6 +47,8 @@ class FineTuningConfig(BaseModel):
 class ContinualFineTuning(ContinualMethod):
     """Adapters of tasks. `model` is what the trainer trains; the base inside it stays untouched."""
 
+    has_weights_per_task = True
+
     def __init__(self, base: nn.Module, config: FineTuningConfig | None = None) -> None:
         """`base`: a causal language model of transformers or ours. Its layers are wrapped in place."""
         self.config = config or FineTuningConfig()
@@ -63,17 +66,21 @@ class ContinualFineTuning(ContinualMethod):
         numbers = {adapter_name(index): index for index in range(self.num_tasks)}
         return [None if route.task is None else numbers[route.task] for route in self.router.route(inputs)]
 
-    def grow(self, learner: Learner, *, num_tasks: int) -> None:
+    def attach(self, learner: Learner) -> None:
         """Raises ValueError for another model than `model`."""
         if learner.model is not self.model:
             raise ValueError("the trainer's model is not ContinualFineTuning.model: train that one")
+        super().attach(learner)
+
+    def grow(self, *, num_tasks: int) -> None:
+        """See ContinualMethod."""
         while self.num_tasks < num_tasks:
             config = self.config.lora
             fresh = config.model_copy(update={"seed": config.seed + self.num_tasks})
             add_adapter(self.model, fresh, name=adapter_name(self.num_tasks), is_float32=True)
             self.num_tasks += 1
 
-    def before_task(self, task: Task, learner: Learner) -> None:
+    def before_task(self, task: Task) -> None:
         """See ContinualMethod."""
         self._task = task.index
         if task.index and self.config.composition == "routed" and self.config.starts_from == "previous":
@@ -92,15 +99,15 @@ class ContinualFineTuning(ContinualMethod):
         they have learned so far. Raises ValueError for a task to come."""
         if task is not None and not 0 <= task < self.num_tasks:
             raise ValueError(f"task {task} was not learned: there are {self.num_tasks}, counted from 0")
-        if task is None:
-            with self.model.disable_adapter():
-                yield
-            return
-        self._activate(self._task if self.config.composition == "summed" else task)
         try:
-            yield
+            if task is None:
+                with self.model.disable_adapter():
+                    yield
+            else:
+                self._activate(self._task if self.config.composition == "summed" else task)
+                yield
         finally:
-            self._activate(self._task)
+            self._activate(self._task)  # PEFT has made the earlier ones of several trainable
 
     def save(self, folder: Path, *, base_name: str) -> list[Path]:
         """Folders in the format that vLLM loads: one per task in their order; of summed adapters one with the rank of all."""

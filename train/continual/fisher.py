@@ -1,25 +1,31 @@
 """The diagonal of the Fisher information: how much each weight decides what a model says, of single samples.
 
 In evaluation mode. `exact` sums over all classes by their probability; `sampled` draws one class per row from the model;
-`empirical` takes the true one. The last two are close to zero where a classifier is always right.
+`empirical` takes the true one. The last two are close to zero where a classifier is always right. What is drawn follows from a
+sample's key: it does not depend on the order of samples, on batches or on ranks.
 
 A linear layer that sees one row per sample has the gradient outer(delta, input) there, so the sum of its squares over
 samples is one product of squares (as in KFAC, arXiv:1503.05671); other weights of a classifier are differentiated by sample.
 """
 
 import contextlib
+import heapq
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import grad, vmap
 
+from train.continual.buffer import ID
 from train.continual.method import Learner, Samples
+from train.continual.replay import replay_key
 from train.continual.rows import Batch, Rows, evaluating, samples_of, trainable, with_weights
 
 FisherKind = Literal["exact", "sampled", "empirical"]
@@ -33,7 +39,8 @@ def fisher_diagonal(
     """Mean over samples of the squared gradient of the log-likelihood, of each trained weight; over all ranks' samples.
 
     A language model's sample is a sequence: its log-likelihood is that of all its tokens. Modes and buffers stay as they are.
-    Raises ValueError if there are no samples, and for the exact one of a language model.
+    `max_samples`: those with the largest keys, of all ranks. Raises ValueError if there are no samples, and for the exact one
+    of a language model.
     """
     model = learner.model
     total = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in trainable(model).items()}
@@ -44,17 +51,17 @@ def fisher_diagonal(
             "fisher = 'exact' of a language model needs a backward pass for each word of its vocabulary: take 'sampled'"
         )
     add_squares = _add_of_classifier if learner.kind == "classifier" else _add_of_writer
-    generator = torch.Generator(device=next(iter(total.values())).device).manual_seed(seed)
+    least = None if max_samples is None else _least_key(learner, samples, max_samples=max_samples, seed=seed)
     with evaluating(model):
         for whole in samples():
-            room = None if max_samples is None else max_samples - count
-            if room == 0:
-                break
-            batch = {name: value[:room] for name, value in whole.items()}
+            batch = whole
+            if least is not None:
+                chosen = torch.tensor([key >= least for key in _keys(whole, seed=seed)], dtype=torch.bool)
+                batch = {name: value[chosen] for name, value in whole.items()}
             size = len(next(iter(batch.values())))
             if not size:
                 continue
-            add_squares(total, learner, batch, kind=kind, generator=generator)
+            add_squares(total, learner, batch, kind=kind, seed=seed)
             count += size
     num_samples = torch.tensor(float(count), dtype=torch.float64, device=next(iter(total.values())).device)
     learner.sum_over_ranks(num_samples, *total.values())
@@ -63,16 +70,14 @@ def fisher_diagonal(
     return {name: one / float(num_samples) for name, one in total.items()}
 
 
-def _add_of_writer(
-    total: dict[str, Tensor], learner: Learner, batch: Batch, *, kind: FisherKind, generator: torch.Generator
-) -> None:
+def _add_of_writer(total: dict[str, Tensor], learner: Learner, batch: Batch, *, kind: FisherKind, seed: int) -> None:
     """Sequence by sequence."""
     for sample in samples_of(batch):
         with torch.enable_grad():
             rows = learner.rows_of(sample)
             if not len(rows.targets):
                 continue
-            drawn = _draw(rows, generator) if kind == "sampled" else rows.targets
+            drawn = _draw(rows, sample, seed=seed) if kind == "sampled" else rows.targets
             loss = Rows(rows.logits, drawn).loss_sum
             gradients = torch.autograd.grad(loss, list(trainable(learner.model).values()), allow_unused=True)
         for name, gradient in zip(total, gradients, strict=True):
@@ -81,7 +86,7 @@ def _add_of_writer(
 
 
 def _add_of_classifier(
-    total: dict[str, Tensor], learner: Learner, batch: Batch, *, kind: FisherKind, generator: torch.Generator
+    total: dict[str, Tensor], learner: Learner, batch: Batch, *, kind: FisherKind, seed: int
 ) -> None:
     """All classes of all samples."""
     with torch.enable_grad(), _linear_layers(learner.model) as layers, _uncached_autocast():
@@ -90,7 +95,7 @@ def _add_of_classifier(
     simple = _simple_layers(layers, learner, batch, log_probabilities)
     known = {name for layer in simple for name in (layer.weight, layer.bias) if name is not None}
     others = [name for name in total if name not in known]
-    for one in _passes(rows, kind, generator):
+    for one in _passes(rows, batch, kind=kind, seed=seed):
         if simple:
             loss = -(one.chances.sqrt() * log_probabilities[one.samples, one.targets]).sum()
             deltas = torch.autograd.grad(loss, [layer.edge for layer in simple], retain_graph=True)
@@ -113,7 +118,7 @@ class _Pass:
     """What the squared gradient of each counts."""
 
 
-def _passes(rows: Rows, kind: FisherKind, generator: torch.Generator) -> Iterator[_Pass]:
+def _passes(rows: Rows, batch: Batch, *, kind: FisherKind, seed: int) -> Iterator[_Pass]:
     """One per class, or a single one of the drawn or true classes."""
     if kind == "exact":
         probabilities = rows.decided.detach().softmax(1)
@@ -122,7 +127,7 @@ def _passes(rows: Rows, kind: FisherKind, generator: torch.Generator) -> Iterato
             if len(samples):
                 yield _Pass(samples, torch.full_like(samples, target), probabilities[samples, target])
     else:
-        targets = _draw(rows, generator) if kind == "sampled" else rows.targets
+        targets = _draw(rows, batch, seed=seed) if kind == "sampled" else rows.targets
         yield _Pass(torch.arange(len(targets), device=targets.device), targets, torch.ones_like(targets).float())
 
 
@@ -247,6 +252,32 @@ def _add_by_sample(total: dict[str, Tensor], names: list[str], learner: Learner,
             total[name] += torch.einsum("s,s...->...", chances, gradient.float().square())
 
 
-def _draw(rows: Rows, generator: torch.Generator) -> Tensor:
-    """A class of each row, by the model's own probabilities."""
-    return torch.multinomial(rows.decided.detach().softmax(1), 1, generator=generator).squeeze(1)
+def _draw(rows: Rows, batch: Batch, *, seed: int) -> Int[Tensor, " rows"]:
+    """A class of each row, by the model's own probabilities; the samples of the batch have equally many rows each."""
+    keys = _keys(batch, seed=seed)
+    per_sample = len(rows.targets) // len(keys)
+    uniform = np.concatenate([np.random.default_rng(int(key * 2**53)).random(per_sample) for key in keys])
+    sums = rows.decided.detach().double().softmax(1).cumsum(1)
+    wanted = torch.from_numpy(uniform).to(sums.device).unsqueeze(1) * sums[:, -1:]
+    return torch.searchsorted(sums, wanted, right=True).squeeze(1)
+
+
+def _keys(batch: Batch, *, seed: int) -> list[float]:
+    """Of the samples: uniform, from their ids, or from what they are where they have none."""
+    if ID in batch:
+        names = [str(number) for number in batch[ID].tolist()]
+    else:
+        fields = [batch[name].detach().cpu().contiguous() for name in sorted(batch)]
+        rows = [value.view(len(value), -1).view(torch.uint8).numpy() for value in fields]
+        names = [b"".join(row[place].tobytes() for row in rows).hex() for place in range(len(rows[0]))]
+    return [replay_key(name, seed=seed) for name in names]
+
+
+def _least_key(learner: Learner, samples: Samples, *, max_samples: int, seed: int) -> float:
+    """From which on a sample is one of those with the largest keys, over all ranks."""
+    keys = heapq.nlargest(max_samples, (key for batch in samples() for key in _keys(batch, seed=seed)))
+    if learner.group is not None:
+        found: list[list[float]] = [[]] * learner.group.size()
+        dist.all_gather_object(found, keys, group=learner.group)
+        keys = heapq.nlargest(max_samples, (key for one in found for key in one))
+    return keys[-1] if keys else 0.0

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from train.continual.method import ContinualMethod, Learner, Samples, Task
+from train.continual.method import ContinualMethod, Samples, Task
 from train.continual.rows import Batch, Rows, evaluating, snapshot, with_weights
 
 
@@ -37,29 +37,29 @@ class LwFConfig(BaseModel):
 class LearningWithoutForgetting(ContinualMethod):
     """Distillation from the model before the task."""
 
+    holds_shared_weights = True
+
     def __init__(self, config: LwFConfig | None = None) -> None:
         self.config = config or LwFConfig()
         self.old_classes: list[tuple[int, ...]] = []
         """Of each task that was learned."""
         self._teacher: dict[str, Tensor] = {}
-        self._learner: Learner | None = None
-        self._task: Task | None = None
+        self._classes: tuple[int, ...] | None = None
 
     @property
     def loss_weight(self) -> float:
         """See ContinualMethod."""
         return 1 - self.config.alpha if self._teacher else 1.0
 
-    def before_task(self, task: Task, learner: Learner) -> None:
+    def before_task(self, task: Task) -> None:
         """See ContinualMethod."""
-        self._learner, self._task = learner, task
+        self._classes = task.classes
 
     def rows_penalty(self, batch: Batch, rows: Rows) -> Tensor | None:
         """See ContinualMethod."""
         if not self._teacher:
             return None
-        learner, config = self._learner, self.config
-        assert learner is not None
+        learner, config = self.learner, self.config
         with evaluating(learner.model), torch.no_grad():
             teacher = with_weights(learner.model, self._teacher)
             before = learner.rows_of(batch, forward=teacher).logits.float()
@@ -72,11 +72,9 @@ class LearningWithoutForgetting(ContinualMethod):
 
     def after_task(self, samples: Samples) -> None:
         """See ContinualMethod."""
-        assert self._learner is not None
-        assert self._task is not None
-        self._teacher = snapshot(self._learner.model)
-        if self._task.classes is not None:
-            self.old_classes.append(self._task.classes)
+        self._teacher = snapshot(self.learner.model)
+        if self._classes is not None:
+            self.old_classes.append(self._classes)
 
     def state_dict(self) -> dict[str, Any]:
         """See ContinualMethod."""

@@ -1,7 +1,8 @@
 """ContinualMethod: what every way not to forget plugs into the training loop with (trainer.py).
 
 Four hooks, in this order: before a task; in each step a change of the batch and penalties on the loss; after each step; after
-a task. A method that needs none of them for a thing leaves it as it is here. Methods combine: the loop calls them in turn.
+a task. A method that needs none of them for a thing leaves it as it is here. Methods combine: the loop calls each hook of all
+of them, in turn.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from train.continual.rows import ROWS, Batch, Forward, Kind, Rows
+from train.pretrain.agreement import raise_together
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,11 @@ class Learner:
     compute_dtype: torch.dtype | None = None
     """Of the matmuls; None: that of the weights. What is trained should be float32: small steps get lost in 16 bits."""
 
+    @property
+    def device(self) -> torch.device:
+        """Of the weights; the CPU while there are none."""
+        return next((weight.device for weight in self.model.parameters()), torch.device("cpu"))
+
     def rows_of(self, batch: Batch, *, forward: Forward | None = None) -> Rows:
         """Of the model, or of the model with other weights (`forward`)."""
         device = next(iter(batch.values())).device.type
@@ -52,6 +59,17 @@ class Learner:
             for tensor in tensors:
                 dist.all_reduce(tensor, group=self.group)
 
+    def raise_together(self, error: Exception | None) -> None:
+        """On all ranks, where it is not None on one of them: see agreement.raise_together."""
+        if self.group is None:
+            if error is not None:
+                raise error
+            return
+        failed = torch.tensor(float(error is not None), device=self.device)
+        self.sum_over_ranks(failed)
+        if failed:  # what it is travels only if there is something
+            raise_together(error, group=self.group)
+
 
 Samples = Callable[[], Iterable[Batch]]
 """This rank's samples of a task, once through, in batches."""
@@ -60,20 +78,40 @@ Samples = Callable[[], Iterable[Batch]]
 class ContinualMethod:
     """A method that does nothing: what others change."""
 
+    has_weights_per_task = False
+    """Whether each task trains weights of its own (adapters, columns)."""
+    holds_shared_weights = False
+    """Whether it needs that all tasks train the same weights, which it holds where they were."""
+    _learner: Learner | None = None
+
+    def attach(self, learner: Learner) -> None:
+        """Meet what is trained: once, before everything else. Raises ValueError for what the method cannot work on."""
+        self._learner = learner
+
+    @property
+    def learner(self) -> Learner:
+        """What is trained. Raises RuntimeError before `attach`."""
+        if self._learner is None:
+            raise RuntimeError(f"{type(self).__name__} was not attached: give it to a ContinualTrainer")
+        return self._learner
+
     @property
     def loss_weight(self) -> float:
         """Factor on the task's loss."""
         return 1.0
 
-    def grow(self, learner: Learner, *, num_tasks: int) -> None:
+    def check_samples(self, task: Task, batch: Batch) -> None:
+        """Some samples of a task that is about to begin. Raises ValueError if they cannot be learned; changes nothing."""
+
+    def grow(self, *, num_tasks: int) -> None:
         """Give the model the parts that it has once `num_tasks` tasks were begun: before a task, and before a saved state is
         loaded."""
 
-    def before_task(self, task: Task, learner: Learner) -> None:
-        """Before the first step of a task. `learner` stays the same for all tasks."""
+    def before_task(self, task: Task) -> None:
+        """Before the first step of a task. Raises ValueError if it cannot be learned, and changes nothing then."""
 
     def change_batch(self, batch: Batch) -> Batch:
-        """What is trained on instead."""
+        """What is trained on instead; the model is in training mode."""
         return batch
 
     def see_gradients(self, gradients: Mapping[str, Tensor]) -> None:
@@ -87,8 +125,11 @@ class ContinualMethod:
         """A term that depends on the weights alone, the same on all ranks."""
         return None
 
+    def put_back(self) -> None:
+        """The optimizer has moved the weights: undo that where they may not move."""
+
     def after_step(self) -> None:
-        """The optimizer has moved the weights."""
+        """The weights have moved, and stay as they are now."""
 
     def retrain_steps(self, num_steps: int) -> int:
         """Steps of training that follow the `num_steps` of a task, behind `before_retraining`."""
@@ -98,7 +139,10 @@ class ContinualMethod:
         """The steps of the task are done; those of `retrain_steps` follow."""
 
     def after_task(self, samples: Samples) -> None:
-        """All steps of the task are done."""
+        """All steps of the task are done. Where it raises nothing has changed: it may be called again."""
+
+    def abandon_task(self) -> None:
+        """The task is given up, before `after_task` of any method: forget it. The trainer restores the weights."""
 
     @contextlib.contextmanager
     def serving(self, task: int | None) -> Iterator[None]:
@@ -106,7 +150,8 @@ class ContinualMethod:
         yield
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs: tensors, numbers, texts, lists and dicts of them."""
+        """Everything that a resumed run needs: tensors, numbers, texts, lists and dicts of them. Tensors are those of the
+        method itself: write or copy them before it goes on."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -102,6 +102,24 @@ class LossMatrix:
             )
 
     @property
+    def average(self) -> float:
+        """Mean loss over all domains after the last one."""
+        return float(self.losses[-1].mean())
+
+    @property
+    def backward_transfer(self) -> float:
+        """Nats that the later domains took off the earlier ones' losses, on average; below 0 they were forgotten. 0 for a
+        single domain."""
+        change = np.diag(self.losses)[:-1] - self.losses[-1, :-1]
+        return float(change.mean()) if change.size else 0.0
+
+    @property
+    def forward_transfer(self) -> float:
+        """Nats that the earlier domains took off the losses of those to come, against the model before, on average."""
+        change = self.untrained[1:] - np.diag(self.losses, 1)
+        return float(change.mean()) if change.size else 0.0
+
+    @property
     def drop_per_domain(self) -> Float[np.ndarray, " earlier"]:
         """Of each domain but the last: how much its loss has risen, relative to its best one. Never negative."""
         last = len(self.losses) - 1

@@ -1,7 +1,8 @@
 """BatchReplay: samples of earlier tasks in every batch, as a fixed share of it.
 
-    n new samples are joined by round(n r / (1 - r)) old ones, so that these are r of the mixed batch: 32 new and 8 old at 0.2
+    n new samples are joined by n r / (1 - r) old ones, so that these are r of the mixed batch: 32 new and 8 old at 0.2
 
+What is no whole sample in a step is made up in later ones: 2 new samples have an old one beside them in every second step.
 How the old samples are shared among the earlier tasks follows from what each left in the buffer, or from weights (`mix`).
 DER++ besides holds on to what the model said: the logits are kept with the sample, and their squared distance from today's is
 added to the loss (arXiv:2004.07211). Only earlier tasks are replayed: a task's samples go to the buffer at its end.
@@ -19,11 +20,13 @@ from torch import Tensor
 
 from train.continual.buffer import ID, ReplayBuffer
 from train.continual.method import ContinualMethod, Learner, Samples, Task
-from train.continual.replay import ExperienceReplay, num_replay
+from train.continual.replay import ExperienceReplay
 from train.continual.rows import Batch, Rows, evaluating, join
 
 LOGITS, IS_OLD = "kept_logits", "is_old"
 """Fields that DER++ adds to a batch."""
+ROUNDING = 1e-9
+"""Of an old sample, that sums of shares are off by at most."""
 
 
 class ReplayConfig(BaseModel):
@@ -38,7 +41,7 @@ class ReplayConfig(BaseModel):
     logits_weight: float = Field(0.0, ge=0)
     """DER++: factor on the mean squared distance of logits per replayed row; 0: plain replay. For classifiers."""
     folder: Path | None = None
-    """Where the buffer lies on disk; None: in memory."""
+    """Where the buffer lies on disk, each rank's in a folder there; None: in memory."""
     seed: int = 0
     """Of what stays, and of the draws."""
 
@@ -60,16 +63,27 @@ class BatchReplay(ContinualMethod):
         """Ids that are drawn from together, and the weight of the group."""
         self._queues: list[list[int]] = [[]]
         """Of each group, the ids that were not drawn since all of it were."""
+        self._owed = 0.0
+        """Part of an old sample that earlier steps did not get."""
         self._rng = np.random.default_rng(self.config.seed)
-        self._learner: Learner | None = None
 
-    def before_task(self, task: Task, learner: Learner) -> None:
+    def attach(self, learner: Learner) -> None:
         """Raises ValueError for a language model whose logits should be kept: each token has as many as there are words."""
+        super().attach(learner)
         if self.config.logits_weight and learner.kind != "classifier":
             raise ValueError(
                 f"logits_weight = {self.config.logits_weight:g} keeps logits with each sample, which is for classifiers: set 0"
             )
-        self._learner, self._task = learner, task.index
+        if self.config.folder is not None and learner.group is not None:
+            self.buffer.folder = self.config.folder / f"rank-{learner.group.rank()}"
+
+    def check_samples(self, task: Task, batch: Batch) -> None:
+        """Raises ValueError for samples that the buffer cannot hold beside those that it has."""
+        self.buffer.check(batch, to_come=(LOGITS,))
+
+    def before_task(self, task: Task) -> None:
+        """See ContinualMethod."""
+        self._task = task.index
 
     def mix(self, weights: Mapping[int, float] | None) -> None:
         """From now on share the old samples by these weights among the earlier tasks; None: as they lie in the buffer. The
@@ -87,10 +101,9 @@ class BatchReplay(ContinualMethod):
 
     def change_batch(self, batch: Batch) -> Batch:
         """See ContinualMethod."""
-        assert self._learner is not None
         num_new = torch.tensor(len(batch[ID]), device=batch[ID].device)
-        self._learner.sum_over_ranks(num_new)
-        drawn = self._draw(num_replay(int(num_new), self.config.share))
+        self.learner.sum_over_ranks(num_new)
+        drawn = self._draw(self._due(int(num_new)))
         mine = [number for number in drawn if number in self.buffer]
         if not mine:
             return batch
@@ -101,6 +114,15 @@ class BatchReplay(ContinualMethod):
         new = {LOGITS: kept.new_zeros(len(batch[ID]), *kept.shape[1:])}
         is_old = [torch.zeros(len(batch[ID]), dtype=torch.bool), torch.ones(len(kept), dtype=torch.bool)]
         return join([batch | new, old]) | {IS_OLD: torch.cat(is_old).to(kept.device)}
+
+    def _due(self, num_new: int) -> int:
+        """Old samples beside so many new ones."""
+        if not self.ids:
+            return 0
+        wanted = self._owed + num_new * self.config.share / (1 - self.config.share)
+        count = int(wanted + ROUNDING)
+        self._owed = wanted - count
+        return count
 
     def _group(self) -> None:
         if self._weights is None:
@@ -116,10 +138,7 @@ class BatchReplay(ContinualMethod):
         """Ids, each once. Every sample of a group comes up before one comes up again: that remembers better than draws that
         do not know of each other."""
         drawn: list[int] = []
-        weights = np.asarray([weight for weight, _ in self._groups])
-        counts = self._rng.multinomial(count, weights / weights.sum())
-        for index, ((_, ids), wanted) in enumerate(zip(self._groups, counts.tolist(), strict=True)):
-            size = min(wanted, len(ids))
+        for index, ((_, ids), size) in enumerate(zip(self._groups, self._counts(count), strict=True)):
             queue = self._queues[index]
             if len(queue) < size:
                 left = set(queue)
@@ -127,6 +146,19 @@ class BatchReplay(ContinualMethod):
             drawn += queue[:size]
             self._queues[index] = queue[size:]
         return drawn
+
+    def _counts(self, count: int) -> list[int]:
+        """Samples of each group: drawn by the weights, and what a group has too few for goes to the others."""
+        weights = np.asarray([weight for weight, _ in self._groups], np.float64)
+        room = np.asarray([len(ids) if weight > 0 else 0 for weight, ids in self._groups])
+        counts = np.zeros_like(room)
+        count = min(count, int(room.sum()))
+        while missing := count - int(counts.sum()):
+            open_weights = np.where(counts < room, weights, 0.0)
+            drawn = self._rng.multinomial(missing, open_weights / open_weights.sum())
+            counts = np.minimum(counts + drawn, room)
+        found: list[int] = counts.tolist()
+        return found
 
     def rows_penalty(self, batch: Batch, rows: Rows) -> Tensor | None:
         """See ContinualMethod."""
@@ -138,8 +170,7 @@ class BatchReplay(ContinualMethod):
     @torch.no_grad()
     def after_task(self, samples: Samples) -> None:
         """See ContinualMethod."""
-        learner = self._learner
-        assert learner is not None
+        learner = self.learner
         with evaluating(learner.model):
             for batch in samples():
                 kept = {LOGITS: learner.rows_of(batch).logits.float()} if self.config.logits_weight else {}
@@ -148,12 +179,12 @@ class BatchReplay(ContinualMethod):
 
     def _take_stock(self) -> None:
         """What one buffer would keep that had seen all ranks' samples, and of which task each is."""
-        assert self._learner is not None
+        group = self.learner.group
         known = dict(zip(self.ids, self.tasks, strict=True))
         mine = self.buffer.ids()
-        if self._learner.group is not None:
-            found: list[list[int]] = [[]] * self._learner.group.size()
-            dist.all_gather_object(found, mine, group=self._learner.group)
+        if group is not None:
+            found: list[list[int]] = [[]] * group.size()
+            dist.all_gather_object(found, mine, group=group)
             union: ExperienceReplay[None] = ExperienceReplay(self.config.capacity, seed=self.config.seed)
             union.add({str(number): None for ids in found for number in ids})
             mine = [int(name) for name in union.items()]
@@ -165,13 +196,14 @@ class BatchReplay(ContinualMethod):
         weights = None if self._weights is None else [list(pair) for pair in self._weights.items()]
         return {
             "buffer": self.buffer.state_dict(), "ids": self.ids, "tasks": self.tasks, "task": self._task,
-            "weights": weights, "queues": self._queues, "rng": self._rng.bit_generator.state,
+            "weights": weights, "queues": self._queues, "owed": self._owed, "rng": self._rng.bit_generator.state,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See ContinualMethod."""
         self.buffer.load_state_dict(state["buffer"])
         self.ids, self.tasks, self._task = list(state["ids"]), list(state["tasks"]), state["task"]
+        self._owed = state["owed"]
         self._weights = None if state["weights"] is None else dict(map(tuple, state["weights"]))
         self._group()
         self._queues = [list(queue) for queue in state["queues"]]

@@ -3,7 +3,8 @@
 After a task half of its weights, the smallest of each layer, are given back, and what is left is trained on for a while and
 frozen. A later task computes with the frozen weights and moves the free ones alone. Biases, norms and buffers are frozen after
 the first task. A task is served with the weights of the tasks up to it: its outputs stay the same bit for bit.
-Not the gradient is masked but the update: momentum and weight decay move a weight whose gradient is zero.
+Not the gradient is masked but the update: momentum and weight decay move a weight whose gradient is zero. Modules with buffers
+(batch norm) train later tasks in evaluation mode: with the statistics that they serve them with.
 Source: arXiv:1711.05769.
 """
 
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from train.continual.method import ContinualMethod, Learner, Samples, Task
-from train.continual.rows import trainable
+from train.continual.rows import Batch, trainable
 
 State = Literal["idle", "training", "retraining"]
 FREE = 0
@@ -42,6 +43,8 @@ class PackNetConfig(BaseModel):
 class PackNet(ContinualMethod):
     """Weights that belong to tasks."""
 
+    holds_shared_weights = True
+
     def __init__(self, config: PackNetConfig | None = None) -> None:
         self.config = config or PackNetConfig()
         self.owner: dict[str, Tensor] = {}
@@ -49,7 +52,6 @@ class PackNet(ContinualMethod):
         self.num_tasks = 0
         self.state: State = "idle"
         self._kept: dict[str, Tensor] = {}
-        self._learner: Learner | None = None
 
     @property
     def free_share(self) -> float:
@@ -57,18 +59,19 @@ class PackNet(ContinualMethod):
         total = sum(owner.numel() for owner in self.owner.values())
         return sum(int((owner == FREE).sum()) for owner in self.owner.values()) / total if total else 1.0
 
-    def before_task(self, task: Task, learner: Learner) -> None:
+    def attach(self, learner: Learner) -> None:
+        """See ContinualMethod."""
+        super().attach(learner)
+        self.owner = {
+            name: torch.zeros(one.shape, dtype=torch.uint8, device=one.device)
+            for name, one in trainable(learner.model).items()
+            if one.dim() > 1
+        }
+
+    def before_task(self, task: Task) -> None:
         """Raises ValueError where hardly a weight is free, RuntimeError in the midst of a task."""
         self._expect("idle")
-        self._learner = learner
-        weights = trainable(learner.model)
-        if not self.owner:
-            self.owner = {
-                name: torch.zeros(one.shape, dtype=torch.uint8, device=one.device)
-                for name, one in weights.items()
-                if one.dim() > 1
-            }
-        self._check_same(weights)
+        weights = trainable(self.learner.model)
         if self.free_share < MIN_FREE:
             raise ValueError(
                 f"task {task.name!r}: {self.free_share:.2%} of the weights are free after {self.num_tasks} tasks, each of "
@@ -87,12 +90,19 @@ class PackNet(ContinualMethod):
         """See ContinualMethod."""
         return round(self.config.retrain * num_steps)
 
+    def change_batch(self, batch: Batch) -> Batch:
+        """The same. See ContinualMethod."""
+        if self.num_tasks > 1:
+            for module in self.learner.model.modules():
+                if any(True for _ in module.buffers(recurse=False)):
+                    module.train(False)
+        return batch
+
     @torch.no_grad()
     def before_retraining(self) -> None:
         """Give the smallest weights back."""
         self._expect("training")
-        assert self._learner is not None
-        weights = trainable(self._learner.model)
+        weights = trainable(self.learner.model)
         for name, owner in self.owner.items():
             weight = weights[name]
             free = (owner == FREE).flatten().nonzero().squeeze(1)
@@ -104,22 +114,29 @@ class PackNet(ContinualMethod):
         self.state = "retraining"
 
     @torch.no_grad()
-    def after_step(self) -> None:
-        """Put back what this task may not move."""
-        assert self._learner is not None
+    def put_back(self) -> None:
+        """What this task may not move."""
         moves = FREE if self.state == "training" else self.num_tasks
-        for name, weight in trainable(self._learner.model).items():
+        for name, weight in trainable(self.learner.model).items():
             if name in self.owner:
                 weight.copy_(torch.where(self.owner[name] == moves, weight, self._kept[name]))
             elif self.num_tasks > 1:
                 weight.copy_(self._kept[name])
         if self.num_tasks > 1:
-            for name, buffer in self._learner.model.named_buffers():
+            for name, buffer in self.learner.model.named_buffers():
                 buffer.copy_(self._kept[name])
 
     def after_task(self, samples: Samples) -> None:
         """See ContinualMethod."""
         self._expect("retraining")
+        self.state = "idle"
+
+    @torch.no_grad()
+    def abandon_task(self) -> None:
+        """See ContinualMethod."""
+        for owner in self.owner.values():
+            owner[owner == self.num_tasks] = FREE
+        self.num_tasks -= 1
         self.state = "idle"
 
     @contextlib.contextmanager
@@ -131,8 +148,7 @@ class PackNet(ContinualMethod):
             return
         if not 0 <= task < self.num_tasks:
             raise ValueError(f"task {task} was not learned: there are {self.num_tasks}, counted from 0")
-        assert self._learner is not None
-        weights = trainable(self._learner.model)
+        weights = trainable(self.learner.model)
         before = {name: weights[name].detach().clone() for name in self.owner}
         with torch.no_grad():
             for name, owner in self.owner.items():
@@ -149,27 +165,23 @@ class PackNet(ContinualMethod):
         return {"owner": self.owner, "num_tasks": self.num_tasks, "state": self.state, "kept": self._kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises ValueError for masks of another model: now, or at the next task if none was begun."""
-        self.owner, self._kept = dict(state["owner"]), dict(state["kept"])
-        self.num_tasks, self.state = state["num_tasks"], state["state"]
-        if self._learner is not None:
-            self._check_same(trainable(self._learner.model))
-
-    def _remember(self) -> None:
-        assert self._learner is not None
-        model = self._learner.model
-        kept = dict(trainable(model)) | dict(model.named_buffers())
-        self._kept = {name: tensor.detach().clone() for name, tensor in kept.items()}
-
-    def _check_same(self, weights: Mapping[str, Tensor]) -> None:
-        found = {name: tuple(one.shape) for name, one in weights.items() if one.dim() > 1}
-        known = {name: tuple(owner.shape) for name, owner in self.owner.items()}
+        """Raises ValueError for masks of another model."""
+        found, known = (
+            {name: tuple(owner.shape) for name, owner in table.items()} for table in (self.owner, state["owner"])
+        )
         if found != known:
             name = next(name for name in found | known if found.get(name) != known.get(name))
             raise ValueError(
                 f"the masks are of another model: {name} has shape {known.get(name)} there and {found.get(name)} here; load "
                 "those that were saved with this model"
             )
+        self.owner, self._kept = dict(state["owner"]), dict(state["kept"])
+        self.num_tasks, self.state = state["num_tasks"], state["state"]
+
+    def _remember(self) -> None:
+        model = self.learner.model
+        kept = dict(trainable(model)) | dict(model.named_buffers())
+        self._kept = {name: tensor.detach().clone() for name, tensor in kept.items()}
 
     def _expect(self, state: State) -> None:
         if self.state != state:

@@ -22,14 +22,14 @@ from train.data.loader import LoaderConfig
 from train.data.token_sources import SourceSpec
 from train.pretrain.checkpoint_store import CHECKPOINTS_NAME, CheckpointStore
 from train.pretrain.config import PretrainingConfig
-from train.pretrain.engine import open_run
+from train.pretrain.engine import CONFIG_NAME, open_run
 from train.pretrain.export import export_checkpoint, model_of
 from train.pretrain.parallel import open_loader
 from train.pretrain.schedule import ScheduleConfig
-from train.toml_file import absolute_path, explain, read_toml, set_fields, with_absolute_locations
+from train.toml_file import absolute_path, explain, field_errors, read_toml, set_fields, with_absolute_locations
 
 START_NAME = "start"
-"""Folder of the first weights, in that of the run."""
+"""Of the folder of the first weights, in that of the run; the checkpoint's name follows."""
 WEAK, STRONG = (0.05, 0.05), (0.35, 0.25)
 """(shift in bits, share of old data), between and beyond which the share is a line and stays."""
 SAMPLE_BATCH = 64
@@ -86,28 +86,34 @@ class ContinualPretraining:
 
     def shift(self) -> float:
         """How far the new data are from the old, bits: 0 the same tokens equally often, 1 none in common."""
-        old, new = (self._count_tokens(sources) for sources in (self.previous.data.sources, self.config.sources))
+        old, new = (
+            self._count_tokens(sources) for sources in (self.previous.data.training_sources, self.config.sources)
+        )
         return token_shift(old, new)
-
-    def share(self, shift: float) -> float:
-        """Of old data, for a shift of this size."""
-        return replay_share_of(shift) if self.config.replay_share == "auto" else self.config.replay_share
 
     def pretraining_config(self, *, replay_share: float) -> PretrainingConfig:
         """Of the new run, with its first weights written into its folder. Raises ValueError for changes that do not fit, and
-        writes nothing then."""
+        for an output that holds a run from another checkpoint; writes nothing then."""
         config = self.config
-        start, tokenizer = config.output / START_NAME, self.previous.tokenizer_folder
+        start, tokenizer = config.output / f"{START_NAME}-{self.checkpoint.name}", self.previous.tokenizer_folder
+        if (config.output / CONFIG_NAME).is_file() and (began := open_run(config.output).start_from) != start:
+            raise ValueError(
+                f"output = {config.output} holds a run that began from {began}, and this one begins from {start}: give "
+                "another folder"
+            )
         fields = self.previous.model_dump(mode="json")
-        sources = _weighted(config.sources, 1 - replay_share)
-        sources += _weighted(self.previous.data.sources, replay_share) if replay_share else []
+        old = self.previous.data.sources if replay_share else self.previous.data.held_out_sources
+        sources = _weighted(config.sources, 1 - replay_share) + _weighted(old, replay_share)
         fields |= {
             "output": str(config.output), "start_from": str(start), "tokens": config.tokens,
             "schedule": config.schedule.model_dump(),
             "data": fields["data"] | {"sources": sources, "tokenizer": None if tokenizer is None else str(tokenizer)},
         }  # fmt: skip
         set_fields(fields, config.changes, error=ValueError)
-        settings = PretrainingConfig.model_validate(fields)
+        try:
+            settings = PretrainingConfig.model_validate(fields)
+        except ValidationError as error:
+            raise ValueError(f"the continuation of {config.run}: {field_errors(error)}") from error
         if not start.is_dir():
             export_checkpoint(
                 self.checkpoint, start, config=model_of(self.checkpoint), tokenizer_from=tokenizer, dtype="float32"
@@ -130,9 +136,11 @@ class ContinualPretraining:
 def continued_run(config: ContinualPretrainingConfig) -> tuple[PretrainingConfig, str]:
     """The new run, and a sentence about its shares. Raises what ContinualPretraining does."""
     continuation = ContinualPretraining(config)
-    shift = continuation.shift()
-    share = continuation.share(shift)
-    told = f"from {continuation.checkpoint.name}; the new data are {shift:.3f} bits from the old, whose share is {share:.0%}"
+    share, measured = config.replay_share, ""
+    if share == "auto":
+        shift = continuation.shift()
+        share, measured = replay_share_of(shift), f"the new data are {shift:.3f} bits from the old; "
+    told = f"from {continuation.checkpoint.name}; {measured}the share of old data is {share:.0%}"
     return continuation.pretraining_config(replay_share=share), told
 
 
@@ -176,5 +184,6 @@ def load_continual_config(
 
 
 def _weighted(sources: Sequence[SourceSpec], share: float) -> list[dict[str, Any]]:
+    """With `share` divided among them as their weights are."""
     total = sum(source.weight for source in sources)
-    return [source.model_dump() | {"weight": source.weight / total * share} for source in sources]
+    return [source.model_dump() | {"weight": share * source.weight / total if total else 0.0} for source in sources]

@@ -33,13 +33,14 @@ class Column(nn.Module):
 
 
 class ProgressiveNetworks(nn.Module):
-    """A classifier of one width for all tasks. `sizes`: inputs, hidden widths, outputs of every column."""
+    """A classifier of one width for all tasks."""
 
-    def __init__(self, sizes: Sequence[int]) -> None:
+    def __init__(self, sizes: Sequence[int], *, device: torch.device | str = "cpu") -> None:
+        """`sizes`: inputs, hidden widths, outputs of every column. `device`: of the columns to come."""
         super().__init__()
         if len(sizes) < 2 or min(sizes) < 1:
             raise ValueError(f"sizes = {list(sizes)}: give inputs, hidden widths and outputs, each at least 1")
-        self.sizes = tuple(sizes)
+        self.sizes, self._device = tuple(sizes), device
         self.columns = nn.ModuleList()
         self.active = -1
         """The column that answers."""
@@ -47,7 +48,7 @@ class ProgressiveNetworks(nn.Module):
     def add_column(self) -> None:
         """A new one, which answers from now on; the others are frozen."""
         self.requires_grad_(False)
-        self.columns.append(Column(self.sizes, num_before=len(self.columns)))
+        self.columns.append(Column(self.sizes, num_before=len(self.columns)).to(self._device))
         self.active = len(self.columns) - 1
 
     def forward(self, x: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
@@ -69,29 +70,29 @@ class ProgressiveNetworks(nn.Module):
 class ProgressiveColumns(ContinualMethod):
     """Gives each task a column of the ProgressiveNetworks that is trained."""
 
-    def __init__(self) -> None:
-        self._model: ProgressiveNetworks | None = None
+    has_weights_per_task = True
 
-    def grow(self, learner: Learner, *, num_tasks: int) -> None:
+    def attach(self, learner: Learner) -> None:
         """Raises ValueError for another kind of model."""
-        model = learner.model
-        if not isinstance(model, ProgressiveNetworks):
+        if not isinstance(learner.model, ProgressiveNetworks):
             raise ValueError(
-                f"progressive networks grow a ProgressiveNetworks, and the model is {type(model).__name__}"
+                f"progressive networks grow a ProgressiveNetworks, and the model is {type(learner.model).__name__}"
             )
-        while len(model.columns) < num_tasks:
-            model.add_column()
-        model.active = num_tasks - 1
-        self._model = model
+        super().attach(learner)
+
+    def grow(self, *, num_tasks: int) -> None:
+        """See ContinualMethod."""
+        while len(self._model.columns) < num_tasks:
+            self._model.add_column()
+        self._model.active = num_tasks - 1
 
     @contextlib.contextmanager
     def serving(self, task: int | None) -> Iterator[None]:
         """In the block a task's column answers; None: the last one. Raises ValueError for a task to come."""
-        model = self._model
-        num_columns = 0 if model is None else len(model.columns)
+        model, num_columns = self._model, len(self._model.columns)
         if task is not None and not 0 <= task < num_columns:
             raise ValueError(f"task {task} was not learned: there are {num_columns}, counted from 0")
-        if model is None or task is None:
+        if task is None:
             yield
             return
         before, model.active = model.active, task
@@ -99,3 +100,7 @@ class ProgressiveColumns(ContinualMethod):
             yield
         finally:
             model.active = before
+
+    @property
+    def _model(self) -> ProgressiveNetworks:
+        return cast(ProgressiveNetworks, self.learner.model)

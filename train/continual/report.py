@@ -133,12 +133,16 @@ def _figures(way: WayReport) -> dict[str, str]:
     matrix = way.matrix
     if isinstance(matrix, AccuracyMatrix):
         return {
-            "Average accuracy": f"{matrix.average:.1%}", "Learning accuracy": f"{matrix.learning:.1%}",
-            "Forgetting": f"{matrix.forgetting:.1%}", "Worst task": f"{matrix.worst_forgetting:.1%}",
+            "Accuracy": f"{matrix.average:.1%}", "Learning": f"{matrix.learning:.1%}",
+            "Backward": f"{matrix.backward_transfer:+.1%}", "Forgetting": f"{matrix.forgetting:.1%}",
+            "Worst task": f"{matrix.worst_forgetting:.1%}",
         }  # fmt: skip
     drops = matrix.drop_per_domain
     return {
+        "Loss": f"{matrix.average:.3f}",
         "Learned, nats": f"{matrix.learned.mean():.3f}",
+        "Backward": f"{matrix.backward_transfer:+.3f}",
+        "Forward": f"{matrix.forward_transfer:+.3f}",
         "Forgetting": f"{drops.mean() if drops.size else 0.0:.1%}",
         "Worst task": f"{matrix.worst_drop:.1%}",
     }

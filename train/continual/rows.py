@@ -65,6 +65,18 @@ def write(forward: Forward, batch: Batch) -> Rows:
 
 
 ROWS: dict[Kind, RowsOf] = {"classifier": classify, "causal": write}
+FIELDS: dict[Kind, tuple[str, str]] = {"classifier": ("x", "y"), "causal": ("input_ids", "labels")}
+"""Of a batch, that there have to be: inputs and labels."""
+
+
+def labels_of(kind: Kind, batch: Batch) -> Int[Tensor, " rows"]:
+    """Of the rows of a batch. Raises ValueError for a batch without inputs or labels."""
+    if missing := [name for name in FIELDS[kind] if name not in batch]:
+        raise ValueError(
+            f"a batch for a {kind} model needs a field {missing[0]!r}; it has {', '.join(batch) or 'none'}"
+        )
+    labels = batch[FIELDS[kind][1]]
+    return labels if kind == "classifier" else labels[labels != IGNORE]
 
 
 @contextlib.contextmanager
@@ -103,5 +115,10 @@ def samples_of(batch: Batch) -> Iterator[Batch]:
 
 
 def join(batches: list[Batch]) -> Batch:
-    """One batch of several with the same fields."""
+    """One batch of several. Raises ValueError where they have not the same fields."""
+    first, *others = (batch.keys() for batch in batches)
+    if different := [name for one in others for name in first ^ one]:
+        raise ValueError(
+            f"new and old samples differ in the field {different[0]!r}: give the same fields in every task"
+        )
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}

@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from train.continual.method import ContinualMethod, Learner, Samples, Task
+from train.continual.method import ContinualMethod, Samples, Task
 from train.continual.quadratic import Quadratic
 from train.continual.rows import trainable
 
@@ -32,6 +32,8 @@ class SIConfig(BaseModel):
 class SynapticIntelligence(ContinualMethod):
     """Importance by the path integral of the gradient."""
 
+    holds_shared_weights = True
+
     def __init__(self, config: SIConfig | None = None) -> None:
         self.config = config or SIConfig()
         self.held = Quadratic()
@@ -39,13 +41,11 @@ class SynapticIntelligence(ContinualMethod):
         self.path: dict[str, Tensor] = {}
         """omega, of the present task."""
         self._start: dict[str, Tensor] = {}
-        self._learner: Learner | None = None
         self._gradients: dict[str, Tensor] = {}
         self._before: dict[str, Tensor] = {}
 
-    def before_task(self, task: Task, learner: Learner) -> None:
+    def before_task(self, task: Task) -> None:
         """See ContinualMethod."""
-        self._learner = learner
         self._start = self._weights()
         self.path = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in self._start.items()}
 
@@ -56,15 +56,13 @@ class SynapticIntelligence(ContinualMethod):
 
     def weights_penalty(self) -> Tensor | None:
         """See ContinualMethod."""
-        assert self._learner is not None
-        value = self.held.value(trainable(self._learner.model))
+        value = self.held.value(trainable(self.learner.model))
         return None if value is None else self.config.strength * value
 
     @torch.no_grad()
     def after_step(self) -> None:
         """See ContinualMethod."""
-        assert self._learner is not None
-        weights = trainable(self._learner.model)
+        weights = trainable(self.learner.model)
         moved = torch._foreach_sub(list(weights.values()), [self._before[name] for name in weights])
         gained = torch._foreach_mul([self._gradients[name].float() for name in weights], [one.float() for one in moved])
         torch._foreach_sub_([self.path[name] for name in weights], gained)
@@ -90,8 +88,7 @@ class SynapticIntelligence(ContinualMethod):
 
     def _weights(self) -> dict[str, Tensor]:
         """Copies of those that are trained now."""
-        assert self._learner is not None
-        weights = trainable(self._learner.model)
+        weights = trainable(self.learner.model)
         copies = [torch.empty_like(weight) for weight in weights.values()]
         torch._foreach_copy_(copies, [weight.detach() for weight in weights.values()])
         return dict(zip(weights, copies, strict=True))

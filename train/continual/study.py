@@ -16,7 +16,7 @@ from torch.optim import Adam
 
 from train.continual.ewc import EWCConfig, EWCRegularizer
 from train.continual.lwf import LearningWithoutForgetting, LwFConfig
-from train.continual.method import ContinualMethod
+from train.continual.method import ContinualMethod, Task
 from train.continual.metrics import AccuracyMatrix
 from train.continual.mixing import BatchReplay, ReplayConfig
 from train.continual.packnet import PackNet, PackNetConfig
@@ -94,19 +94,23 @@ def run_study(
     )
     if row.is_joint:
         _learn(trainer, _joined(tasks), seed=seed, recipe=recipe)
-        with trainer.serving(None):
-            scores = [accuracy(model, one.test) for one in tasks]
-        return AccuracyMatrix.of([scores] * len(tasks))
-    scores_of = []
+        return AccuracyMatrix.of([_scores(trainer, tasks, num_learned=0)] * len(tasks))
+    scores = []
     for data in tasks:
         with clock:
             _learn(trainer, data, seed=seed, recipe=recipe)
-        row_of_scores = []
-        for earlier in tasks[: data.task.index + 1]:
-            with trainer.serving(earlier.task.index):
-                row_of_scores.append(accuracy(model, earlier.test))
-        scores_of.append(row_of_scores)
-    return AccuracyMatrix.of(scores_of)
+        scores.append(_scores(trainer, tasks, num_learned=data.task.index + 1))
+    start = build_mlp(sizes)  # a model that learned nothing, of another draw
+    return AccuracyMatrix.of(scores, untrained=[accuracy(start, one.test) for one in tasks])
+
+
+def _scores(trainer: ContinualTrainer, tasks: Sequence[TaskData], *, num_learned: int) -> list[float]:
+    """Of every task; those that were learned as they are served."""
+    found = []
+    for one in tasks:
+        with trainer.serving(one.task.index if one.task.index < num_learned else None):
+            found.append(accuracy(trainer.learner.model, one.test))
+    return found
 
 
 def layer_sizes(tasks: Sequence[TaskData], recipe: Recipe) -> tuple[int, ...]:
@@ -141,4 +145,4 @@ def _learn(trainer: ContinualTrainer, data: TaskData, *, seed: int, recipe: Reci
 
 def _joined(tasks: Sequence[TaskData]) -> TaskData:
     whole = {name: torch.cat([one.train[name] for one in tasks]) for name in tasks[0].train}
-    return TaskData(tasks[0].task, whole, tasks[0].test)
+    return TaskData(Task("all at once", 0), whole, tasks[0].test)

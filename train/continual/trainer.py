@@ -1,15 +1,17 @@
 """ContinualTrainer: tasks one after the other, with whatever methods hold on to the earlier ones.
 
 In: a model, and for each task a function that gives the batch of a step. Out: the trained model; the methods keep what they
-need for the next task. A run may be cut off after any step: the state goes into a file and comes back exactly.
+need for the next task. A run may be cut off after any step: the state goes into a file and comes back exactly
+(checkpoints.py). What cannot be learned is refused before anything changes, and a task can be given up.
 
 Several ranks train as one: each has a share of every batch, gradients are sums over ranks divided by the rows of all of them.
 """
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,12 +21,14 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from train.continual.method import ContinualMethod, Learner, Samples, Task
-from train.continual.rows import Batch, Kind, Rows, evaluating, trainable
+from train.continual.rows import Batch, Kind, Rows, evaluating, labels_of, snapshot, trainable
+from train.pretrain.random_state import random_state, set_random_state
 
 logger = logging.getLogger(__name__)
 
 LITTLE = 0.02
 """Share of its loss that a task has to lose."""
+AS_BEFORE = "All is as it was before it: lower the learning rate, or the methods' strength (lambda, c, alpha)"
 Source = Callable[[int], Batch]
 """The batch of a step, counted from 0: the same whenever it is asked for."""
 BuildOptimizer = Callable[[list[nn.Parameter]], Optimizer]
@@ -38,6 +42,47 @@ class StepRecord:
     """Of the task, its methods' changes of the batch included."""
     penalty: float
     """What methods added."""
+
+
+class Diverged(ValueError):
+    """The loss or the penalties are no numbers any more: the task was given up."""
+
+
+@dataclass(slots=True)
+class _Progress:
+    """In the midst of a task."""
+
+    task: Task
+    labels: tuple[int, int]
+    """The least and the largest of the task's samples."""
+    kept: dict[str, Tensor]
+    """What the task's training changes, as it was before."""
+    step: int = 0
+    """Steps that are done."""
+    losses: list[float] = field(default_factory=list)
+    """Of each of them."""
+    is_held: bool = False
+    """Whether a penalty was above 0."""
+    is_retraining: bool = False
+    """Whether `before_retraining` was called."""
+    num_finished: int = 0
+    """Methods whose `after_task` was called."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """See ContinualTrainer."""
+        task = {
+            "name": self.task.name, "index": self.task.index,
+            "classes": None if self.task.classes is None else list(self.task.classes),
+        }  # fmt: skip
+        others = {name: getattr(self, name) for name in self.__slots__ if name != "task"}
+        return others | {"task": task, "labels": list(self.labels)}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> "_Progress":
+        """What `state_dict` gave."""
+        task, classes = state["task"], state["task"]["classes"]
+        whole = Task(task["name"], task["index"], classes=None if classes is None else tuple(classes))
+        return cls(**{**state, "task": whole, "labels": tuple(state["labels"]), "losses": list(state["losses"])})
 
 
 class ContinualTrainer:
@@ -54,14 +99,20 @@ class ContinualTrainer:
         compute_dtype: torch.dtype | None = None,
     ) -> None:
         """`optimizer` is built anew for each task, of the parameters that are trained then. `group`: the ranks that share each
-        batch; all begin with the same weights. `compute_dtype`: see Learner."""
+        batch; all begin with the same weights. `compute_dtype`: see Learner. Raises ValueError for methods that do not go
+        together, and what they raise about the model."""
         self.learner, self.methods = Learner(model, kind, group, compute_dtype), list(methods)
+        _check_together(self.methods)
+        for method in self.methods:
+            method.attach(self.learner)
         self._build_optimizer = optimizer
         self._optimizer: Optimizer | None = None
-        self._step: int | None = None
-        """Steps of the present task that are done; None: between tasks."""
+        self._progress: _Progress | None = None
+        """Of the present task; None: between tasks."""
         self._num_tasks = 0
         """That were begun."""
+        self._num_grown = 0
+        """That the model has parts for."""
 
     def learn(
         self,
@@ -72,51 +123,140 @@ class ContinualTrainer:
         samples: Samples,
         on_step: Callable[[int, StepRecord], None] = lambda *_: None,
     ) -> None:
-        """Train a task, or what is left of it when its state was loaded. `samples`: the task once through, for methods that
-        look at it at its end. Raises ValueError for a task without steps, and what methods raise; earlier tasks stay as they
-        were."""
+        """Train a task, or what is left of it: when its state was loaded, and when an error cut it off.
+
+        `samples`: the task once through, looked at before the first step and by methods behind the last one. A task that is
+        refused, fails before its first step is taken, or diverges is given up: all is as it was before. Another error leaves
+        the trainer in its midst: learn it again to go on, or `abandon` it.
+        Raises ValueError for a task without steps or samples, out of turn, with labels that it or the model does not have;
+        Diverged; what methods raise.
+        """
         if num_steps < 1:
             raise ValueError(f"task {task.name!r} has {num_steps} steps: give it data, at least one batch")
-        if self._step is None:
-            for method in self.methods:
-                method.grow(self.learner, num_tasks=task.index + 1)
-            for method in self.methods:
-                method.before_task(task, self.learner)
-            self._num_tasks = task.index + 1
-            self._optimizer, self._step = self._build_optimizer(list(trainable(self.learner.model).values())), 0
-        losses: list[float] = []
-        is_whole, is_held = self._step == 0, False
-        extra = max((method.retrain_steps(num_steps) for method in self.methods), default=0)
-        while self._step < num_steps + extra:
-            if self._step == num_steps:
-                for method in self.methods:
-                    method.before_retraining()
-            record = self._take_step(source(self._step))
-            self._step += 1
-            losses.append(record.loss)
-            is_held |= record.penalty > 0
-            on_step(self._step, record)
-        if not extra:
-            for method in self.methods:
-                method.before_retraining()
-        if is_whole and is_held:
-            _warn_if_little_was_learned(task, losses)
-        for method in self.methods:
-            method.after_task(samples)
-        self._step = self._optimizer = None
+        if self._progress is None:
+            self._begin(task, samples)
+        progress = self._progress
+        assert progress is not None
+        if progress.task != task:
+            raise ValueError(
+                f"task {task.name!r} is to be learned in the midst of task {progress.task.name!r}, which has done "
+                f"{progress.step} steps: learn that one to its end, or abandon() it"
+            )
+        try:
+            self._train(progress, source, num_steps=num_steps, on_step=on_step)
+        except Exception as error:
+            if not progress.step or isinstance(error, Diverged):
+                self.abandon()
+            raise
+        while progress.num_finished < len(self.methods):
+            self.methods[progress.num_finished].after_task(samples)
+            progress.num_finished += 1
+        self._progress = self._optimizer = None
 
-    def _take_step(self, batch: Batch) -> StepRecord:
-        learner = self.learner
+    def abandon(self) -> None:
+        """Give up the task in whose midst the trainer is: weights and methods are as they were before it. Raises RuntimeError
+        between two tasks, and when a method has finished with the task already: load a saved state then."""
+        progress = self._progress
+        if progress is None or progress.num_finished:
+            raise RuntimeError("there is no task to give up" if progress is None else "the task is learned already")
+        self._restore(progress.kept)
         for method in self.methods:
-            batch = method.change_batch(batch)
+            method.abandon_task()
+        self._num_tasks -= 1
+        self._progress = self._optimizer = None
+
+    def _begin(self, task: Task, samples: Samples) -> None:
+        if task.index != self._num_tasks:
+            raise ValueError(
+                f"task {task.name!r} has index {task.index}, and {self._num_tasks} tasks were begun: give it index "
+                f"{self._num_tasks}"
+            )
+        labels = self._check_samples(task, samples)
+        self._grow(task.index + 1)
+        kept = snapshot(self.learner.model)
+        begun: list[ContinualMethod] = []
+        try:
+            for method in self.methods:
+                method.before_task(task)
+                begun.append(method)
+        except Exception:
+            self._restore(kept)
+            for method in begun:
+                method.abandon_task()
+            raise
+        self._num_tasks = task.index + 1
+        self._progress = _Progress(task, labels, kept=snapshot(self.learner.model) | kept)
+        self._optimizer = self._build_optimizer(list(trainable(self.learner.model).values()))
+
+    def _check_samples(self, task: Task, samples: Samples) -> tuple[int, int]:
+        """The least and the largest label of the task, of this rank."""
+        error: Exception | None = None
+        least, largest, count = 0, 0, torch.zeros(1)
+        try:
+            for batch in samples():
+                labels = labels_of(self.learner.kind, batch)
+                if not len(labels):
+                    continue
+                count += len(labels)
+                least, largest = min(least, int(labels.min())), max(largest, int(labels.max()))
+                _check_classes(task, labels)
+                for method in self.methods:
+                    method.check_samples(task, batch)
+        except Exception as caught:  # whatever it is, other ranks have to know
+            error = caught
+        self.learner.raise_together(error)
+        count = count.to(self.learner.device)
+        self.learner.sum_over_ranks(count)
+        if not count:
+            raise ValueError(f"task {task.name!r} has no samples with a label: give it data")
+        return least, largest
+
+    def _grow(self, num_tasks: int) -> None:
+        for method in self.methods:
+            method.grow(num_tasks=num_tasks)
+        self._num_grown = max(self._num_grown, num_tasks)
+
+    @torch.no_grad()
+    def _restore(self, kept: Mapping[str, Tensor]) -> None:
+        model = self.learner.model
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if name in kept:
+                tensor.copy_(kept[name])
+
+    def _train(
+        self, progress: _Progress, source: Source, *, num_steps: int, on_step: Callable[[int, StepRecord], None]
+    ) -> None:
+        extra = max((method.retrain_steps(num_steps) for method in self.methods), default=0)
+        while progress.step < num_steps + extra:
+            if progress.step == num_steps:
+                self._begin_retraining(progress)
+            record = self._take_step(progress, source(progress.step))
+            progress.step += 1
+            progress.losses.append(record.loss)
+            progress.is_held |= record.penalty > 0
+            on_step(progress.step, record)
+        self._begin_retraining(progress)
+        if not all(bool(weight.isfinite().all()) for weight in trainable(self.learner.model).values()):
+            raise Diverged(f"task {progress.task.name!r} diverged in its last step. {AS_BEFORE}")
+        if progress.is_held:
+            _warn_if_little_was_learned(progress.task, progress.losses)
+
+    def _begin_retraining(self, progress: _Progress) -> None:
+        if progress.is_retraining:
+            return
+        for method in self.methods:
+            method.before_retraining()
+        progress.is_retraining = True
+
+    def _take_step(self, progress: _Progress, batch: Batch) -> StepRecord:
+        learner = self.learner
         weights = trainable(learner.model)
         learner.model.train()
-        rows = learner.rows_of(batch)
+        batch, rows = self._forward(progress, batch)
         num_rows = torch.tensor(float(len(rows.targets)), device=rows.logits.device)
         learner.sum_over_ranks(num_rows)
         if not num_rows:
             raise ValueError("a batch has no rows with a label: leave it out")
-        self._check_labels(rows)
         weight = 1.0
         for method in self.methods:
             weight *= method.loss_weight
@@ -124,6 +264,7 @@ class ContinualTrainer:
         of_rows = _sum([method.rows_penalty(batch, rows) for method in self.methods])
         of_rows = None if of_rows is None else of_rows / num_rows
         of_weights = _sum([method.weights_penalty() for method in self.methods])
+        record = self._record(progress, loss, of_rows, of_weights)
         if any(method.sees_gradients for method in self.methods):
             gradients = self._over_ranks(_gradients(loss, weights, keeps_graph=of_rows is not None))
             for method in self.methods:
@@ -144,24 +285,42 @@ class ContinualTrainer:
         self._optimizer.step()
         self._optimizer.zero_grad()
         for method in self.methods:
+            method.put_back()
+        for method in self.methods:
             method.after_step()
-        told = torch.stack([loss.detach(), torch.zeros_like(loss) if of_rows is None else of_rows.detach()])
-        learner.sum_over_ranks(told)
-        return StepRecord(float(told[0]), float(told[1]) + (0.0 if of_weights is None else float(of_weights.detach())))
+        return record
 
-    def _check_labels(self, rows: Rows) -> None:
-        """Before anything is changed: a class that the model has no output for, or that the row may not be of."""
-        if self.learner.kind != "classifier" or not len(rows.targets):
-            return
-        num_classes, largest = rows.logits.shape[1], int(rows.targets.max())
-        if largest >= num_classes or int(rows.targets.min()) < 0:
-            raise ValueError(
-                f"a batch has label {largest}, and the model tells 0 to {num_classes - 1}: widen its output"
+    def _forward(self, progress: _Progress, batch: Batch) -> tuple[Batch, Rows]:
+        """The batch as methods change it, and its rows. A batch that is refused on one rank is refused on all."""
+        error: Exception | None = None
+        try:
+            _check_classes(progress.task, labels_of(self.learner.kind, batch))
+        except Exception as caught:  # whatever it is, other ranks have to know
+            error = caught
+        self.learner.raise_together(error)
+        for method in self.methods:
+            batch = method.change_batch(batch)
+        rows = self.learner.rows_of(batch)
+        try:
+            _check_labels(rows, progress.labels)
+        except ValueError as caught:
+            error = caught
+        self.learner.raise_together(error)
+        return batch, rows
+
+    def _record(
+        self, progress: _Progress, loss: Tensor, of_rows: Tensor | None, of_weights: Tensor | None
+    ) -> StepRecord:
+        told = torch.stack([loss.detach(), torch.zeros_like(loss) if of_rows is None else of_rows.detach()])
+        self.learner.sum_over_ranks(told)
+        loss_value, penalty = told.tolist()
+        penalty += 0.0 if of_weights is None else float(of_weights.detach())
+        if not math.isfinite(loss_value + penalty):
+            raise Diverged(
+                f"task {progress.task.name!r} diverged: after {progress.step} steps its loss is {loss_value:.4g} and the "
+                f"penalty {penalty:.4g}. {AS_BEFORE}"
             )
-        if rows.allowed is not None and not bool(rows.allowed.gather(1, rows.targets.unsqueeze(1)).all()):
-            raise ValueError(
-                "a batch has a label that its `allowed` leaves out: give the classes of the sample's own task"
-            )
+        return StepRecord(loss_value, penalty)
 
     def _over_ranks(self, gradients: list[Tensor]) -> list[Tensor]:
         """Their sums."""
@@ -184,39 +343,77 @@ class ContinualTrainer:
     # The state.
 
     def state_dict(self) -> dict[str, Any]:
-        """After any step: model, optimizer, methods, place in the task."""
+        """After any step: model, optimizer, methods, place in the task, random states. Tensors are those of the trainer
+        itself: write or copy them before it goes on. `methods` and `random` are this rank's own, the rest is that of all."""
         return {
             "model": self.learner.model.state_dict(),
             "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
-            "methods": [method.state_dict() for method in self.methods],
-            "step": self._step,
+            "progress": None if self._progress is None else self._progress.state_dict(),
             "num_tasks": self._num_tasks,
+            "num_grown": self._num_grown,
+            "methods": [method.state_dict() for method in self.methods],
+            "random": random_state(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], *, task: Task | None = None) -> None:
-        """Into a trainer with the same model and methods. `task`: the one in whose midst the state was saved.
-
-        Raises ValueError without it, or for a state of other methods.
-        """
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Into a new trainer with the same model and methods. Raises ValueError for a state of other methods, and for a
+        trainer that has learned."""
+        if self._num_grown:
+            raise ValueError("the trainer has begun tasks already: load the state into a new one")
         if len(state["methods"]) != len(self.methods):
             raise ValueError(
                 f"the state is of {len(state['methods'])} methods, and there are {len(self.methods)}: build the same ones"
             )
-        if (state["step"] is None) != (task is None):
-            raise ValueError("task: name the task in whose midst the state was saved, and none between two")
+        if state["num_grown"]:
+            self._grow(state["num_grown"])
         self._num_tasks = state["num_tasks"]
-        for method in self.methods if self._num_tasks else ():
-            method.grow(self.learner, num_tasks=self._num_tasks)
-        if task is not None:  # methods meet their model; what that changes is overwritten below
+        progress = None if state["progress"] is None else _Progress.of_state(state["progress"])
+        if progress is not None:  # what methods change here is overwritten below
             for method in self.methods:
-                method.before_task(task, self.learner)
+                method.before_task(progress.task)
         self.learner.model.load_state_dict(state["model"])
         for method, saved in zip(self.methods, state["methods"], strict=True):
             method.load_state_dict(saved)
-        self._step = state["step"]
-        if task is not None:
+        self._progress = progress
+        if progress is not None:
             self._optimizer = self._build_optimizer(list(trainable(self.learner.model).values()))
             self._optimizer.load_state_dict(state["optimizer"])
+        set_random_state(state["random"])
+
+
+def _check_together(methods: Sequence[ContinualMethod]) -> None:
+    apart = next((type(one).__name__ for one in methods if one.has_weights_per_task), None)
+    shared = next((type(one).__name__ for one in methods if one.holds_shared_weights), None)
+    if apart is not None and shared is not None:
+        raise ValueError(
+            f"{shared} holds weights that all tasks train, and with {apart} each task trains its own: leave one of them away; "
+            "to hold an adapter's weights train a single one (train.adapt.lora.attach_adapter)"
+        )
+
+
+def _check_classes(task: Task, labels: Tensor) -> None:
+    """Raises ValueError for a label that is not of the task."""
+    if task.classes is None or not len(labels):
+        return
+    found = torch.isin(labels, torch.tensor(task.classes, device=labels.device))
+    if not found.all():
+        raise ValueError(
+            f"task {task.name!r} has the classes {list(task.classes)}, and a sample has label {int(labels[~found][0])}: "
+            "leave the sample out, or name its class"
+        )
+
+
+def _check_labels(rows: Rows, of_task: tuple[int, int]) -> None:
+    """Raises ValueError for a class that the model has no output for, or that the row may not be of."""
+    if not len(rows.targets):
+        return
+    num_classes = rows.logits.shape[1]
+    least, largest = min(of_task[0], int(rows.targets.min())), max(of_task[1], int(rows.targets.max()))
+    if largest >= num_classes or least < 0:
+        wrong = largest if largest >= num_classes else least
+        raise ValueError(f"a sample has label {wrong}, and the model tells 0 to {num_classes - 1}: widen its output")
+    if rows.allowed is not None and not bool(rows.allowed.gather(1, rows.targets.unsqueeze(1)).all()):
+        raise ValueError("a batch has a label that its `allowed` leaves out: give the classes of the sample's own task")
 
 
 def _gradients(loss: Tensor | None, weights: Mapping[str, nn.Parameter], *, keeps_graph: bool = False) -> list[Tensor]:

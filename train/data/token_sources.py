@@ -44,7 +44,7 @@ class SourceSpec(BaseModel):
     location: str | tuple[str, ...]
     """A folder of token shards, or the shards' paths; local or URIs."""
     weight: float = 1.0
-    """Share of the sequences that training reads, relative to the other sources' weights."""
+    """Share of the sequences that training reads, relative to the other sources' weights; above 0."""
     name: str = ""
     """In statistics and errors; by default the folder's name."""
     of: tuple[str, ...] = ()

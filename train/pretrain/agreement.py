@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
+from torch.distributed import ProcessGroup
 
 from train.pretrain.checkpoint_files import CheckpointError
 from train.pretrain.loop import TrainingFailed
@@ -34,10 +35,11 @@ def together(work: Callable[[], T]) -> T:
     return cast(T, result)
 
 
-def raise_together(error: Exception | None) -> None:
-    """Every rank at once, each with what it met alone. Raises the own error; of another rank a TrainingFailed if it is one of
-    REFUSALS, a RuntimeError otherwise. Nothing where none met any."""
-    found = _gather(None if error is None else (isinstance(error, REFUSALS), str(error) or type(error).__name__))
+def raise_together(error: Exception | None, *, group: ProcessGroup | None = None) -> None:
+    """Every rank of the group (None: all) at once, each with what it met alone. Raises the own error; of another rank a
+    TrainingFailed if it is one of REFUSALS, a RuntimeError otherwise. Nothing where none met any."""
+    told = None if error is None else (isinstance(error, REFUSALS), str(error) or type(error).__name__)
+    found = _gather(told, group=group)
     if error is not None:
         raise error
     for rank, one in enumerate(found):
@@ -46,7 +48,7 @@ def raise_together(error: Exception | None) -> None:
             raise (TrainingFailed if is_refusal else RuntimeError)(f"rank {rank}: {text}")
 
 
-def _gather(value: Any) -> list[Any]:
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
+def _gather(value: Any, *, group: ProcessGroup | None = None) -> list[Any]:
+    found: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(found, value, group=group)
     return found

@@ -38,7 +38,8 @@ class DataConfig(_Section):
     """The tokens, as `autonomous data run` wrote them."""
 
     sources: tuple[SourceSpec, ...] = Field(min_length=1)
-    """What is read, in which shares. With `held_out_every` some of its shards are left for evaluation."""
+    """What is read, in which shares. With `held_out_every` some of its shards are left for evaluation; with weight 0 as well
+    it is there for evaluation alone."""
     sequence_length: int = Field(ge=8)
     """Tokens of a sequence; that of the shards."""
     tokenizer: Path | None = None
@@ -52,6 +53,27 @@ class DataConfig(_Section):
     """See LoaderConfig."""
     mask_documents: bool = True
     """See LoaderConfig."""
+
+    @property
+    def training_sources(self) -> tuple[SourceSpec, ...]:
+        """Those that training reads."""
+        return tuple(source for source in self.sources if source.weight)
+
+    @property
+    def held_out_sources(self) -> tuple[SourceSpec, ...]:
+        """Those of which something is held out."""
+        return tuple(source for source in self.sources if source.held_out_every)
+
+    @model_validator(mode="after")
+    def _reads_something(self) -> Self:
+        for index, source in enumerate(self.sources):
+            if not source.weight and not source.held_out_every:
+                raise ValueError(
+                    f"sources[{index}].weight = 0 without held_out_every: nothing of it is read; leave the source out"
+                )
+        if not self.training_sources:
+            raise ValueError("sources have weight 0, all of them: give one that training reads a weight above 0")
+        return self
 
 
 class ParallelConfig(_Section):

@@ -89,7 +89,7 @@ class PretrainingEngine:
         """Of the last checkpoint; None behind a rewind, where the place in the data is another than in any checkpoint."""
         self._asked_at = -math.inf
         self.trainer = DistributedTrainer4D(config, device=device)
-        self.loader = together(lambda: self.trainer.loader(config.data.sources))
+        self.loader = together(lambda: self.trainer.loader(config.data.training_sources))
         self.evaluator = together(lambda: Evaluator(self.trainer, tokenizer=config.tokenizer_folder))
         self.is_first_rank = dist.get_rank() == 0
         self.attempt = agree(uuid.uuid4().hex[:12])[0] or ""

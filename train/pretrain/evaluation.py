@@ -33,7 +33,7 @@ class Evaluator:
         """Raises PretrainingConfigError if there are prompts and no tokenizer that encodes them, or the model cannot go on
         from them."""
         self._trainer, self._config = trainer, trainer.config.evaluation
-        held_out = [one for one in trainer.config.data.sources if one.held_out_every]
+        held_out = trainer.config.data.held_out_sources
         self.sources = [one.model_copy(update={"reads_held_out": True, "weight": 1.0}) for one in held_out]
         """Held-out parts of the data's sources."""
         self._tokenizer: Tokenizer | None = None
@@ -84,7 +84,7 @@ class Evaluator:
         trainer = self._trainer
         if not self._config.bigram_tokens or not self.sources:
             return {}
-        with trainer.loader(trainer.config.data.sources, is_whole=True) as loader:
+        with trainer.loader(trainer.config.data.training_sources, is_whole=True) as loader:
             steps = max(2, -(-self._config.bigram_tokens // trainer.config.tokens_per_step))
             model = BigramModel.fit(islice(loader, steps), vocab_size=trainer.config.model.vocab_size)
         held_out = [batch for source in self.sources for batch in self._batches(source, is_whole=True)]

@@ -145,7 +145,7 @@ def check_run(config: PretrainingConfig) -> None:
                 f"with {count} of workers.min_workers to workers.num_workers: {error}"
             ) from error
     settings = LoaderConfig(sequence_length=config.data.sequence_length, global_batch_size=1)
-    with open_loader(config, config.data.sources, settings) as loader:
+    with open_loader(config, config.data.training_sources, settings) as loader:
         folder = config.tokenizer_folder
         if folder is not None and (found := TokenizerFile.read(folder).sha256) != loader.tokenizer_sha256:
             raise PretrainingConfigError(

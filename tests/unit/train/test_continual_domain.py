@@ -65,6 +65,13 @@ def test_what_was_forgotten_most_gets_most_of_the_old_samples(monkeypatch: pytes
     assert min(told[-1].values()) > 0
 
 
+def test_a_domain_of_which_a_small_buffer_has_nothing_gets_no_share() -> None:
+    config = CONFIG.model_copy(update={"mixture": "by_drop"})
+    methods = [BatchReplay(ReplayConfig(share=0.5, capacity=1))]
+    trainer = ContinualTrainer(writer(), "causal", methods=methods, optimizer=adamw)
+    assert len(DomainAdaptive(trainer, domains(), config).run().rows) == 3
+
+
 def test_a_step_s_sequences_are_the_same_whenever_asked_and_all_come_up_in_a_pass() -> None:
     domain = domains(1)[0]
     batches = [domain.batch(step, size=6, seed=3) for step in range(8)]  # three passes over 16
@@ -107,6 +114,10 @@ def test_bad_input_is_refused() -> None:
         DomainAdaptive(trainer, [*domains(1), *domains(1)])
     with pytest.raises(ValueError, match="no method replays any: add BatchReplay"):
         DomainAdaptive(trainer, domains(), DomainConfig(mixture="by_drop"))
+    first, second = domains(2)
+    twice = Domain("again", second.train | {"id": first.train["id"]}, second.held_out)
+    with pytest.raises(ValueError, match=r"two sequences have the id \d+: count ids on"):
+        DomainAdaptive(trainer, [first, twice])
     empty = {name: value[:0] for name, value in domains(1)[0].train.items()}
     with pytest.raises(ValueError, match="domain 'empty' has 0 sequences to learn"):
         DomainAdaptive(trainer, [Domain("empty", empty, domains(1)[0].held_out)])

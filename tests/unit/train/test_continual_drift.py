@@ -102,6 +102,8 @@ def test_a_resumed_monitor_goes_on_exactly() -> None:
 
 
 def test_bad_input_is_refused() -> None:
+    with pytest.raises(ValueError, match="inputs has values that are no numbers: leave the observation out"):
+        DriftMonitor().update(Observation(inputs=np.array([0.5, np.nan])))
     with pytest.raises(ValueError, match="nothing to compare"):
         DriftMonitor().update(Observation())
     with pytest.raises(ValueError, match="error = nan"):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.continual import FIRST, SECOND, labelled_batch, mlp
+from tests.continual import FIRST, SECOND, labelled_batch, mlp, writer, written_batch
 from train.continual.ewc import EWCConfig, EWCRegularizer
 from train.continual.fisher import fisher_diagonal
 from train.continual.method import Learner
@@ -55,15 +55,35 @@ def test_drawn_classes_have_the_exact_fisher_as_their_mean():
     model, batch = mlp(), labelled_batch(seed=3)
     learner = Learner(model, "classifier")
     exact = fisher_diagonal(learner, lambda: [batch], kind="exact")
-    drawn = fisher_diagonal(learner, lambda: [batch] * 3000, kind="sampled")
+    copies = [batch | {"id": 8 * copy + torch.arange(8)} for copy in range(3000)]  # each sample draws by its own id
+    drawn = fisher_diagonal(learner, lambda: copies, kind="sampled")
     for name, one in exact.items():
         assert float(drawn[name].sum()) == pytest.approx(float(one.sum()), rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "causal"])
+def test_what_is_drawn_does_not_depend_on_order_or_batches(kind: Literal["classifier", "causal"]):
+    model = mlp() if kind == "classifier" else writer()
+    whole = labelled_batch(seed=3, size=12) if kind == "classifier" else written_batch(seed=3, size=12)
+    learner = Learner(model, kind)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    cut = [{name: value[part] for name, value in whole.items()} for part in order.split(5)]
+    for max_samples in (None, 7):
+        expected, found = (
+            fisher_diagonal(learner, lambda batches=batches: batches, kind="sampled", max_samples=max_samples, seed=1)
+            for batches in ([whole], cut)
+        )
+        for name, one in expected.items():
+            torch.testing.assert_close(found[name], one, rtol=1e-4, atol=1e-6)
+    other = fisher_diagonal(learner, lambda: [whole], kind="sampled", max_samples=7, seed=2)
+    assert not torch.allclose(other[name], one)
 
 
 def test_the_penalty_is_zero_at_the_anchor_and_has_the_gradient_of_its_formula_away_from_it():
     model = mlp()
     ewc = EWCRegularizer(EWCConfig(strength=3.0))
-    ewc.before_task(FIRST, Learner(model, "classifier"))
+    ewc.attach(Learner(model, "classifier"))
+    ewc.before_task(FIRST)
     ewc.after_task(lambda: [labelled_batch(seed=4)])
     penalty = ewc.weights_penalty()
     assert penalty is not None
@@ -84,13 +104,14 @@ def test_the_penalty_is_zero_at_the_anchor_and_has_the_gradient_of_its_formula_a
 
 
 def test_two_quadratic_tasks_meet_at_the_mean_of_their_optima_weighted_by_precision():
-    """Of a linear model with noise sigma the Fisher information is X^T X / sigma^2 per sample."""
+    """The quadratic loss is exact for a linear model with Gaussian noise, whose Fisher information is its precision."""
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.rand(4, generator=generator, dtype=torch.float64) + 0.5 for _ in range(2))
     a, b = (torch.randn(4, generator=generator, dtype=torch.float64) for _ in range(2))
     model = nn.Linear(4, 1, bias=False).double()
     ewc = EWCRegularizer(EWCConfig(strength=1.0))
-    ewc.before_task(SECOND, Learner(model, "classifier"))
+    ewc.attach(Learner(model, "classifier"))
+    ewc.before_task(SECOND)
     ewc.held.add({"weight": first.view(1, 4)}, {"weight": a.view(1, 4)})
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=100, tolerance_grad=1e-12, tolerance_change=1e-14)
 
@@ -196,7 +217,8 @@ def test_online_keeps_one_term_and_fades_the_earlier_ones():
     batches = [labelled_batch(seed=7), labelled_batch(seed=8)]
     alone = [fisher_diagonal(learner, lambda one=one: [one], kind="exact") for one in batches]
     for task, batch in zip((FIRST, SECOND), batches, strict=True):
-        ewc.before_task(task, learner)
+        ewc.attach(learner)
+        ewc.before_task(task)
         ewc.after_task(lambda one=batch: [one])
     for name, one in ewc.held.curvature.items():
         torch.testing.assert_close(one, alone[1][name] + 0.5 * alone[0][name])
@@ -212,7 +234,8 @@ def test_vanished_information_is_told(caplog: pytest.LogCaptureFixture):
         model.bias.copy_(torch.tensor([40.0, -40.0]))
     batch["y"].zero_()
     ewc = EWCRegularizer(EWCConfig(fisher="empirical"))
-    ewc.before_task(FIRST, Learner(model, "classifier"))
+    ewc.attach(Learner(model, "classifier"))
+    ewc.before_task(FIRST)
     ewc.after_task(lambda: [batch])
     assert "EWC holds little of task 0" in caplog.text
 

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from tests.continual import FIRST, SECOND, THIRD, adamw, writer, written_batch
+from tests.continual import TEXTS, adamw, writer, written_batch
 from train.adapt.base import weights_sha256
 from train.adapt.lora import LoRAConfig
 from train.continual.finetune import ContinualFineTuning, FineTuningConfig, overlap
@@ -17,6 +17,7 @@ from train.continual.mixing import BatchReplay
 from train.continual.rows import Batch, evaluating
 from train.continual.trainer import ContinualTrainer
 
+FIRST, SECOND, THIRD = TEXTS
 SUMMED = FineTuningConfig(composition="summed", orthogonality=2.0)
 PROBE = written_batch(seed=9)["input_ids"]
 
@@ -72,8 +73,8 @@ def test_an_adapter_begins_as_a_copy_of_the_last_one_or_fresh() -> None:
         method, trainer = build(FineTuningConfig(starts_from=start))
         learn(trainer, FIRST)
         first = outputs(method, 0)
-        method.grow(trainer.learner, num_tasks=2)
-        method.before_task(SECOND, trainer.learner)
+        method.grow(num_tasks=2)
+        method.before_task(SECOND)
         expected = first if start == "previous" else outputs(method, None)
         assert torch.equal(outputs(method, 1), expected)
         assert not torch.equal(outputs(method, None), first)
@@ -135,12 +136,24 @@ def test_a_run_goes_on_exactly_from_the_midst_of_a_task_and_from_between_two() -
             raise Cut
 
     with pytest.raises(Cut):
-        second.learn(SECOND, lambda step: source(SECOND, step), num_steps=8, samples=list, on_step=cut)
+        second.learn(
+            SECOND, lambda step: source(SECOND, step), num_steps=8, samples=lambda: [source(SECOND, 0)], on_step=cut
+        )
     method, third = build(SUMMED)
-    third.load_state_dict(second.state_dict(), task=SECOND)
+    third.load_state_dict(second.state_dict())
     for task in (SECOND, THIRD):
         learn(third, task)
     assert torch.equal(outputs(method, 2), outputs(whole, 2))
+
+
+def test_serving_the_base_in_the_midst_of_a_task_leaves_earlier_adapters_frozen() -> None:
+    method, trainer = build(SUMMED)
+    learn(trainer, FIRST)
+    learn(trainer, SECOND)
+    with method.serving(None):
+        pass
+    trained = {name.split(".")[-2] for name, one in method.model.named_parameters() if one.requires_grad}
+    assert trained == {"task-1"}
 
 
 def test_saved_adapters_serve_in_peft_as_they_did(tmp_path: Path) -> None:
@@ -175,6 +188,5 @@ def test_bad_input_is_refused() -> None:
     method, _ = build()
     with pytest.raises(ValueError, match="task 3 was not learned"), method.serving(3):
         pass
-    other = ContinualTrainer(writer(), "causal", methods=[method], optimizer=adamw)
     with pytest.raises(ValueError, match=r"ContinualFineTuning\.model: train that one"):
-        learn(other, FIRST)
+        ContinualTrainer(writer(), "causal", methods=[method], optimizer=adamw)

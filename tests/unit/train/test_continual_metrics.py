@@ -58,6 +58,9 @@ def test_losses_are_compared_with_the_best_one_of_each_domain():
     assert ours.drop_per_domain.tolist() == pytest.approx([0.05, 0.1])
     assert ours.worst_drop == pytest.approx(0.1)
     assert ours.learned.tolist() == pytest.approx([1.0, 1.0, 1.0])
+    assert ours.average == pytest.approx((2.1 + 3.3 + 4.0) / 3)
+    assert ours.backward_transfer == pytest.approx(((2.0 - 2.1) + (3.0 - 3.3)) / 2)
+    assert ours.forward_transfer == pytest.approx(((4.0 - 3.8) + (5.0 - 5.0)) / 2)
     naive = LossMatrix(np.array([[2.0, 4.0, 5.0], [3.0, 3.0, 5.0], [3.0, 4.5, 4.0]]), np.array([3.0, 4.0, 5.0]))
     assert recovered_fraction(ours, naive) == pytest.approx(1 - 0.075 / 0.5)
     with pytest.raises(ValueError, match="naive fine-tuning forgets nothing"):

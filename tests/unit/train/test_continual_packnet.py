@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tests.continual import FIRST, SECOND, THIRD, adamw, labelled_batch, learn, mlp, sgd
 from train.continual.method import Learner
 from train.continual.packnet import PackNet, PackNetConfig
+from train.continual.si import SynapticIntelligence
 from train.continual.trainer import ContinualTrainer
 
 
@@ -35,6 +36,47 @@ def test_a_tasks_outputs_are_the_same_bytes_after_every_later_task(optimizer: An
     assert not torch.equal(outputs[0], outputs[1])
 
 
+def test_a_later_task_is_served_as_it_was_trained_where_norms_have_statistics():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 6))
+    packnet = PackNet()
+    trainer = ContinualTrainer(model, "classifier", methods=[packnet], optimizer=adamw)
+    learn(trainer, FIRST, steps=20)
+    shifted = labelled_batch(seed=3, size=64, classes=(2, 3))
+    shifted["x"] += 4.0
+    losses: list[float] = []
+    trainer.learn(
+        SECOND, lambda _: shifted, num_steps=100, samples=lambda: [shifted],
+        on_step=lambda _, record: losses.append(record.loss),
+    )  # fmt: skip
+    with trainer.serving(1), torch.no_grad():
+        served = float(nn.functional.cross_entropy(model(shifted["x"]), shifted["y"]))
+    assert losses[-1] < 0.5 * losses[0]
+    assert served == pytest.approx(losses[-1], rel=0.05)
+
+
+def test_masks_that_were_loaded_between_two_tasks_serve_the_first():
+    first, second = mlp(), mlp(seed=1)
+    trainer, other = (
+        ContinualTrainer(model, "classifier", methods=[PackNet()], optimizer=adamw) for model in (first, second)
+    )
+    learn(trainer, FIRST)
+    other.load_state_dict(copy.deepcopy(trainer.state_dict()))
+    probe = labelled_batch(seed=16)["x"]
+    with trainer.serving(0), other.serving(0), torch.no_grad():
+        assert torch.equal(first(probe), second(probe))
+
+
+def test_a_path_counts_what_weights_did_not_what_was_put_back():
+    si, packnet = SynapticIntelligence(), PackNet()
+    trainer = ContinualTrainer(mlp(), "classifier", methods=[si, packnet], optimizer=adamw)
+    learn(trainer, FIRST)
+    learn(trainer, SECOND)
+    frozen = {name: owner == 1 for name, owner in packnet.owner.items()}
+    assert all(not si.path[name][is_frozen].any() for name, is_frozen in frozen.items())
+    assert any(si.path[name].any() for name in frozen)
+
+
 def test_a_task_for_which_there_are_no_weights_is_refused_with_the_capacity():
     model = mlp()
     packnet = PackNet(PackNetConfig(prune=0.05))
@@ -51,11 +93,12 @@ def test_masks_of_another_model_and_the_wrong_order_are_refused():
     packnet = PackNet()
     learn(ContinualTrainer(mlp(), "classifier", methods=[packnet], optimizer=sgd), FIRST)
     other = PackNet()
-    other.load_state_dict(packnet.state_dict())
+    other.attach(Learner(mlp(inputs=5), "classifier"))
     with pytest.raises(
         ValueError, match=r"masks are of another model: 0\.weight has shape \(16, 6\) there and \(16, 5\) here"
     ):
-        other.before_task(SECOND, Learner(mlp(inputs=5), "classifier"))
+        other.load_state_dict(packnet.state_dict())
+    assert not other.num_tasks
     with pytest.raises(RuntimeError, match="PackNet is idle, not training"):
         packnet.before_retraining()
     with pytest.raises(ValueError, match="task 1 was not learned: there are 1"), packnet.serving(1):

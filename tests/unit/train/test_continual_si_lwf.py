@@ -22,7 +22,7 @@ def test_under_small_plain_steps_the_paths_add_up_to_the_fall_of_the_loss():
     trainer = ContinualTrainer(
         model, "classifier", methods=[si], optimizer=lambda weights: torch.optim.SGD(weights, lr=1e-3)
     )
-    trainer.learn(FIRST, lambda _: batch, num_steps=300, samples=list)
+    trainer.learn(Task("all", 0), lambda _: batch, num_steps=300, samples=lambda: [batch])
     end = float(F.cross_entropy(model(batch["x"]), batch["y"]).detach())
     assert start - end > 0.05
     assert sum(float(path.sum()) for path in si.path.values()) == pytest.approx(start - end, rel=0.01)
@@ -33,7 +33,7 @@ def test_importance_is_path_over_distance_and_the_penalty_has_no_half():
     start = {name: one.detach().clone() for name, one in model.named_parameters()}
     si = SynapticIntelligence(SIConfig(strength=2.0, damping=0.01))
     trainer = ContinualTrainer(model, "classifier", methods=[si], optimizer=sgd)
-    trainer.learn(FIRST, lambda _: batch, num_steps=4, samples=list)
+    trainer.learn(Task("all", 0), lambda _: batch, num_steps=4, samples=lambda: [batch])
     end = {name: one.detach().clone() for name, one in model.named_parameters()}
     for name, one in si.held.curvature.items():
         expected = si.path[name].clamp(min=0) / ((end[name] - start[name]).square() + 0.01)
@@ -48,11 +48,8 @@ def test_importance_is_path_over_distance_and_the_penalty_has_no_half():
 class _Pull(ContinualMethod):
     """A penalty as large as the task's loss."""
 
-    def before_task(self, task: Task, learner: Learner) -> None:
-        self.model = learner.model
-
     def weights_penalty(self) -> Tensor:
-        return torch.stack([one.square().sum() for one in self.model.parameters()]).sum()
+        return torch.stack([one.square().sum() for one in self.learner.model.parameters()]).sum()
 
     def rows_penalty(self, batch: Batch, rows: Rows) -> Tensor:
         return rows.logits.square().sum()
@@ -70,7 +67,7 @@ def test_the_path_takes_the_gradient_of_the_tasks_loss_alone():
     loss = F.cross_entropy(model(batch["x"]), batch["y"])
     expected = torch.autograd.grad(loss, list(model.parameters()))
     ContinualTrainer(model, "classifier", methods=[Watch(), _Pull()], optimizer=sgd).learn(
-        FIRST, lambda _: batch, num_steps=1, samples=list
+        Task("all", 0), lambda _: batch, num_steps=1, samples=lambda: [batch]
     )
     for ours, gradient in zip(seen[0].values(), expected, strict=True):
         torch.testing.assert_close(ours, gradient)
@@ -85,10 +82,12 @@ def _penalty(method: LearningWithoutForgetting, model: nn.Module, batch: Batch) 
 def _after_first(model: nn.Module, config: LwFConfig) -> LearningWithoutForgetting:
     lwf = LearningWithoutForgetting(config)
     assert lwf.loss_weight == 1
-    lwf.before_task(FIRST, Learner(model, "classifier"))
+    lwf.attach(Learner(model, "classifier"))
+    lwf.before_task(FIRST)
     assert lwf.rows_penalty({}, Rows(torch.zeros(1, 2), torch.zeros(1))) is None
     lwf.after_task(list)
-    lwf.before_task(SECOND, Learner(model, "classifier"))
+    lwf.attach(Learner(model, "classifier"))
+    lwf.before_task(SECOND)
     return lwf
 
 

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from tests.continual import (
     FIRST,
     SECOND,
+    TEXTS,
     THIRD,
     adamw,
     labelled_batch,
@@ -20,14 +22,17 @@ from tests.continual import (
     writer,
     written_batch,
 )  # fmt: skip
+from train.adapt.lora import LoRAConfig, attach_adapter
 from train.continual.ewc import EWCConfig, EWCRegularizer
+from train.continual.finetune import ContinualFineTuning
 from train.continual.lwf import LearningWithoutForgetting
 from train.continual.method import ContinualMethod, Task
 from train.continual.mixing import BatchReplay
 from train.continual.packnet import PackNet
-from train.continual.rows import Batch
+from train.continual.progressive import ProgressiveColumns, ProgressiveNetworks
+from train.continual.rows import Batch, trainable
 from train.continual.si import SynapticIntelligence
-from train.continual.trainer import ContinualTrainer
+from train.continual.trainer import ContinualTrainer, Diverged
 
 
 def test_without_methods_the_loop_is_a_plain_one():
@@ -43,8 +48,15 @@ def test_without_methods_the_loop_is_a_plain_one():
         torch.testing.assert_close(ours, theirs)
 
 
+def test_a_task_whose_samples_are_none_is_refused_before_anything_is_trained() -> None:
+    trainer = ContinualTrainer(mlp(), "classifier", methods=_all_methods(), optimizer=adamw)
+    with pytest.raises(ValueError, match="task 'first' has no samples with a label: give it data"):
+        trainer.learn(FIRST, lambda _: labelled_batch(seed=0, classes=(0, 1)), num_steps=3, samples=list)
+    learn(trainer, FIRST)
+
+
 def _all_methods() -> list[ContinualMethod]:
-    return [EWCRegularizer(EWCConfig(strength=10.0)), SynapticIntelligence(), LearningWithoutForgetting(), PackNet()]
+    return [EWCRegularizer(EWCConfig(strength=10.0)), SynapticIntelligence(), PackNet(), LearningWithoutForgetting()]
 
 
 @pytest.mark.parametrize("cut", [3, 6, 8])
@@ -71,7 +83,7 @@ def test_a_run_that_is_cut_off_in_the_midst_of_a_task_goes_on_bit_for_bit(tmp_pa
     with pytest.raises(Cut):
         first.learn(SECOND, source, num_steps=6, samples=lambda: [source(step) for step in range(3)], on_step=stop)
     resumed = trainer()
-    resumed.load_state_dict(torch.load(tmp_path / "state"), task=SECOND)
+    resumed.load_state_dict(torch.load(tmp_path / "state"))
     learn(resumed, SECOND)
     learn(whole, THIRD)
     learn(resumed, THIRD)
@@ -103,15 +115,197 @@ def test_labels_that_the_model_or_the_task_does_not_have_are_refused_and_change_
     trainer = ContinualTrainer(mlp(), "classifier", methods=[], optimizer=adamw)
     before = copy.deepcopy(trainer.learner.model.state_dict())
     beyond = labelled_batch(seed=0) | {"y": torch.tensor([0, 1, 2, 3, 4, 5, 6, 0])}
-    with pytest.raises(ValueError, match="a batch has label 6, and the model tells 0 to 5"):
-        trainer.learn(FIRST, lambda _: beyond, num_steps=1, samples=list)
-    other = ContinualTrainer(mlp(), "classifier", methods=[], optimizer=adamw)
-    allowed = torch.tensor([True, True, False, False, False, False]).expand(8, 6)
-    with pytest.raises(ValueError, match="a label that its `allowed` leaves out"):
-        other.learn(FIRST, lambda _: labelled_batch(seed=0) | {"allowed": allowed}, num_steps=1, samples=list)
-    for one in (trainer, other):
-        for name, value in one.learner.model.state_dict().items():
-            assert torch.equal(value, before[name])
+    allowed = labelled_batch(seed=0) | {"allowed": torch.tensor([True, True] + 4 * [False]).expand(8, 6)}
+    everything = Task("all", 0)
+    for task, batch, message in (
+        (everything, beyond, "a sample has label 6, and the model tells 0 to 5"),
+        (everything, allowed, "a label that its `allowed` leaves out"),
+        (FIRST, labelled_batch(seed=0), r"task 'first' has the classes \[0, 1\], and a sample has label [2-5]"),
+        (everything, {"x": torch.zeros(1, 6)}, "a batch for a classifier model needs a field 'y'; it has x"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer.learn(task, lambda _, one=batch: one, num_steps=1, samples=lambda one=batch: [one])
+    for name, value in trainer.learner.model.state_dict().items():
+        assert torch.equal(value, before[name])
+    learn(trainer, FIRST)  # none of them has left it in the midst of a task
+
+
+def test_a_label_that_comes_late_is_refused_before_the_first_step() -> None:
+    trainer = ContinualTrainer(mlp(), "classifier", methods=[], optimizer=adamw)
+    before = copy.deepcopy(trainer.learner.model.state_dict())
+    good, beyond = labelled_batch(seed=0), labelled_batch(seed=0) | {"y": torch.full((8,), 9)}
+    with pytest.raises(ValueError, match="a sample has label 9"):
+        trainer.learn(
+            Task("all", 0), lambda step: beyond if step else good, num_steps=2, samples=lambda: [good, beyond]
+        )
+    for name, value in trainer.learner.model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_word_that_a_language_model_does_not_have_is_refused() -> None:
+    trainer = ContinualTrainer(writer(), "causal", methods=[], optimizer=adamw)
+    batch = written_batch(seed=0)
+    batch["labels"] = batch["labels"].clone()
+    batch["labels"][0, 0] = 99
+    with pytest.raises(ValueError, match="a sample has label 99, and the model tells 0 to 39"):
+        trainer.learn(Task("words", 0), lambda _: batch, num_steps=1, samples=lambda: [batch])
+
+
+def test_tasks_come_in_turn() -> None:
+    trainer = ContinualTrainer(mlp(), "classifier", methods=[], optimizer=adamw)
+    with pytest.raises(ValueError, match="task 'second' has index 1, and 0 tasks were begun: give it index 0"):
+        learn(trainer, SECOND)
+    learn(trainer, FIRST)
+    with pytest.raises(ValueError, match="task 'first' has index 0, and 1 tasks were begun"):
+        learn(trainer, FIRST)
+
+
+class _Fails(Exception):
+    """Of a source, or of one of several methods."""
+
+
+def _methods(names: str) -> list[ContinualMethod]:
+    builds = {"ewc": EWCRegularizer, "si": SynapticIntelligence, "lwf": LearningWithoutForgetting, "packnet": PackNet}
+    return [builds[name]() for name in names.split()]
+
+
+@pytest.mark.parametrize("names", ["ewc si lwf", "packnet", "si packnet"])
+def test_a_task_that_failed_in_its_midst_goes_on_or_is_given_up_as_if_it_had_not_been(names: str) -> None:
+    def source(step: int) -> Batch:
+        return labelled_batch(seed=100 + step, classes=(2, 3))
+
+    def fail(step: int) -> Batch:
+        if (step == 7 and names != "ewc si lwf") or (step == 4 and names == "ewc si lwf"):
+            raise _Fails
+        return source(step)
+
+    def samples() -> list[Batch]:
+        return [source(step) for step in range(3)]
+
+    whole, again, given_up = (
+        ContinualTrainer(mlp(), "classifier", methods=_methods(names), optimizer=adamw) for _ in range(3)
+    )
+    for one in (whole, again, given_up):
+        learn(one, FIRST)
+    before = copy.deepcopy(given_up.state_dict())
+    learn(whole, SECOND)
+    for one in (again, given_up):
+        with pytest.raises(_Fails):
+            one.learn(SECOND, fail, num_steps=6, samples=samples)
+        with pytest.raises(ValueError, match=r"task 'third' is to be learned in the midst of task 'second'"):
+            learn(one, THIRD)
+    given_up.abandon()
+    after = given_up.state_dict()
+    for name, value in before["model"].items():
+        assert torch.equal(after["model"][name], value), name
+    for one in (again, given_up):
+        learn(one, SECOND)
+        for name, value in whole.learner.model.state_dict().items():
+            assert torch.equal(one.learner.model.state_dict()[name], value), name
+    with pytest.raises(RuntimeError, match="no task to give up"):
+        again.abandon()
+
+
+def test_what_fails_behind_the_last_step_is_done_once_when_it_is_tried_again() -> None:
+    class Stumbles(ContinualMethod):
+        calls = 0
+
+        def after_task(self, samples: Any) -> None:
+            self.calls += 1
+            if self.calls == 1:
+                raise _Fails
+
+    si, other = SynapticIntelligence(), SynapticIntelligence()
+    trainer = ContinualTrainer(mlp(), "classifier", methods=[si, Stumbles()], optimizer=adamw)
+    with pytest.raises(_Fails):
+        learn(trainer, FIRST)
+    with pytest.raises(RuntimeError, match="the task is learned already"):
+        trainer.abandon()
+    learn(trainer, FIRST)
+    learn(ContinualTrainer(mlp(), "classifier", methods=[other], optimizer=adamw), FIRST)
+    for name, value in other.held.curvature.items():
+        assert torch.equal(si.held.curvature[name], value)
+
+
+@pytest.mark.parametrize("strength", [5000.0, 1e9])
+def test_a_penalty_that_makes_training_diverge_is_an_error_and_the_task_is_given_up(strength: float) -> None:
+    ewc = EWCRegularizer(EWCConfig(strength=strength))
+    trainer = ContinualTrainer(mlp(), "classifier", methods=[ewc], optimizer=sgd)
+    learn(trainer, FIRST, steps=30)
+    before = copy.deepcopy(trainer.learner.model.state_dict())
+    with pytest.raises(Diverged, match=r"task 'second' diverged: after \d+ steps .* lower the learning rate"):
+        learn(trainer, SECOND, steps=200)
+    for name, value in trainer.learner.model.state_dict().items():
+        assert torch.equal(value, before[name])
+    ewc.config = EWCConfig(strength=1.0)
+    learn(trainer, SECOND)
+
+
+def test_a_run_with_random_layers_goes_on_exactly_whatever_was_drawn_since() -> None:
+    def build() -> ContinualTrainer:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.5), nn.Linear(16, 6))
+        return ContinualTrainer(model, "classifier", methods=[], optimizer=adamw)
+
+    whole, first = build(), build()
+    state: dict[str, Any] = {}
+
+    def save(step: int, _: Any) -> None:
+        if step == 3:
+            state.update(copy.deepcopy(first.state_dict()))
+
+    def source(step: int) -> Batch:
+        return labelled_batch(seed=step, classes=(0, 1))
+
+    torch.manual_seed(1)
+    learn(whole, FIRST)
+    torch.manual_seed(1)
+    first.learn(FIRST, source, num_steps=6, samples=lambda: [source(0)], on_step=save)
+    resumed = build()
+    torch.rand(17)
+    resumed.load_state_dict(state)
+    learn(resumed, FIRST)
+    for name, value in whole.learner.model.state_dict().items():
+        assert torch.equal(resumed.learner.model.state_dict()[name], value)
+
+
+def test_methods_that_hold_weights_are_refused_where_each_task_trains_its_own() -> None:
+    tuning = ContinualFineTuning(writer())
+    with pytest.raises(ValueError, match=r"EWCRegularizer holds weights that all tasks train.*ContinualFineTuning"):
+        ContinualTrainer(tuning.model, "causal", methods=[tuning, EWCRegularizer()], optimizer=adamw)
+    with pytest.raises(ValueError, match=r"LearningWithoutForgetting holds weights .* ProgressiveColumns"):
+        ContinualTrainer(
+            ProgressiveNetworks((6, 4, 6)), "classifier", methods=[ProgressiveColumns(), LearningWithoutForgetting()],
+            optimizer=adamw,
+        )  # fmt: skip
+
+
+def test_a_single_adapter_is_held_by_every_method_that_holds_weights() -> None:
+    """EWC + replay + LoRA, as the specification has them together."""
+
+    def run(strength: float) -> tuple[list[float], float]:
+        """Penalties, and how far the second task moved the adapter."""
+        model = attach_adapter(writer(), LoRAConfig(), is_float32=True)
+        methods: list[ContinualMethod] = [EWCRegularizer(EWCConfig(strength=strength)), BatchReplay()]
+        trainer = ContinualTrainer(model, "causal", methods=methods, optimizer=adamw)
+        penalties: list[float] = []
+        start: dict[str, torch.Tensor] = {}
+        for task in TEXTS[:2]:
+            start = {name: one.detach().clone() for name, one in trainable(model).items()}
+            trainer.learn(
+                task, lambda step, one=task: written_batch(seed=100 * one.index + step, begin=10 * one.index), num_steps=10,
+                samples=lambda one=task: [written_batch(seed=100 * one.index, begin=10 * one.index)],
+                on_step=lambda _, record: penalties.append(record.penalty),
+            )  # fmt: skip
+        return penalties, sum(
+            float((one.detach() - start[name]).square().sum()) for name, one in trainable(model).items()
+        )
+
+    free, held = run(0.0), run(1e5)
+    assert not any(free[0])
+    assert not any(held[0][:11])
+    assert all(held[0][11:])
+    assert held[1] < 0.5 * free[1]
 
 
 @pytest.mark.parametrize("build", [writer, tiny_moe], ids=["transformers", "ours"])
@@ -130,12 +324,12 @@ def test_a_language_model_of_either_kind_learns_with_methods_together_and_goes_o
         return losses
 
     whole, first = trainer(), trainer()
-    losses = learn_words(whole, FIRST)
+    losses = learn_words(whole, TEXTS[0])
     assert losses[-1] < losses[0] - 0.5
-    learn_words(whole, SECOND)
-    learn_words(first, FIRST)
+    learn_words(whole, TEXTS[1])
+    learn_words(first, TEXTS[0])
     resumed = trainer()
     resumed.load_state_dict(copy.deepcopy(first.state_dict()))
-    learn_words(resumed, SECOND)
+    learn_words(resumed, TEXTS[1])
     ours, theirs = resumed.learner.model.state_dict(), whole.learner.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
