@@ -14,7 +14,7 @@ from train.continual.buffer import ReplayBuffer
 from train.continual.method import Learner, Task
 from train.continual.mixing import BatchReplay, ReplayConfig
 from train.continual.progressive import ProgressiveColumns, ProgressiveNetworks
-from train.continual.rows import Batch, classify
+from train.continual.rows import Batch, classify, join
 from train.continual.trainer import ContinualTrainer
 
 TASKS = [Task(name, index) for index, name in enumerate(("first", "second", "third"))]
@@ -130,6 +130,11 @@ def test_samples_of_16_bits_are_kept(tmp_path: Path, is_on_disk: bool):
     buffer = ReplayBuffer(10, seed=0, folder=tmp_path if is_on_disk else None)
     buffer.add(_samples(0, 4) | {"x": torch.randn(4, 2).bfloat16()})
     assert buffer.take([2])["x"].dtype == torch.bfloat16
+
+
+def test_batches_of_other_fields_are_not_joined():
+    with pytest.raises(ValueError, match="new and old samples differ in the field 'weight'"):
+        join([_samples(0, 2) | {"weight": torch.ones(2)}, _samples(2, 2)])
 
 
 # In the loop.
