@@ -32,8 +32,7 @@ check: setup  ## formatting, types, layers, unit tests: under 3 minutes
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile tests/unit
 
 test: check  ## everything: check, parity with other implementations, Ray, the whole system over HTTP
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile tests/parity/test_pretrain_*.py
-	$(PYTHON) -m pytest tests/parity --ignore-glob='*/test_pretrain_*.py'
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile tests/parity
 	$(PYTHON) -m pytest tests/ray
 	$(PYTHON) -m pytest tests/e2e
 

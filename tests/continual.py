@@ -92,6 +92,7 @@ def learn(trainer: ContinualTrainer, task: Task, *, steps: int = 6) -> None:
     """`steps` batches of the task's classes; its samples are the first three."""
 
     def source(step: int) -> Batch:
-        return labelled_batch(seed=100 * task.index + step, classes=task.classes or (0, 1))
+        ids = {"id": torch.arange(8) + 100 * step + 1000 * task.index}
+        return labelled_batch(seed=100 * task.index + step, classes=task.classes or (0, 1)) | ids
 
     trainer.learn(task, source, num_steps=steps, samples=lambda: [source(step) for step in range(3)])

@@ -76,10 +76,20 @@ def test_a_killed_run_goes_on_bit_for_bit(
     assert found == expected
 
 
-def _elsewhere(rank: int, world: int, folder: str) -> str:
+def test_what_one_rank_cannot_read_all_tell(tmp_path: Path) -> None:
+    run_ranks(_adapt, 2, str(tmp_path), "routed", "never", 0)
+    (index,) = tmp_path.glob("checkpoints/step-*/rank-00001.json")
+    index.write_text("{}")
+    with pytest.raises(RanksFailed) as caught:
+        run_ranks(_adapt, 2, str(tmp_path), "routed", "never", 0, timeout_s=60)
+    assert "rank-00001.json" in str(caught.value)
+    assert "was still running" not in str(caught.value)
+
+
+def _elsewhere(rank: int, world: int, folder: str, count: int) -> str:
     trainer = ContinualTrainer(writer(), "causal", methods=[BatchReplay()], optimizer=adamw)
     try:
-        DomainAdaptive(trainer, domains(2), CONFIG, folder=Path(folder) / "checkpoints").run()
+        DomainAdaptive(trainer, domains(count), CONFIG, folder=Path(folder) / "checkpoints").run()
     except ValueError as error:
         return str(error)
     return ""
@@ -87,5 +97,7 @@ def _elsewhere(rank: int, world: int, folder: str) -> str:
 
 def test_another_run_s_folder_is_refused(tmp_path: Path) -> None:
     run_ranks(_adapt, 2, str(tmp_path), "routed", "never", 0)
-    (told,) = run_ranks(_elsewhere, 1, str(tmp_path))
+    (told,) = run_ranks(_elsewhere, 1, str(tmp_path), 3)
     assert "was saved by 2 ranks, and there are 1: go on with as many" in told
+    (told,) = run_ranks(_elsewhere, 1, str(tmp_path), 2)
+    assert "a run through other sequences, of the domains ['domain 0', 'domain 1', 'domain 2']" in told

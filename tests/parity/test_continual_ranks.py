@@ -18,6 +18,7 @@ from train.continual.lwf import LearningWithoutForgetting
 from train.continual.method import ContinualMethod, Task
 from train.continual.mixing import BatchReplay, ReplayConfig
 from train.continual.packnet import PackNet
+from train.continual.progressive import ProgressiveColumns, ProgressiveNetworks
 from train.continual.rows import Batch
 from train.continual.si import SynapticIntelligence
 from train.continual.trainer import ContinualTrainer
@@ -119,22 +120,125 @@ def test_two_ranks_hold_a_language_model_as_one_does() -> None:
             torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5)
 
 
-def _refuse(rank: int, world: int) -> str:
-    """One rank alone has a label that the model does not have."""
-    trainer = ContinualTrainer(nn.Linear(6, 4), "classifier", methods=[], optimizer=adamw, group=dist.group.WORLD)
-    batch = _rows(0, 0, rank, world)
-    batch["y"] = batch["y"] + 4 * rank
+class _Limited(nn.Module):
+    """Fails where an input is too large: on one rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.max() > 100:
+            raise RuntimeError("no memory is left")
+        out: Tensor = self.layer(x)
+        return out
+
+
+def _fail(rank: int, world: int, where: str) -> list[str]:
+    """What the ranks say when the second one alone meets something, and when it is gone."""
+    torch.manual_seed(0)
+    trainer = ContinualTrainer(
+        _Limited(), "classifier", methods=[BatchReplay(), EWCRegularizer()], optimizer=sgd, group=dist.group.WORLD
+    )
+    good, told = _rows(0, 0, rank, world), []
+    bad = {name: value.clone() for name, value in good.items()}
+    if where == "label":
+        bad["y"] += 4
+    if where == "forward":
+        bad["x"] += 1000
+    if where == "id":
+        del bad["id"]
+
+    def source(step: int) -> Batch:
+        if where == "source" and rank and not told and step == 2:
+            raise OSError("the disk is gone")
+        return bad if rank and not told and step == 2 and where in ("forward", "id") else good
+
+    def samples() -> list[Batch]:
+        nonlocal looked
+        looked += 1
+        if where == "samples" and rank and not told and looked > 1:
+            raise OSError("the disk is gone")
+        return [bad if rank and not told and where == "label" else good]
+
+    looked = 0
+    for _ in range(1 if where == "nowhere" else 2):
+        try:
+            trainer.learn(Task("0", 0), source, num_steps=4, samples=samples)
+        except Exception as error:  # whatever it is
+            told.append(f"{type(error).__name__}: {error}")
+    return [*told, str(float(trainer.learner.model.layer.weight.detach().sum()))]  # type: ignore[operator, union-attr]
+
+
+@pytest.mark.parametrize(
+    ("where", "own", "others"),
+    [
+        ("label", "ValueError: a sample has label", "TrainingFailed: rank 1: a sample has label"),
+        ("source", "OSError: the disk", "RuntimeError: rank 1: the disk"),
+        ("id", "ValueError: a batch for replay needs a field 'id'", "TrainingFailed: rank 1: a batch for replay"),
+        ("forward", "RuntimeError: no memory", "RuntimeError: rank 1: no memory"),
+        ("samples", "OSError: the disk", "RuntimeError: rank 1: the disk"),
+    ],
+)
+def test_what_one_rank_meets_all_raise_at_once_and_go_on_from_there(where: str, own: str, others: str) -> None:
+    (of_first, first), (of_second, second) = run_ranks(_fail, 2, where, timeout_s=60)
+    assert of_second.startswith(own)
+    assert of_first.startswith(others)
+    assert first == second == run_ranks(_fail, 2, "nowhere", timeout_s=60)[0][0]
+
+
+def _grow(rank: int, world: int) -> list[float]:
+    torch.manual_seed(rank)
+    model = ProgressiveNetworks((6, 8, 4))
+    trainer = ContinualTrainer(
+        model, "classifier", methods=[ProgressiveColumns()], optimizer=sgd, group=dist.group.WORLD
+    )
+    for index in range(2):
+        trainer.learn(
+            Task(str(index), index), lambda step: _rows(0, step, rank, world), num_steps=3,
+            samples=lambda: [_rows(0, 0, rank, world)],
+        )  # fmt: skip
+    return [float(value.sum()) for value in model.state_dict().values()]
+
+
+def test_a_new_column_is_the_same_on_all_ranks() -> None:
+    first, second = run_ranks(_grow, 2)
+    assert first == second
+
+
+def _normalise(rank: int, world: int) -> str:
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
     try:
-        trainer.learn(Task("0", 0), lambda _: batch, num_steps=1, samples=lambda: [batch])
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        ContinualTrainer(model, "classifier", methods=[], optimizer=sgd, group=dist.group.WORLD)
+    except ValueError as error:
+        return str(error)
     return ""
 
 
-def test_what_one_rank_refuses_all_do_at_once() -> None:
-    of_first, of_second = run_ranks(_refuse, 2, timeout_s=60)
-    assert "a sample has label" in of_second
-    assert of_first.startswith("TrainingFailed: rank 1: a sample has label")
+def test_norms_with_statistics_of_their_own_on_each_rank_are_refused() -> None:
+    for told in run_ranks(_normalise, 2):
+        assert "1 is BatchNorm1d, whose statistics would be of each rank's part" in told
+
+
+def _swap(rank: int, world: int) -> str:
+    """The second task has samples of the first, which the other rank keeps."""
+    trainer = ContinualTrainer(
+        nn.Linear(6, 4), "classifier", methods=[BatchReplay()], optimizer=sgd, group=dist.group.WORLD
+    )
+    for index in range(2):
+        batch = _rows(0, 0, rank if not index else 1 - rank, world)
+        try:
+            trainer.learn(
+                Task(str(index), index), lambda _, one=batch: one, num_steps=1, samples=lambda one=batch: [one]
+            )
+        except ValueError as error:
+            return str(error)
+    return ""
+
+
+def test_a_sample_that_another_rank_keeps_is_refused() -> None:
+    for told in run_ranks(_swap, 2):
+        assert "was learned in an earlier task, and another rank keeps it" in told
 
 
 def _adapt(rank: int, world: int, composition: str) -> list[list[float]]:

@@ -131,7 +131,7 @@ def test_the_job_goes_on_with_a_run_on_new_data_on_the_cluster_that_runs(tmp_pat
         job, env=os.environ | {"RAY_ADDRESS": address}, capture_output=True, text=True, check=False, cwd=REPOSITORY
     )
     assert done.returncode == 0, done.stderr
-    assert "whose share is 5%" in done.stderr
+    assert "the share of old data is 5%" in done.stderr
     assert open_run(tmp_path / "next").workers.num_workers == 2
     log = load_run(tmp_path / "next" / "metrics.jsonl", name="next")
     assert log.steps[-1].step == STEPS

@@ -8,6 +8,7 @@ field; with a folder these are files that are mapped into memory, so that a buff
 import json
 import math
 import os
+import uuid
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from train.files import sync_path
 
 ID = "id"
 """Field of a batch: Int[batch], unique over all tasks."""
+TOKEN_NAME = "buffer"
+"""File that says whose files lie beside it."""
 MERGED_SAMPLES = 1024
 """Copied at once."""
 
@@ -40,8 +43,11 @@ class ReplayBuffer:
         self._free: list[int] = []
         """Of those before, rows that may be written."""
         self._left: list[list[int]] = []
-        """On disk: rows without a sample now that the last saved state has, behind those of the one before it, which is needed
-        until the last one is known to be safe."""
+        """On disk: for each state since the last one that is known to be saved, rows of it that hold no sample now."""
+        self._token = ""
+        """On disk: whose files these are."""
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -68,6 +74,7 @@ class ReplayBuffer:
         """Offer samples. Raises ValueError for fields or shapes other than those of the samples before."""
         fields = {name: value.detach().cpu() for name, value in batch.items()}
         self._check_fields(fields)
+        self._make_room(fields)
         written: dict[int, int] = {}
         for place, number in enumerate(fields[ID].tolist()):
             row = self._free[-1] if self._free else self._num_used
@@ -80,7 +87,6 @@ class ReplayBuffer:
                 self._num_used += 1
             self._release(pushed_out)
             written[row] = place
-        self._make_room(fields)
         rows, places = torch.tensor(list(written.keys())), list(written.values())
         for name, value in fields.items():
             if places:
@@ -115,16 +121,21 @@ class ReplayBuffer:
 
     def state_dict(self) -> dict[str, Any]:
         """Samples and what decides about those to come. With a folder the samples stay in its files, on disk when this
-        returns; rows of this state and of the one before are not written again, so that a run can go on from either."""
+        returns; their rows are not written again before a later state is told to be `saved`."""
         index = json.dumps(self.index.state())
         if self.folder is None:
             return {"index": index, "samples": self.take(self.ids()) if len(self) else {}}
         sync_path(*(self._file(name) for name in self._rows))
-        if len(self._left) == 2:
-            self._free += self._left.pop(0)
         self._left.append([])
         fields = {name: [str(held.dtype).removeprefix("torch."), list(held.shape)] for name, held in self._rows.items()}
-        return {"index": index, "fields": fields, "num_used": self._num_used}
+        return {"index": index, "fields": fields, "num_used": self._num_used, "token": self._token}
+
+    def saved(self) -> None:
+        """The last `state_dict` is on disk: no earlier one will be loaded."""
+        if self._left:
+            *earlier, last = self._left
+            self._free += [row for rows in earlier for row in rows]
+            self._left = [last]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Into an empty buffer of the same capacity and seed. Raises ValueError for another one, and where the files of a
@@ -136,7 +147,7 @@ class ReplayBuffer:
                 f"{self.index.seed}: build it with those"
             )
         if "fields" in state:
-            self._map_again(state["fields"])
+            self._map_again(state["fields"], token=state["token"])
             self.index, self._num_used = saved, state["num_used"]
             self._free = sorted(set(range(self._num_used)) - set(saved.items().values()), reverse=True)
             self._left = [[]]
@@ -146,9 +157,15 @@ class ReplayBuffer:
             self.add(dict(state["samples"]))
         self.index.exclude(saved)
 
-    def _map_again(self, fields: Mapping[str, Any]) -> None:
+    def _map_again(self, fields: Mapping[str, Any], *, token: str) -> None:
         if self.folder is None:
             raise ValueError("the saved buffer lies on disk: build it with its folder")
+        path = self.folder / TOKEN_NAME
+        if fields and (not path.is_file() or path.read_text("utf-8") != token):
+            raise ValueError(
+                f"{self.folder} does not hold the files of the saved buffer: give the folder that it was saved with"
+            )
+        self._token = token
         for name, (dtype_name, shape) in fields.items():
             dtype: torch.dtype = getattr(torch, dtype_name)
             file, size_bytes = self._file(name), math.prod(shape) * dtype.itemsize
@@ -163,10 +180,7 @@ class ReplayBuffer:
         (self._left[-1] if self._left else self._free).extend(rows)
 
     def _check_fields(self, fields: Batch, *, to_come: Collection[str] = ()) -> None:
-        if ID not in fields:
-            raise ValueError(
-                f"a batch for replay needs a field {ID!r}, one number per sample; it has {', '.join(fields)}"
-            )
+        check_id(fields)
         known = {name: (tuple(held.shape[1:]), held.dtype) for name, held in self._rows.items() if name not in to_come}
         found = {name: (tuple(value.shape[1:]), value.dtype) for name, value in fields.items()}
         if known and found != known:
@@ -177,28 +191,43 @@ class ReplayBuffer:
             )
 
     def _make_room(self, fields: Batch) -> None:
-        """For the rows that are used."""
-        have = len(next(iter(self._rows.values()))) if self._rows else 0
-        if self._rows and have >= self._num_used:
-            return
-        count = max(self.index.capacity + 1, 2 * have, self._num_used)  # pages that nothing was written to cost nothing
-        for name, value in fields.items():
-            self._rows[name] = self._allocate(name, (count, *value.shape[1:]), value.dtype)
+        """For the rows that these samples may need. Raises OSError where the disk has none."""
+        have, most = len(next(iter(self._rows.values()))) if self._rows else 0, self.index.capacity + 1
+        if self.folder is None:
+            count = most
+        else:
+            needed = self._num_used + len(fields[ID])
+            count = have if have >= needed else max(needed, min(2 * have, most))
+            if not self._token:
+                self._token = uuid.uuid4().hex
+                (self.folder / TOKEN_NAME).write_text(self._token, "utf-8")
+        if count > have:
+            rows = {
+                name: self._allocate(name, (count, *value.shape[1:]), value.dtype) for name, value in fields.items()
+            }
+            self._rows = rows
 
     def _allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """With a folder what its file holds already is there."""
         if self.folder is None:
             return torch.empty(shape, dtype=dtype)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file, size_bytes = self._file(name), math.prod(shape) * dtype.itemsize
-        with file.open("ab"):  # from_file would make it larger, too, and overwrites the first byte then
-            if file.stat().st_size < size_bytes:
-                os.truncate(file, size_bytes)
-        return torch.from_file(str(file), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
+        path, size_bytes = self._file(name), math.prod(shape) * dtype.itemsize
+        with path.open("ab") as file:  # here: from_file overwrites the first byte of a file that it makes larger
+            if size_bytes and path.stat().st_size < size_bytes:
+                os.posix_fallocate(
+                    file.fileno(), 0, size_bytes
+                )  # a disk that is full is told now, not by a signal later
+        return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
 
     def _file(self, name: str) -> Path:
         assert self.folder is not None
         return self.folder / f"{name}.array"
+
+
+def check_id(batch: Batch) -> None:
+    """Raises ValueError for a batch whose samples have no ids."""
+    if ID not in batch:
+        raise ValueError(f"a batch for replay needs a field {ID!r}, one number per sample; it has {', '.join(batch)}")
 
 
 def _told(field: tuple[tuple[int, ...], torch.dtype] | None) -> str:

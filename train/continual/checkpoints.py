@@ -15,6 +15,7 @@ from torch import Tensor
 
 from train.continual.trainer import ContinualTrainer
 from train.pretrain.checkpoint import CheckpointConfig, CheckpointManager
+from train.pretrain.checkpoint_files import CheckpointInfo
 from train.pretrain.pieces import TensorPiece
 
 OWN = ("methods", "random")
@@ -26,7 +27,7 @@ TENSOR, PAIRS = "__tensor__", "__pairs__"
 class ContinualCheckpoints:
     """A folder of checkpoints of one run. All ranks of the trainer's group call the same methods."""
 
-    def __init__(self, folder: Path, trainer: ContinualTrainer, *, keep_last: int = 1) -> None:
+    def __init__(self, folder: Path, trainer: ContinualTrainer) -> None:
         """Takes the folder over: an earlier process of the run that still lives can commit nothing there any more."""
         self.trainer = trainer
         group = trainer.learner.group
@@ -36,7 +37,7 @@ class ContinualCheckpoints:
             dist.broadcast_object_list(attempt, group=group, group_src=0)
         self._manager = CheckpointManager(
             folder,
-            config=CheckpointConfig(keep_last=keep_last),
+            config=CheckpointConfig(keep_last=1),
             rank=self._rank,
             world_size=num_ranks,
             attempt=attempt[0],
@@ -51,32 +52,50 @@ class ContinualCheckpoints:
         own = self._describe({name: state.pop(name) for name in OWN}, f"rank-{self._rank}", pieces)
         shared = self._describe(state, "shared", pieces)
         self._manager.save_blocking(step, pieces, shared={"trainer": shared, "extra": dict(extra)}, own=own)
+        self.trainer.saved()
 
-    def load(self) -> dict[str, Any] | None:
-        """Put the trainer, a new one, into the state that was committed last; returns its `extra`, None if there is none.
+    def extra(self) -> dict[str, Any] | None:
+        """Of the checkpoint that was committed last; None if there is none. Raises CheckpointError."""
+        info = self._latest()
+        return None if info is None else dict(info.manifest.shared["extra"])
+
+    def load(self) -> None:
+        """Put the trainer, a new one, into the state that was committed last, which there has to be.
 
         Raises CheckpointError for damaged files, ValueError for a state of another number of ranks, and what
-        ContinualTrainer.load_state_dict raises.
+        ContinualTrainer.load_state_dict raises; on all ranks what one of them meets.
         """
-        info = self._manager.latest()
+        info, learner = self._latest(), self.trainer.learner
         if info is None:
-            return None
+            raise ValueError(f"{self._manager.store.folder} holds no checkpoint: save one first")
         if info.manifest.world_size != self._manager.world_size:
             raise ValueError(
                 f"{info.folder} was saved by {info.manifest.world_size} ranks, and there are {self._manager.world_size}: "
                 "go on with as many, each of which has samples of its own"
             )
-        group = self.trainer.learner.group
-        own = self._manager.load(info, []).own  # JSON alone: it tells which tensors there are
-        assert own is not None
         pieces: list[TensorPiece] = []
         state = self._build(info.manifest.shared["trainer"], "shared", pieces)
-        state |= self._build(own, f"rank-{self._rank}", pieces)
-        self._manager.load(info, pieces)
-        if group is not None:
-            dist.barrier(group=group)  # before one of them deletes it behind the next save
-        self.trainer.load_state_dict(state)
-        return dict(info.manifest.shared["extra"])
+
+        def read() -> None:
+            own = self._manager.load(info, []).own  # JSON alone: it tells which tensors there are
+            assert own is not None
+            state.update(self._build(own, f"rank-{self._rank}", pieces))
+            self._manager.load(info, pieces)
+            self.trainer.load_state_dict(state)
+
+        learner.together(read)
+
+    def _latest(self) -> CheckpointInfo | None:
+        """The same on all ranks."""
+        group = self.trainer.learner.group
+        if group is None:
+            return self._manager.latest()
+        names: list[str | None] = [None]
+        if self._rank == 0:
+            info = self._manager.latest()
+            names = [None if info is None else info.name]
+        dist.broadcast_object_list(names, group=group, group_src=0)
+        return None if names[0] is None else self._manager.await_name(names[0])
 
     def _describe(self, state: Mapping[str, Any], kind: str, pieces: list[TensorPiece]) -> dict[str, Any]:
         """As JSON; its tensors are added to `pieces`."""

@@ -6,6 +6,7 @@ each has lost so far, so that what is forgotten most is seen again most. With a 
 and a killed one goes on exactly.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -141,7 +142,7 @@ class DomainAdaptive:
         """Learn all domains in turn, or those that are left. Raises ValueError for the checkpoint of a run through other
         domains or with another configuration."""
         names = [domain.name for domain in self.domains]
-        saved = None if self._checkpoints is None else self._checkpoints.load()
+        saved = None if self._checkpoints is None else self._checkpoints.extra()
         if saved is None:
             before = self._score(0)
             self.outcome = DomainOutcome(names, before, steps=[0], curves=[before])
@@ -160,18 +161,38 @@ class DomainAdaptive:
     def _save(self, step: int) -> None:
         if self._checkpoints is not None:
             assert self.outcome is not None
-            extra = {"config": self.config.model_dump(), "outcome": asdict(self.outcome), "best": self._best}
+            extra = {
+                "config": self.config.model_dump(), "domains": self._fingerprints(), "outcome": asdict(self.outcome),
+                "best": self._best,
+            }  # fmt: skip
             self._checkpoints.save(step, extra)
 
     def _take_up(self, saved: dict[str, Any]) -> None:
-        outcome = DomainOutcome(**saved["outcome"])
-        names = [domain.name for domain in self.domains]
-        if outcome.names != names or saved["config"] != self.config.model_dump():
+        config = self.config.model_dump()
+        if saved["config"] != config:
             raise ValueError(
-                f"the folder's run goes through the domains {outcome.names} with {saved['config']}, and this one through "
-                f"{names} with {self.config.model_dump()}: give the same ones, or another folder"
+                f"the folder holds a run with {saved['config']}, and this one has {config}: give the same, or another folder"
             )
-        self.outcome, self._best = outcome, list(saved["best"])
+        if saved["domains"] != self._fingerprints():
+            names = saved["outcome"]["names"]
+            raise ValueError(
+                f"the folder holds a run through other sequences, of the domains {names}: give those, or another folder"
+            )
+        assert self._checkpoints is not None
+        self._checkpoints.load()
+        self.outcome, self._best = DomainOutcome(**saved["outcome"]), list(saved["best"])
+
+    def _fingerprints(self) -> list[list[str]]:
+        """Name and content of each domain."""
+        found = []
+        for domain in self.domains:
+            digest = hashlib.sha256()
+            for part in (domain.train, domain.held_out):
+                for name in sorted(part):
+                    digest.update(f"{name} {list(part[name].shape)}".encode())
+                    digest.update(part[name].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            found.append([domain.name, digest.hexdigest()])
+        return found
 
     def _learn(self, index: int, domain: Domain) -> None:
         config, outcome = self.config, self.outcome

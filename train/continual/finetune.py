@@ -80,6 +80,14 @@ class ContinualFineTuning(ContinualMethod):
             add_adapter(self.model, fresh, name=adapter_name(self.num_tasks), is_float32=True)
             self.num_tasks += 1
 
+    def shrink(self, *, num_tasks: int) -> None:
+        """See ContinualMethod. The first adapter stays."""
+        first, end = max(num_tasks, 1), self.num_tasks
+        self.num_tasks, self._task = first, first - 1
+        self._activate(self._task)
+        for index in range(first, end):
+            self.model.delete_adapter(adapter_name(index))
+
     def before_task(self, task: Task) -> None:
         """See ContinualMethod."""
         self._task = task.index

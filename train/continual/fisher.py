@@ -44,7 +44,6 @@ def fisher_diagonal(
     """
     model = learner.model
     total = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in trainable(model).items()}
-    count = 0
     kind = kind or ("exact" if learner.kind == "classifier" else "sampled")
     if kind == "exact" and learner.kind != "classifier":
         raise ValueError(
@@ -52,18 +51,24 @@ def fisher_diagonal(
         )
     add_squares = _add_of_classifier if learner.kind == "classifier" else _add_of_writer
     least = None if max_samples is None else _least_key(learner, samples, max_samples=max_samples, seed=seed)
-    with evaluating(model):
+
+    def add() -> int:
+        """On this rank; returns its number of samples."""
+        count = 0
         for whole in samples():
             batch = whole
             if least is not None:
                 chosen = torch.tensor([key >= least for key in _keys(whole, seed=seed)], dtype=torch.bool)
                 batch = {name: value[chosen] for name, value in whole.items()}
             size = len(next(iter(batch.values())))
-            if not size:
-                continue
-            add_squares(total, learner, batch, kind=kind, seed=seed)
-            count += size
-    num_samples = torch.tensor(float(count), dtype=torch.float64, device=next(iter(total.values())).device)
+            if size:
+                add_squares(total, learner, batch, kind=kind, seed=seed)
+                count += size
+        return count
+
+    with evaluating(model):
+        count = learner.together(add)
+    num_samples = torch.tensor(float(count), dtype=torch.float64, device=learner.device)
     learner.sum_over_ranks(num_samples, *total.values())
     if not num_samples:
         raise ValueError("the task has no samples: the Fisher information needs some")
@@ -275,7 +280,9 @@ def _keys(batch: Batch, *, seed: int) -> list[float]:
 
 def _least_key(learner: Learner, samples: Samples, *, max_samples: int, seed: int) -> float:
     """From which on a sample is one of those with the largest keys, over all ranks."""
-    keys = heapq.nlargest(max_samples, (key for batch in samples() for key in _keys(batch, seed=seed)))
+    keys = learner.together(
+        lambda: heapq.nlargest(max_samples, (key for batch in samples() for key in _keys(batch, seed=seed)))
+    )
     if learner.group is not None:
         found: list[list[float]] = [[]] * learner.group.size()
         dist.all_gather_object(found, keys, group=learner.group)

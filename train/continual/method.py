@@ -6,9 +6,10 @@ of them, in turn.
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,8 @@ from torch.distributed import ProcessGroup
 
 from train.continual.rows import ROWS, Batch, Forward, Kind, Rows
 from train.pretrain.agreement import raise_together
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,9 @@ class Learner:
 
     @property
     def device(self) -> torch.device:
-        """Of the weights; the CPU while there are none."""
-        return next((weight.device for weight in self.model.parameters()), torch.device("cpu"))
+        """Of the weights, or of a buffer while there are none."""
+        tensors = itertools.chain(self.model.parameters(), self.model.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def rows_of(self, batch: Batch, *, forward: Forward | None = None) -> Rows:
         """Of the model, or of the model with other weights (`forward`)."""
@@ -59,16 +63,21 @@ class Learner:
             for tensor in tensors:
                 dist.all_reduce(tensor, group=self.group)
 
-    def raise_together(self, error: Exception | None) -> None:
-        """On all ranks, where it is not None on one of them: see agreement.raise_together."""
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work`, which has no collectives, gives on this rank. Raises on all ranks where it raises on one of them: see
+        agreement.raise_together."""
         if self.group is None:
-            if error is not None:
-                raise error
-            return
+            return work()
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as caught:  # whatever it is, the others have to know
+            error = caught
         failed = torch.tensor(float(error is not None), device=self.device)
         self.sum_over_ranks(failed)
         if failed:  # what it is travels only if there is something
             raise_together(error, group=self.group)
+        return cast(T, result)
 
 
 Samples = Callable[[], Iterable[Batch]]
@@ -105,14 +114,20 @@ class ContinualMethod:
 
     def grow(self, *, num_tasks: int) -> None:
         """Give the model the parts that it has once `num_tasks` tasks were begun: before a task, and before a saved state is
-        loaded."""
+        loaded. New weights may differ between ranks: the trainer makes them those of the first."""
+
+    def shrink(self, *, num_tasks: int) -> None:
+        """Take away what `grow` gave it beyond that."""
 
     def before_task(self, task: Task) -> None:
         """Before the first step of a task. Raises ValueError if it cannot be learned, and changes nothing then."""
 
-    def change_batch(self, batch: Batch) -> Batch:
-        """What is trained on instead; the model is in training mode."""
+    def change_batch(self, batch: Batch, *, num_samples: int) -> Batch:
+        """What is trained on instead; the model is in training mode. `num_samples`: of all ranks' batches."""
         return batch
+
+    def undo_batch(self) -> None:
+        """The step of the last `change_batch` failed before the weights moved: forget it, it is taken again."""
 
     def see_gradients(self, gradients: Mapping[str, Tensor]) -> None:
         """Of the task's loss alone, over all ranks, before the weights move. They may be kept: nothing changes them."""
@@ -142,7 +157,8 @@ class ContinualMethod:
         """All steps of the task are done. Where it raises nothing has changed: it may be called again."""
 
     def abandon_task(self) -> None:
-        """The task is given up, before `after_task` of any method: forget it. The trainer restores the weights."""
+        """The task is given up, before `after_task` of any method: be as before `before_task`. The trainer restores the
+        weights."""
 
     @contextlib.contextmanager
     def serving(self, task: int | None) -> Iterator[None]:
@@ -155,7 +171,10 @@ class ContinualMethod:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """What `state_dict` gave."""
+        """What `state_dict` gave, its tensors on the device of the weights."""
+
+    def saved(self) -> None:
+        """The last `state_dict` is on disk: no earlier one will be loaded."""
 
     @property
     def sees_gradients(self) -> bool:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from train.continual.buffer import ID, ReplayBuffer
+from train.continual.buffer import ID, ReplayBuffer, check_id
 from train.continual.method import ContinualMethod, Learner, Samples, Task
 from train.continual.replay import ExperienceReplay
 from train.continual.rows import Batch, Rows, evaluating, join
@@ -57,15 +57,20 @@ class BatchReplay(ContinualMethod):
         """Of the samples that stay, over all ranks."""
         self.tasks: list[int] = []
         """Of each of them, the task that it is of."""
+        self._elsewhere: set[int] = set()
+        """Of them, those that other ranks keep."""
         self._task = 0
         self._weights: dict[int, float] | None = None
         self._groups: list[tuple[float, list[int]]] = [(1.0, self.ids)]
         """Ids that are drawn from together, and the weight of the group."""
         self._queues: list[list[int]] = [[]]
-        """Of each group, the ids that were not drawn since all of it were."""
+        """Of each group, the ids that were not drawn since all of it were; a list is replaced, never changed."""
         self._owed = 0.0
         """Part of an old sample that earlier steps did not get."""
         self._rng = np.random.default_rng(self.config.seed)
+        self._before_task: dict[str, Any] = {}
+        self._before_batch: dict[str, Any] = {}
+        """What is drawn by, as it was then."""
 
     def attach(self, learner: Learner) -> None:
         """Raises ValueError for a language model whose logits should be kept: each token has as many as there are words."""
@@ -75,15 +80,26 @@ class BatchReplay(ContinualMethod):
                 f"logits_weight = {self.config.logits_weight:g} keeps logits with each sample, which is for classifiers: set 0"
             )
         if self.config.folder is not None and learner.group is not None:
-            self.buffer.folder = self.config.folder / f"rank-{learner.group.rank()}"
+            folder = self.config.folder / f"rank-{learner.group.rank()}"
+            self.buffer = ReplayBuffer(self.config.capacity, seed=self.config.seed, folder=folder)
 
     def check_samples(self, task: Task, batch: Batch) -> None:
-        """Raises ValueError for samples that the buffer cannot hold beside those that it has."""
+        """Raises ValueError for samples that the buffer cannot hold beside those that it has, on this rank or another."""
         self.buffer.check(batch, to_come=(LOGITS,))
+        if found := self._elsewhere.intersection(batch[ID].tolist()):
+            raise ValueError(
+                f"sample {min(found)} was learned in an earlier task, and another rank keeps it: give it to that rank, or "
+                "another id"
+            )
 
     def before_task(self, task: Task) -> None:
         """See ContinualMethod."""
+        self._before_task = self._draws()
         self._task = task.index
+
+    def abandon_task(self) -> None:
+        """See ContinualMethod."""
+        self._draw_as(self._before_task)
 
     def mix(self, weights: Mapping[int, float] | None) -> None:
         """From now on share the old samples by these weights among the earlier tasks; None: as they lie in the buffer. The
@@ -99,11 +115,11 @@ class BatchReplay(ContinualMethod):
         self._group()
         self._queues = [[] for _ in self._groups]
 
-    def change_batch(self, batch: Batch) -> Batch:
-        """See ContinualMethod."""
-        num_new = torch.tensor(len(batch[ID]), device=batch[ID].device)
-        self.learner.sum_over_ranks(num_new)
-        drawn = self._draw(self._due(int(num_new)))
+    def change_batch(self, batch: Batch, *, num_samples: int) -> Batch:
+        """Raises ValueError for a batch without ids. See ContinualMethod."""
+        check_id(batch)
+        self._before_batch = self._draws()
+        drawn = self._draw(self._due(num_samples))
         mine = [number for number in drawn if number in self.buffer]
         if not mine:
             return batch
@@ -114,6 +130,31 @@ class BatchReplay(ContinualMethod):
         new = {LOGITS: kept.new_zeros(len(batch[ID]), *kept.shape[1:])}
         is_old = [torch.zeros(len(batch[ID]), dtype=torch.bool), torch.ones(len(kept), dtype=torch.bool)]
         return join([batch | new, old]) | {IS_OLD: torch.cat(is_old).to(kept.device)}
+
+    def undo_batch(self) -> None:
+        """See ContinualMethod."""
+        self._draw_as(self._before_batch)
+
+    def saved(self) -> None:
+        """See ContinualMethod."""
+        self.buffer.saved()
+
+    def _draws(self) -> dict[str, Any]:
+        """What the next draws follow from."""
+        weights = None if self._weights is None else [list(pair) for pair in self._weights.items()]
+        return {
+            "task": self._task, "weights": weights, "queues": list(self._queues), "owed": self._owed,
+            "rng": self._rng.bit_generator.state,
+        }  # fmt: skip
+
+    def _draw_as(self, draws: Mapping[str, Any]) -> None:
+        if not draws:  # nothing was drawn yet
+            return
+        self._task, self._owed = draws["task"], draws["owed"]
+        self._weights = None if draws["weights"] is None else dict(map(tuple, draws["weights"]))
+        self._group()
+        self._queues = list(draws["queues"])
+        self._rng.bit_generator.state = draws["rng"]
 
     def _due(self, num_new: int) -> int:
         """Old samples beside so many new ones."""
@@ -171,10 +212,14 @@ class BatchReplay(ContinualMethod):
     def after_task(self, samples: Samples) -> None:
         """See ContinualMethod."""
         learner = self.learner
-        with evaluating(learner.model):
-            for batch in samples():
-                kept = {LOGITS: learner.rows_of(batch).logits.float()} if self.config.logits_weight else {}
-                self.buffer.add(batch | kept)
+
+        def keep() -> None:
+            with evaluating(learner.model):
+                for batch in samples():
+                    kept = {LOGITS: learner.rows_of(batch).logits.float()} if self.config.logits_weight else {}
+                    self.buffer.add(batch | kept)
+
+        learner.together(keep)
         self._take_stock()
 
     def _take_stock(self) -> None:
@@ -189,22 +234,20 @@ class BatchReplay(ContinualMethod):
             union.add({str(number): None for ids in found for number in ids})
             mine = [int(name) for name in union.items()]
         self.ids, self.tasks = mine, [known.get(number, self._task) for number in mine]
+        self._elsewhere = {number for number in self.ids if number not in self.buffer}
         self.mix(None)
 
     def state_dict(self) -> dict[str, Any]:
         """See ContinualMethod."""
-        weights = None if self._weights is None else [list(pair) for pair in self._weights.items()]
         return {
-            "buffer": self.buffer.state_dict(), "ids": self.ids, "tasks": self.tasks, "task": self._task,
-            "weights": weights, "queues": self._queues, "owed": self._owed, "rng": self._rng.bit_generator.state,
+            "buffer": self.buffer.state_dict(), "ids": self.ids, "tasks": self.tasks, "draws": self._draws(),
+            "before_task": self._before_task,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See ContinualMethod."""
         self.buffer.load_state_dict(state["buffer"])
-        self.ids, self.tasks, self._task = list(state["ids"]), list(state["tasks"]), state["task"]
-        self._owed = state["owed"]
-        self._weights = None if state["weights"] is None else dict(map(tuple, state["weights"]))
-        self._group()
-        self._queues = [list(queue) for queue in state["queues"]]
-        self._rng.bit_generator.state = state["rng"]
+        self.ids, self.tasks = list(state["ids"]), list(state["tasks"])
+        self._elsewhere = {number for number in self.ids if number not in self.buffer}
+        self._draw_as(state["draws"])
+        self._before_task = dict(state["before_task"])

@@ -90,12 +90,12 @@ class PackNet(ContinualMethod):
         """See ContinualMethod."""
         return round(self.config.retrain * num_steps)
 
-    def change_batch(self, batch: Batch) -> Batch:
+    def change_batch(self, batch: Batch, *, num_samples: int) -> Batch:
         """The same. See ContinualMethod."""
         if self.num_tasks > 1:
             for module in self.learner.model.modules():
                 if any(True for _ in module.buffers(recurse=False)):
-                    module.train(False)
+                    module.training = False  # not its children
         return batch
 
     @torch.no_grad()

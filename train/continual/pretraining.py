@@ -63,6 +63,8 @@ class ContinualPretrainingConfig(BaseModel):
     def _is_another_run(self) -> Self:
         if self.run == self.output:
             raise ValueError(f"output = {self.output} is the run that goes on: choose another folder")
+        if empty := [source.name or str(source.location) for source in self.sources if source.weight <= 0]:
+            raise ValueError(f"sources: {empty[0]!r} has weight 0, and new data are read: give it a weight above 0")
         return self
 
 

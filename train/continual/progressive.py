@@ -35,12 +35,16 @@ class Column(nn.Module):
 class ProgressiveNetworks(nn.Module):
     """A classifier of one width for all tasks."""
 
+    _place: Tensor
+    """Where new columns go: wherever the model was moved to."""
+
     def __init__(self, sizes: Sequence[int], *, device: torch.device | str = "cpu") -> None:
-        """`sizes`: inputs, hidden widths, outputs of every column. `device`: of the columns to come."""
+        """`sizes`: inputs, hidden widths, outputs of every column. `device`: of the columns to come, if it is not moved."""
         super().__init__()
         if len(sizes) < 2 or min(sizes) < 1:
             raise ValueError(f"sizes = {list(sizes)}: give inputs, hidden widths and outputs, each at least 1")
-        self.sizes, self._device = tuple(sizes), device
+        self.sizes = tuple(sizes)
+        self.register_buffer("_place", torch.empty(0, device=device), persistent=False)
         self.columns = nn.ModuleList()
         self.active = -1
         """The column that answers."""
@@ -48,8 +52,15 @@ class ProgressiveNetworks(nn.Module):
     def add_column(self) -> None:
         """A new one, which answers from now on; the others are frozen."""
         self.requires_grad_(False)
-        self.columns.append(Column(self.sizes, num_before=len(self.columns)).to(self._device))
+        self.columns.append(Column(self.sizes, num_before=len(self.columns)).to(self._place.device))
         self.active = len(self.columns) - 1
+
+    def remove_column(self) -> None:
+        """The last one: the one before it answers and is trained again."""
+        del self.columns[-1]
+        self.active = len(self.columns) - 1
+        if self.columns:
+            self.columns[-1].requires_grad_(True)
 
     def forward(self, x: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
         """Logits of the active column."""
@@ -85,6 +96,11 @@ class ProgressiveColumns(ContinualMethod):
         while len(self._model.columns) < num_tasks:
             self._model.add_column()
         self._model.active = num_tasks - 1
+
+    def shrink(self, *, num_tasks: int) -> None:
+        """See ContinualMethod."""
+        while len(self._model.columns) > num_tasks:
+            self._model.remove_column()
 
     @contextlib.contextmanager
     def serving(self, task: int | None) -> Iterator[None]:

@@ -82,7 +82,8 @@ class AdapterRouter:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What `state_dict` gave."""
-        self._means, self._thresholds = dict(state["means"]), dict(state["thresholds"])
+        self._means = {task: mean.cpu() for task, mean in state["means"].items()}
+        self._thresholds = dict(state["thresholds"])
 
     def _unit(self, inputs: Embeddings) -> Embeddings:
         inputs = inputs.detach().float().cpu()

@@ -56,7 +56,9 @@ class _Progress:
     labels: tuple[int, int]
     """The least and the largest of the task's samples."""
     kept: dict[str, Tensor]
-    """What the task's training changes, as it was before."""
+    """Weights and buffers that the task's training changes, as they were before."""
+    random: dict[str, Any]
+    """The random states before."""
     step: int = 0
     """Steps that are done."""
     losses: list[float] = field(default_factory=list)
@@ -65,6 +67,8 @@ class _Progress:
     """Whether a penalty was above 0."""
     is_retraining: bool = False
     """Whether `before_retraining` was called."""
+    is_trained: bool = False
+    """Whether all steps were taken: from then on it cannot be given up."""
     num_finished: int = 0
     """Methods whose `after_task` was called."""
 
@@ -85,6 +89,16 @@ class _Progress:
         return cls(**{**state, "task": whole, "labels": tuple(state["labels"]), "losses": list(state["losses"])})
 
 
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What a batch costs, summed over this rank's rows but for the last one."""
+
+    num_rows: float
+    loss: Tensor
+    of_rows: Tensor | None
+    of_weights: Tensor | None
+
+
 class ContinualTrainer:
     """The loop of one process."""
 
@@ -103,6 +117,8 @@ class ContinualTrainer:
         together, and what they raise about the model."""
         self.learner, self.methods = Learner(model, kind, group, compute_dtype), list(methods)
         _check_together(self.methods)
+        if group is not None and group.size() > 1:
+            _check_statistics(model)
         for method in self.methods:
             method.attach(self.learner)
         self._build_optimizer = optimizer
@@ -111,8 +127,6 @@ class ContinualTrainer:
         """Of the present task; None: between tasks."""
         self._num_tasks = 0
         """That were begun."""
-        self._num_grown = 0
-        """That the model has parts for."""
 
     def learn(
         self,
@@ -148,22 +162,36 @@ class ContinualTrainer:
             if not progress.step or isinstance(error, Diverged):
                 self.abandon()
             raise
+        progress.is_trained = True
         while progress.num_finished < len(self.methods):
             self.methods[progress.num_finished].after_task(samples)
             progress.num_finished += 1
         self._progress = self._optimizer = None
 
     def abandon(self) -> None:
-        """Give up the task in whose midst the trainer is: weights and methods are as they were before it. Raises RuntimeError
-        between two tasks, and when a method has finished with the task already: load a saved state then."""
+        """Give up the task in whose midst the trainer is: all is as it was before it. Raises RuntimeError between two tasks,
+        and when all its steps were taken."""
         progress = self._progress
-        if progress is None or progress.num_finished:
-            raise RuntimeError("there is no task to give up" if progress is None else "the task is learned already")
-        self._restore(progress.kept)
-        for method in self.methods:
-            method.abandon_task()
+        if progress is None or progress.is_trained:
+            told = (
+                "there is no task to give up" if progress is None else "the task is trained: learn it again to its end"
+            )
+            raise RuntimeError(told)
+        self._undo(progress, self.methods)
         self._num_tasks -= 1
         self._progress = self._optimizer = None
+
+    def _undo(self, progress: _Progress, begun: Sequence[ContinualMethod]) -> None:
+        for method in begun:
+            method.abandon_task()
+        for method in self.methods:
+            method.shrink(num_tasks=progress.task.index)
+        model = self.learner.model
+        with torch.no_grad():
+            for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+                if name in progress.kept:
+                    tensor.copy_(progress.kept[name])
+        set_random_state(progress.random)
 
     def _begin(self, task: Task, samples: Samples) -> None:
         if task.index != self._num_tasks:
@@ -172,27 +200,25 @@ class ContinualTrainer:
                 f"{self._num_tasks}"
             )
         labels = self._check_samples(task, samples)
-        self._grow(task.index + 1)
-        kept = snapshot(self.learner.model)
+        progress = _Progress(task, labels, kept=snapshot(self.learner.model), random=random_state())
         begun: list[ContinualMethod] = []
         try:
+            self._grow(task.index + 1)
             for method in self.methods:
                 method.before_task(task)
                 begun.append(method)
+            self._optimizer = self._build_optimizer(list(trainable(self.learner.model).values()))
         except Exception:
-            self._restore(kept)
-            for method in begun:
-                method.abandon_task()
+            self._undo(progress, begun)
             raise
-        self._num_tasks = task.index + 1
-        self._progress = _Progress(task, labels, kept=snapshot(self.learner.model) | kept)
-        self._optimizer = self._build_optimizer(list(trainable(self.learner.model).values()))
+        self._num_tasks, self._progress = task.index + 1, progress
 
     def _check_samples(self, task: Task, samples: Samples) -> tuple[int, int]:
         """The least and the largest label of the task, of this rank."""
-        error: Exception | None = None
-        least, largest, count = 0, 0, torch.zeros(1)
-        try:
+        least, largest, count = 0, 0, 0
+
+        def look() -> None:
+            nonlocal least, largest, count
             for batch in samples():
                 labels = labels_of(self.learner.kind, batch)
                 if not len(labels):
@@ -202,26 +228,24 @@ class ContinualTrainer:
                 _check_classes(task, labels)
                 for method in self.methods:
                     method.check_samples(task, batch)
-        except Exception as caught:  # whatever it is, other ranks have to know
-            error = caught
-        self.learner.raise_together(error)
-        count = count.to(self.learner.device)
-        self.learner.sum_over_ranks(count)
-        if not count:
+
+        self.learner.together(look)
+        total = torch.tensor(float(count), device=self.learner.device)
+        self.learner.sum_over_ranks(total)
+        if not total:
             raise ValueError(f"task {task.name!r} has no samples with a label: give it data")
         return least, largest
 
     def _grow(self, num_tasks: int) -> None:
+        """New weights are the first rank's."""
+        model, group = self.learner.model, self.learner.group
+        known = set(model.state_dict())
         for method in self.methods:
             method.grow(num_tasks=num_tasks)
-        self._num_grown = max(self._num_grown, num_tasks)
-
-    @torch.no_grad()
-    def _restore(self, kept: Mapping[str, Tensor]) -> None:
-        model = self.learner.model
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            if name in kept:
-                tensor.copy_(kept[name])
+        if group is not None:
+            for name, tensor in model.state_dict().items():
+                if name not in known:
+                    dist.broadcast(tensor, group=group, group_src=0)
 
     def _train(
         self, progress: _Progress, source: Source, *, num_steps: int, on_step: Callable[[int, StepRecord], None]
@@ -230,7 +254,7 @@ class ContinualTrainer:
         while progress.step < num_steps + extra:
             if progress.step == num_steps:
                 self._begin_retraining(progress)
-            record = self._take_step(progress, source(progress.step))
+            record = self._take_step(progress, source)
             progress.step += 1
             progress.losses.append(record.loss)
             progress.is_held |= record.penalty > 0
@@ -248,37 +272,28 @@ class ContinualTrainer:
             method.before_retraining()
         progress.is_retraining = True
 
-    def _take_step(self, progress: _Progress, batch: Batch) -> StepRecord:
+    def _take_step(self, progress: _Progress, source: Source) -> StepRecord:
+        """A step that fails before the weights moved leaves all as it was."""
         learner = self.learner
         weights = trainable(learner.model)
         learner.model.train()
-        batch, rows = self._forward(progress, batch)
-        num_rows = torch.tensor(float(len(rows.targets)), device=rows.logits.device)
-        learner.sum_over_ranks(num_rows)
-        if not num_rows:
-            raise ValueError("a batch has no rows with a label: leave it out")
-        weight = 1.0
-        for method in self.methods:
-            weight *= method.loss_weight
-        loss = weight * rows.loss_sum / num_rows
-        of_rows = _sum([method.rows_penalty(batch, rows) for method in self.methods])
-        of_rows = None if of_rows is None else of_rows / num_rows
-        of_weights = _sum([method.weights_penalty() for method in self.methods])
-        record = self._record(progress, loss, of_rows, of_weights)
-        if any(method.sees_gradients for method in self.methods):
-            gradients = self._over_ranks(_gradients(loss, weights, keeps_graph=of_rows is not None))
+        batch = learner.together(lambda: self._new_batch(progress, source))
+        num_samples = torch.tensor(float(len(next(iter(batch.values())))), device=learner.device)
+        learner.sum_over_ranks(num_samples)
+        try:
+            terms = learner.together(lambda: self._forward(progress, batch, num_samples=int(num_samples)))
+            num_rows = torch.tensor(terms.num_rows, device=learner.device)
+            learner.sum_over_ranks(num_rows)
+            if not num_rows:
+                raise ValueError("a batch has no rows with a label: leave it out")
+            loss = terms.loss / num_rows
+            of_rows = None if terms.of_rows is None else terms.of_rows / num_rows
+            record = self._record(progress, loss, of_rows, terms.of_weights)
+            gradients = self._gradients(weights, loss, of_rows, terms.of_weights)
+        except Exception:
             for method in self.methods:
-                method.see_gradients(dict(zip(weights, gradients, strict=True)))
-            if of_rows is not None or learner.group is not None:  # another rank may have a term where this one has none
-                more = self._over_ranks(_gradients(of_rows, weights))
-                gradients = list(torch._foreach_add(gradients, more))
-        else:
-            gradients = self._over_ranks(_gradients(loss if of_rows is None else loss + of_rows, weights))
-        if of_weights is not None:
-            held = torch.autograd.grad(of_weights, list(weights.values()), allow_unused=True)
-            for index, one in enumerate(held):
-                if one is not None:
-                    gradients[index] = gradients[index] + one
+                method.undo_batch()
+            raise
         for parameter, gradient in zip(weights.values(), gradients, strict=True):
             parameter.grad = gradient
         assert self._optimizer is not None
@@ -290,23 +305,46 @@ class ContinualTrainer:
             method.after_step()
         return record
 
-    def _forward(self, progress: _Progress, batch: Batch) -> tuple[Batch, Rows]:
-        """The batch as methods change it, and its rows. A batch that is refused on one rank is refused on all."""
-        error: Exception | None = None
-        try:
-            _check_classes(progress.task, labels_of(self.learner.kind, batch))
-        except Exception as caught:  # whatever it is, other ranks have to know
-            error = caught
-        self.learner.raise_together(error)
+    def _new_batch(self, progress: _Progress, source: Source) -> Batch:
+        batch = source(progress.step)
+        _check_classes(progress.task, labels_of(self.learner.kind, batch))
+        return batch
+
+    def _forward(self, progress: _Progress, batch: Batch, *, num_samples: int) -> _Terms:
+        """Of the batch as methods change it."""
         for method in self.methods:
-            batch = method.change_batch(batch)
+            batch = method.change_batch(batch, num_samples=num_samples)
         rows = self.learner.rows_of(batch)
-        try:
-            _check_labels(rows, progress.labels)
-        except ValueError as caught:
-            error = caught
-        self.learner.raise_together(error)
-        return batch, rows
+        _check_labels(rows, progress.labels)
+        weight = math.prod(method.loss_weight for method in self.methods)
+        return _Terms(
+            num_rows=float(len(rows.targets)),
+            loss=weight * rows.loss_sum,
+            of_rows=_sum([method.rows_penalty(batch, rows) for method in self.methods]),
+            of_weights=_sum([method.weights_penalty() for method in self.methods]),
+        )
+
+    def _gradients(
+        self, weights: Mapping[str, nn.Parameter], loss: Tensor, of_rows: Tensor | None, of_weights: Tensor | None
+    ) -> list[Tensor]:
+        """Of all terms, over all ranks."""
+        if any(method.sees_gradients for method in self.methods):
+            gradients = self._over_ranks(_gradients(loss, weights, keeps_graph=of_rows is not None))
+            for method in self.methods:
+                method.see_gradients(dict(zip(weights, gradients, strict=True)))
+            if (
+                of_rows is not None or self.learner.group is not None
+            ):  # another rank may have a term where this has none
+                more = self._over_ranks(_gradients(of_rows, weights))
+                gradients = list(torch._foreach_add(gradients, more))
+        else:
+            gradients = self._over_ranks(_gradients(loss if of_rows is None else loss + of_rows, weights))
+        if of_weights is not None:
+            held = torch.autograd.grad(of_weights, list(weights.values()), allow_unused=True)
+            for index, one in enumerate(held):
+                if one is not None:
+                    gradients[index] = gradients[index] + one
+        return gradients
 
     def _record(
         self, progress: _Progress, loss: Tensor, of_rows: Tensor | None, of_weights: Tensor | None
@@ -321,6 +359,11 @@ class ContinualTrainer:
                 f"penalty {penalty:.4g}. {AS_BEFORE}"
             )
         return StepRecord(loss_value, penalty)
+
+    def saved(self) -> None:
+        """The last `state_dict` is on disk: no earlier one will be loaded."""
+        for method in self.methods:
+            method.saved()
 
     def _over_ranks(self, gradients: list[Tensor]) -> list[Tensor]:
         """Their sums."""
@@ -350,7 +393,7 @@ class ContinualTrainer:
             "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
             "progress": None if self._progress is None else self._progress.state_dict(),
             "num_tasks": self._num_tasks,
-            "num_grown": self._num_grown,
+            "names": _names(self.methods),
             "methods": [method.state_dict() for method in self.methods],
             "random": random_state(),
         }
@@ -358,27 +401,50 @@ class ContinualTrainer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Into a new trainer with the same model and methods. Raises ValueError for a state of other methods, and for a
         trainer that has learned."""
-        if self._num_grown:
+        if self._num_tasks:
             raise ValueError("the trainer has begun tasks already: load the state into a new one")
-        if len(state["methods"]) != len(self.methods):
+        if state["names"] != _names(self.methods):
             raise ValueError(
-                f"the state is of {len(state['methods'])} methods, and there are {len(self.methods)}: build the same ones"
+                f"the state is of the methods {state['names']}, and these are {_names(self.methods)}: build the same ones"
             )
-        if state["num_grown"]:
-            self._grow(state["num_grown"])
+        for method in self.methods if state["num_tasks"] else ():
+            method.grow(num_tasks=state["num_tasks"])
         self._num_tasks = state["num_tasks"]
         progress = None if state["progress"] is None else _Progress.of_state(state["progress"])
         if progress is not None:  # what methods change here is overwritten below
             for method in self.methods:
                 method.before_task(progress.task)
         self.learner.model.load_state_dict(state["model"])
-        for method, saved in zip(self.methods, state["methods"], strict=True):
+        for method, saved in zip(self.methods, _to(self.learner.device, state["methods"]), strict=True):
             method.load_state_dict(saved)
         self._progress = progress
         if progress is not None:
             self._optimizer = self._build_optimizer(list(trainable(self.learner.model).values()))
             self._optimizer.load_state_dict(state["optimizer"])
         set_random_state(state["random"])
+
+
+def _names(methods: Sequence[ContinualMethod]) -> list[str]:
+    return [type(method).__name__ for method in methods]
+
+
+def _to(device: torch.device, value: Any) -> Any:
+    """With all tensors there."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: _to(device, one) for key, one in value.items()}
+    return [_to(device, one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _check_statistics(model: nn.Module) -> None:
+    """Raises ValueError for norms whose statistics would be of each rank's part."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+            raise ValueError(
+                f"{name} is {type(module).__name__}, whose statistics would be of each rank's part of a batch: convert the "
+                "model (torch.nn.SyncBatchNorm.convert_sync_batchnorm), or take a norm without statistics"
+            )
 
 
 def _check_together(methods: Sequence[ContinualMethod]) -> None:

@@ -19,9 +19,9 @@ REFUSALS = (ValueError, TrainingFailed, CheckpointError)
 """What a person has to mend: to try again would not help."""
 
 
-def agree(text: str | None) -> list[str | None]:
-    """A text of every rank, on every rank."""
-    return cast(list[str | None], _gather(text))
+def agree(text: str | None, *, group: ProcessGroup | None = None) -> list[str | None]:
+    """A text of every rank of the group (None: all), on every one of them."""
+    return cast(list[str | None], _gather(text, group=group))
 
 
 def together(work: Callable[[], T]) -> T:

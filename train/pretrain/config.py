@@ -64,6 +64,12 @@ class DataConfig(_Section):
         """Those of which something is held out."""
         return tuple(source for source in self.sources if source.held_out_every)
 
+    @property
+    def evaluation_sources(self) -> tuple[SourceSpec, ...]:
+        """What these hold out, as sources that read it."""
+        changes = {"reads_held_out": True, "weight": 1.0}
+        return tuple(source.model_copy(update=changes) for source in self.held_out_sources)
+
     @model_validator(mode="after")
     def _reads_something(self) -> Self:
         for index, source in enumerate(self.sources):

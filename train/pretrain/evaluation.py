@@ -33,8 +33,7 @@ class Evaluator:
         """Raises PretrainingConfigError if there are prompts and no tokenizer that encodes them, or the model cannot go on
         from them."""
         self._trainer, self._config = trainer, trainer.config.evaluation
-        held_out = trainer.config.data.held_out_sources
-        self.sources = [one.model_copy(update={"reads_held_out": True, "weight": 1.0}) for one in held_out]
+        self.sources = trainer.config.data.evaluation_sources
         """Held-out parts of the data's sources."""
         self._tokenizer: Tokenizer | None = None
         self._prompts: list[list[int]] = []

@@ -145,13 +145,19 @@ def check_run(config: PretrainingConfig) -> None:
                 f"with {count} of workers.min_workers to workers.num_workers: {error}"
             ) from error
     settings = LoaderConfig(sequence_length=config.data.sequence_length, global_batch_size=1)
-    with open_loader(config, config.data.training_sources, settings) as loader:
-        folder = config.tokenizer_folder
-        if folder is not None and (found := TokenizerFile.read(folder).sha256) != loader.tokenizer_sha256:
-            raise PretrainingConfigError(
-                f"data.tokenizer = {folder} is another one (SHA-256 {found[:12]}...) than that of the shards of data.sources "
-                f"({loader.tokenizer_sha256[:12]}...): name the folder of the one that packed them"
-            )
+    for sources in (config.data.training_sources, config.data.evaluation_sources):
+        if sources:  # nothing may be held out
+            with open_loader(config, sources, settings) as loader:
+                _check_tokenizer(config, loader)
+
+
+def _check_tokenizer(config: PretrainingConfig, loader: StreamingDataLoader) -> None:
+    folder = config.tokenizer_folder
+    if folder is not None and (found := TokenizerFile.read(folder).sha256) != loader.tokenizer_sha256:
+        raise PretrainingConfigError(
+            f"data.tokenizer = {folder} is another one (SHA-256 {found[:12]}...) than that of the shards of data.sources "
+            f"({loader.tokenizer_sha256[:12]}...): name the folder of the one that packed them"
+        )
 
 
 def _check_compiler() -> None:

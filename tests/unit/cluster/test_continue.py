@@ -17,7 +17,7 @@ def test_a_run_goes_on_with_new_data_and_the_command_says_how_much_of_the_old_is
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stderr.replace("\n", " ").count("bits from the old, whose share is 5%") == 1
+    assert " ".join(done.stderr.split()).count("bits from the old; the share of old data is 5%") == 1
     told = json.loads(done.stdout)
     assert (told["ending"], told["step"]) == ("finished", 4)
     config = open_run(tmp_path / "next")

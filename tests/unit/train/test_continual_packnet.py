@@ -55,6 +55,30 @@ def test_a_later_task_is_served_as_it_was_trained_where_norms_have_statistics():
     assert served == pytest.approx(losses[-1], rel=0.05)
 
 
+class _Scaled(nn.Module):
+    """A buffer at the root of what else has dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.register_buffer("scale", torch.ones(6))
+        self.first, self.drop, self.last = nn.Linear(6, 16), nn.Dropout(0.5), nn.Linear(16, 6)
+        self.modes: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.modes.append(self.drop.training)
+        out: Tensor = self.last(self.drop(self.first(x * self.scale)))
+        return out
+
+
+def test_other_layers_of_a_later_task_stay_in_training_mode():
+    model = _Scaled()
+    trainer = ContinualTrainer(model, "classifier", methods=[PackNet()], optimizer=sgd)
+    learn(trainer, FIRST)
+    learn(trainer, SECOND)
+    assert all(model.modes)
+
+
 def test_masks_that_were_loaded_between_two_tasks_serve_the_first():
     first, second = mlp(), mlp(seed=1)
     trainer, other = (

@@ -1,5 +1,7 @@
 """Replay in the training loop, and progressive columns: shares, laws, files, bytes."""
 
+import errno
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -102,27 +104,54 @@ def test_what_a_buffer_cannot_hold_is_named():
         buffer.check(_samples(0, 4) | {"y": torch.tensor([0, 2, 2, 0])})
 
 
-def test_a_buffer_on_disk_goes_on_from_its_last_state_and_from_the_one_before(tmp_path: Path):
+def test_a_buffer_on_disk_goes_on_from_any_state_behind_the_last_saved_one(tmp_path: Path):
     buffer, states, expected = ReplayBuffer(6, seed=1, folder=tmp_path), [], []
-    for first in range(0, 60, 10):
+    for first in range(0, 200, 10):
         buffer.add(_samples(first, 10))
         states.append(buffer.state_dict())
         expected.append(buffer.take(buffer.ids()))
-        for back in (1, 2) if first else (1,):
+        for state, wanted in zip(
+            states[-4:], expected[-4:], strict=True
+        ):  # three that were not saved, and the saved one
             loaded = ReplayBuffer(6, seed=1, folder=tmp_path)
-            loaded.load_state_dict(states[-back])
+            loaded.load_state_dict(state)
             found = loaded.take(loaded.ids())
-            assert all(torch.equal(found[name], expected[-back][name]) for name in expected[-back])
-    buffer.add(_samples(60, 40))
+            assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        if len(states) % 4 == 0:
+            buffer.saved()
+            states, expected = states[-1:], expected[-1:]
+    loaded = ReplayBuffer(6, seed=1, folder=tmp_path)
     loaded.load_state_dict(states[-1])
-    loaded.add(_samples(60, 40))
+    assert (tmp_path / "x.array").stat().st_size < 80 * 8  # rows are used again
+    buffer.add(_samples(200, 40))
+    loaded.load_state_dict(states[-1])
+    loaded.add(_samples(200, 40))
     assert loaded.ids() == buffer.ids()
     assert "samples" not in states[-1]
     with pytest.raises(ValueError, match="lies on disk: build it with its folder"):
         ReplayBuffer(6, seed=1).load_state_dict(states[-1])
+    with pytest.raises(ValueError, match="does not hold the files of the saved buffer"):
+        ReplayBuffer(6, seed=1, folder=tmp_path / "other").load_state_dict(states[-1])
     (tmp_path / "x.array").write_bytes(b"")
     with pytest.raises(ValueError, match=r"x\.array has 0 bytes, the saved buffer \d+: put the file back"):
         ReplayBuffer(6, seed=1, folder=tmp_path).load_state_dict(states[-1])
+
+
+def test_samples_for_which_there_is_no_disk_are_kept_when_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    buffer = ReplayBuffer(8, seed=0, folder=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", _disk_full)
+        with pytest.raises(OSError, match="No space left"):
+            buffer.add(_samples(0, 4))
+    buffer.add(_samples(0, 4))
+    assert torch.equal(buffer.take([0, 1, 2, 3])["x"], _samples(0, 4)["x"])
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        BatchReplay(ReplayConfig(folder=tmp_path / "file"))
+
+
+def _disk_full(*_: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("is_on_disk", [False, True])
@@ -140,12 +169,16 @@ def test_batches_of_other_fields_are_not_joined():
 # In the loop.
 
 
+def _mixed(replay: BatchReplay, batch: Batch) -> Batch:
+    return replay.change_batch(batch, num_samples=len(batch["id"]))
+
+
 def _watch(replay: BatchReplay) -> list[Batch]:
     seen: list[Batch] = []
     change = replay.change_batch
 
-    def watched(batch: Batch) -> Batch:
-        seen.append(change(batch))
+    def watched(batch: Batch, **options: int) -> Batch:
+        seen.append(change(batch, **options))
         return seen[-1]
 
     replay.change_batch = watched  # type: ignore[method-assign]
@@ -172,7 +205,7 @@ def test_the_share_is_kept_whatever_the_size_of_a_batch(size: int, share: float)
     replay.attach(Learner(_model(), "classifier"))
     replay.before_task(TASKS[0])
     replay.after_task(lambda: [_samples(0, 150)])
-    num_old = [len(replay.change_batch(_samples(5000, size))["id"]) - size for _ in range(120)]
+    num_old = [len(_mixed(replay, _samples(5000, size))["id"]) - size for _ in range(120)]
     assert sum(num_old) == pytest.approx(120 * size * share / (1 - share), abs=1)
     assert max(num_old) - min(num_old) <= 1
 
@@ -185,7 +218,7 @@ def test_what_a_task_has_too_few_samples_for_comes_from_the_others():
         replay.after_task(lambda first=1000 * task.index, size=count: [_samples(first, size)])
     replay.mix({0: 1.0, 1: 3.0})
     for _ in range(50):
-        old = replay.change_batch(_samples(5000, 32))["id"][32:].tolist()
+        old = _mixed(replay, _samples(5000, 32))["id"][32:].tolist()
         assert len(set(old)) == 8
         assert sum(number >= 1000 for number in old) <= 2
 
@@ -207,9 +240,9 @@ def test_an_id_of_an_earlier_task_and_fields_that_it_had_not_are_refused_before_
     assert torch.equal(trainer.learner.model.weight, before)
 
 
-def _filled(*, seed: int = 0) -> BatchReplay:
+def _filled(*, share: float = 0.2) -> BatchReplay:
     """With 24 samples of the first task and 8 of the second."""
-    replay = BatchReplay(ReplayConfig(capacity=100, seed=seed))
+    replay = BatchReplay(ReplayConfig(capacity=100, share=share))
     for task, count in zip(TASKS, (24, 8), strict=False):
         replay.attach(Learner(_model(), "classifier"))
         replay.before_task(task)
@@ -218,7 +251,7 @@ def _filled(*, seed: int = 0) -> BatchReplay:
 
 
 def _old(replay: BatchReplay, steps: int) -> list[int]:
-    return [number for _ in range(steps) for number in replay.change_batch(_samples(5000, 16))["id"][16:].tolist()]
+    return [number for _ in range(steps) for number in _mixed(replay, _samples(5000, 16))["id"][16:].tolist()]
 
 
 def test_every_old_sample_comes_up_before_one_comes_up_again():
@@ -238,13 +271,14 @@ def test_weights_share_the_old_samples_among_the_tasks():
     assert len(set(_old(replay, 8))) == 32
 
 
-def test_draws_go_on_exactly_with_and_without_weights():
+@pytest.mark.parametrize("share", [0.2, 0.23])  # 0.23: no whole number of old samples in a batch
+def test_draws_go_on_exactly_with_and_without_weights(share: float):
     for weights in (None, {0: 1.0, 1: 1.0}):
-        whole, cut = _filled(), _filled()
+        whole, cut = _filled(share=share), _filled(share=share)
         for one in (whole, cut):
             one.mix(weights)
             _old(one, 3)
-        resumed = BatchReplay(ReplayConfig(capacity=100))
+        resumed = BatchReplay(ReplayConfig(capacity=100, share=share))
         resumed.attach(Learner(_model(), "classifier"))
         resumed.before_task(TASKS[2])
         resumed.load_state_dict(cut.state_dict())
@@ -270,7 +304,7 @@ def test_kept_logits_pull_by_their_mean_squared_distance_on_replayed_rows_alone(
     replay.after_task(lambda: [old])
     with torch.no_grad():
         model.bias.add_(torch.tensor([1.0, -2.0, 0.5]))
-    batch = replay.change_batch(_samples(50, 32))
+    batch = _mixed(replay, _samples(50, 32))
     assert batch["is_old"].tolist() == [False] * 32 + [True] * 8
     penalty = replay.rows_penalty(batch, classify(model, batch))
     assert penalty is not None

@@ -1,6 +1,7 @@
 """The loop over tasks: a plain one without methods, exact after a cut, untouched by a task without data."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,10 +25,10 @@ from tests.continual import (
 )  # fmt: skip
 from train.adapt.lora import LoRAConfig, attach_adapter
 from train.continual.ewc import EWCConfig, EWCRegularizer
-from train.continual.finetune import ContinualFineTuning
+from train.continual.finetune import ContinualFineTuning, FineTuningConfig
 from train.continual.lwf import LearningWithoutForgetting
 from train.continual.method import ContinualMethod, Task
-from train.continual.mixing import BatchReplay
+from train.continual.mixing import BatchReplay, ReplayConfig
 from train.continual.packnet import PackNet
 from train.continual.progressive import ProgressiveColumns, ProgressiveNetworks
 from train.continual.rows import Batch, trainable
@@ -165,45 +166,137 @@ class _Fails(Exception):
 
 
 def _methods(names: str) -> list[ContinualMethod]:
-    builds = {"ewc": EWCRegularizer, "si": SynapticIntelligence, "lwf": LearningWithoutForgetting, "packnet": PackNet}
+    builds: dict[str, Callable[[], ContinualMethod]] = {
+        "ewc": EWCRegularizer, "si": SynapticIntelligence, "lwf": LearningWithoutForgetting, "packnet": PackNet,
+        "columns": ProgressiveColumns, "replay": lambda: BatchReplay(ReplayConfig(share=0.23)),
+    }  # fmt: skip
     return [builds[name]() for name in names.split()]
 
 
-@pytest.mark.parametrize("names", ["ewc si lwf", "packnet", "si packnet"])
+class _Stumbles(nn.Module):
+    """A layer that fails in the forward pass of a step, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes_left = -1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes_left -= 1
+        if self.passes_left == 0:
+            raise _Fails
+        return x
+
+
+@pytest.mark.parametrize("names", ["ewc si lwf", "packnet", "si packnet", "columns", "replay", "replay columns"])
 def test_a_task_that_failed_in_its_midst_goes_on_or_is_given_up_as_if_it_had_not_been(names: str) -> None:
+    fail_at = 7 if "packnet" in names else 4
+
     def source(step: int) -> Batch:
-        return labelled_batch(seed=100 + step, classes=(2, 3))
+        return labelled_batch(seed=100 + step, classes=(2, 3)) | {"id": torch.arange(8) + 100 * step + 1000}
 
     def fail(step: int) -> Batch:
-        if (step == 7 and names != "ewc si lwf") or (step == 4 and names == "ewc si lwf"):
+        if step == fail_at:
             raise _Fails
         return source(step)
 
     def samples() -> list[Batch]:
         return [source(step) for step in range(3)]
 
-    whole, again, given_up = (
-        ContinualTrainer(mlp(), "classifier", methods=_methods(names), optimizer=adamw) for _ in range(3)
-    )
-    for one in (whole, again, given_up):
-        learn(one, FIRST)
-    before = copy.deepcopy(given_up.state_dict())
+    def build() -> tuple[ContinualTrainer, _Stumbles]:
+        torch.manual_seed(5)
+        stumbles = _Stumbles()
+        model = ProgressiveNetworks((6, 8, 6)) if "columns" in names else nn.Sequential(mlp(), stumbles)
+        trainer = ContinualTrainer(model, "classifier", methods=_methods(names), optimizer=adamw)
+        learn(trainer, FIRST)
+        return trainer, stumbles
+
+    whole, _ = build()
+    torch.manual_seed(6)  # of the second task's column
     learn(whole, SECOND)
+    again, _ = build()
+    given_up, _ = build()
+    cut = [again, given_up]
+    if names in ("replay", "packnet", "si packnet"):  # in a forward pass, behind the draw of old samples
+        stumbled, stumbles = build()
+        stumbles.passes_left = fail_at
+        with pytest.raises(_Fails):
+            stumbled.learn(SECOND, source, num_steps=6, samples=samples)
+        cut.append(stumbled)
+    before, probe = copy.deepcopy(given_up.state_dict()), labelled_batch(seed=9)["x"]
+    with torch.no_grad():
+        answer = given_up.learner.model.eval()(probe)
     for one in (again, given_up):
+        torch.manual_seed(6)
         with pytest.raises(_Fails):
             one.learn(SECOND, fail, num_steps=6, samples=samples)
         with pytest.raises(ValueError, match=r"task 'third' is to be learned in the midst of task 'second'"):
             learn(one, THIRD)
     given_up.abandon()
     after = given_up.state_dict()
+    assert after["model"].keys() == before["model"].keys()
     for name, value in before["model"].items():
         assert torch.equal(after["model"][name], value), name
-    for one in (again, given_up):
+    with torch.no_grad():
+        assert torch.equal(given_up.learner.model.eval()(probe), answer)
+    if "replay" in names:
+        assert after["methods"][0]["draws"] == before["methods"][0]["draws"]
+    if "packnet" in names or "columns" in names:
+        with pytest.raises(ValueError, match="task 1 was not learned"), given_up.serving(1):
+            pass
+    for one in cut:
         learn(one, SECOND)
         for name, value in whole.learner.model.state_dict().items():
             assert torch.equal(one.learner.model.state_dict()[name], value), name
     with pytest.raises(RuntimeError, match="no task to give up"):
         again.abandon()
+
+
+def test_an_adapter_of_a_task_that_is_given_up_is_gone() -> None:
+    for composition in ("routed", "summed"):
+        method = ContinualFineTuning(writer(), FineTuningConfig(composition=composition))  # type: ignore[arg-type]
+        trainer = ContinualTrainer(method.model, "causal", methods=[method], optimizer=adamw)
+
+        def source(step: int) -> Batch:
+            if step == 5:
+                raise _Fails
+            return written_batch(seed=step)
+
+        trainer.learn(TEXTS[0], source, num_steps=3, samples=lambda: [written_batch(seed=0)])
+        before = copy.deepcopy(method.model.state_dict())
+        trained = set(trainable(method.model))
+        with pytest.raises(_Fails):
+            trainer.learn(TEXTS[1], source, num_steps=8, samples=lambda: [written_batch(seed=0)])
+        trainer.abandon()
+        after = method.model.state_dict()
+        assert after.keys() == before.keys()
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+        assert set(trainable(method.model)) == trained
+        with pytest.raises(ValueError, match="task 1 was not learned"), method.serving(1):
+            pass
+        trainer.learn(TEXTS[1], source, num_steps=3, samples=lambda: [written_batch(seed=0)])
+
+
+def test_an_optimizer_that_cannot_be_built_leaves_all_as_it_was() -> None:
+    rates = iter((-1.0, 0.01))
+    trainer = ContinualTrainer(
+        ProgressiveNetworks((6, 4, 6)), "classifier", methods=[ProgressiveColumns()],
+        optimizer=lambda weights: torch.optim.SGD(weights, lr=next(rates)),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="Invalid learning rate"):
+        learn(trainer, FIRST)
+    assert not list(trainer.learner.model.parameters())
+    learn(trainer, FIRST)
+
+
+def test_a_state_of_other_methods_is_refused_before_anything_is_loaded() -> None:
+    saved = ContinualTrainer(mlp(seed=1), "classifier", methods=[EWCRegularizer()], optimizer=sgd)
+    other = ContinualTrainer(mlp(), "classifier", methods=[SynapticIntelligence()], optimizer=sgd)
+    before = copy.deepcopy(other.learner.model.state_dict())
+    with pytest.raises(
+        ValueError, match=r"of the methods \['EWCRegularizer'\], and these are \['SynapticIntelligence'\]"
+    ):
+        other.load_state_dict(saved.state_dict())
+    assert all(torch.equal(before[name], value) for name, value in other.learner.model.state_dict().items())
 
 
 def test_what_fails_behind_the_last_step_is_done_once_when_it_is_tried_again() -> None:
@@ -219,7 +312,7 @@ def test_what_fails_behind_the_last_step_is_done_once_when_it_is_tried_again() -
     trainer = ContinualTrainer(mlp(), "classifier", methods=[si, Stumbles()], optimizer=adamw)
     with pytest.raises(_Fails):
         learn(trainer, FIRST)
-    with pytest.raises(RuntimeError, match="the task is learned already"):
+    with pytest.raises(RuntimeError, match="the task is trained: learn it again to its end"):
         trainer.abandon()
     learn(trainer, FIRST)
     learn(ContinualTrainer(mlp(), "classifier", methods=[other], optimizer=adamw), FIRST)
