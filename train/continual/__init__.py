@@ -3,7 +3,8 @@
 items     what is learned: questions with answers and plain sentences, as tokens and batches with their loss
 replay    the reservoir of what was learned before
 rows      the loss of a classifier and of a language model, as methods see it
-method    the hooks of a method; trainer: the loop over tasks that calls them
+method    the hooks of a method; trainer: the loop over tasks (progress: where it is) and step: the one that calls them
+checks    what cannot be learned; checkpoints: a trainer on disk
 mixing    replay in every batch, from a buffer (buffer) in memory or on disk
 ewc, si   weights that mattered are held (quadratic: all pulls as one); lwf: old answers are
 packnet   each task has weights of its own; progressive: a column of layers; finetune: an adapter

@@ -24,7 +24,8 @@ from train.continual.metrics import LossMatrix
 from train.continual.mixing import BatchReplay
 from train.continual.report import Curve, WayReport
 from train.continual.rows import Batch
-from train.continual.trainer import ContinualTrainer, StepRecord
+from train.continual.step import StepRecord
+from train.continual.trainer import ContinualTrainer
 
 MIN_SHARE = 0.1
 """Of an even share: what an earlier domain that has lost nothing gets of the old samples."""

@@ -70,7 +70,7 @@ class BatchReplay(ContinualMethod):
         self._rng = np.random.default_rng(self.config.seed)
         self._before_task: dict[str, Any] = {}
         self._before_batch: dict[str, Any] = {}
-        """What is drawn by, as it was then."""
+        """What is drawn by, as it was then; nothing before the first task, and between steps."""
 
     def attach(self, learner: Learner) -> None:
         """Raises ValueError for a language model whose logits should be kept: each token has as many as there are words."""
@@ -135,6 +135,10 @@ class BatchReplay(ContinualMethod):
         """See ContinualMethod."""
         self._draw_as(self._before_batch)
 
+    def after_step(self) -> None:
+        """See ContinualMethod."""
+        self._before_batch = {}
+
     def saved(self) -> None:
         """See ContinualMethod."""
         self.buffer.saved()
@@ -148,7 +152,7 @@ class BatchReplay(ContinualMethod):
         }  # fmt: skip
 
     def _draw_as(self, draws: Mapping[str, Any]) -> None:
-        if not draws:  # nothing was drawn yet
+        if not draws:
             return
         self._task, self._owed = draws["task"], draws["owed"]
         self._weights = None if draws["weights"] is None else dict(map(tuple, draws["weights"]))

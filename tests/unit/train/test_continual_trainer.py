@@ -33,7 +33,8 @@ from train.continual.packnet import PackNet
 from train.continual.progressive import ProgressiveColumns, ProgressiveNetworks
 from train.continual.rows import Batch, trainable
 from train.continual.si import SynapticIntelligence
-from train.continual.trainer import ContinualTrainer, Diverged
+from train.continual.step import Diverged
+from train.continual.trainer import ContinualTrainer
 
 
 def test_without_methods_the_loop_is_a_plain_one():
@@ -312,7 +313,7 @@ def test_what_fails_behind_the_last_step_is_done_once_when_it_is_tried_again() -
     trainer = ContinualTrainer(mlp(), "classifier", methods=[si, Stumbles()], optimizer=adamw)
     with pytest.raises(_Fails):
         learn(trainer, FIRST)
-    with pytest.raises(RuntimeError, match="the task is trained: learn it again to its end"):
+    with pytest.raises(RuntimeError, match="the task is trained: learn it to its end"):
         trainer.abandon()
     learn(trainer, FIRST)
     learn(ContinualTrainer(mlp(), "classifier", methods=[other], optimizer=adamw), FIRST)
