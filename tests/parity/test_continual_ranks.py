@@ -173,7 +173,7 @@ def _fail(rank: int, world: int, where: str) -> list[str]:
 @pytest.mark.parametrize(
     ("where", "own", "others"),
     [
-        ("label", "ValueError: a sample has label", "TrainingFailed: rank 1: a sample has label"),
+        ("label", "ValueError: a sample has label", "ValueError: a sample has label"),
         ("source", "OSError: the disk", "RuntimeError: rank 1: the disk"),
         ("id", "ValueError: a batch for replay needs a field 'id'", "TrainingFailed: rank 1: a batch for replay"),
         ("forward", "RuntimeError: no memory", "RuntimeError: rank 1: no memory"),
