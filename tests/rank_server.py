@@ -27,6 +27,8 @@ import torch.distributed as dist
 
 GRACE_S = 3
 """How long the other ranks may take to fail after the first one, seconds."""
+DEATH_GRACE_S = 1
+"""The same after one that was killed: what others say then follows from that."""
 DUMP_S = 5
 """How long a rank may take to write its stack before it is killed, seconds."""
 FORK_SAFE_THREADS = {"jemalloc_bg_thd"}
@@ -123,7 +125,8 @@ def _await(case: Case, running: dict[int, tuple[int, int]], connection: Connecti
             ends[rank] = end = RankEnd(_reap(pid), was_ended=is_ending)
             os.close(handle)
             if not is_ending and (end.exit_code or not case.has_result(rank)):
-                deadline = min(deadline, time.monotonic() + GRACE_S)
+                grace_s = DEATH_GRACE_S if end.exit_code < 0 else GRACE_S
+                deadline = min(deadline, time.monotonic() + grace_s)
         if not ready or connection in ready:
             for _, pid in running.values():
                 os.kill(pid, signal.SIGKILL if is_ending else signal.SIGUSR1)  # the second: write your stack and die
