@@ -5,8 +5,12 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from train.continual.domain import Domain
-from train.continual.method import Task
+from train.continual.ewc import EWCConfig, EWCRegularizer
+from train.continual.lwf import LearningWithoutForgetting
+from train.continual.method import ContinualMethod, Task
+from train.continual.packnet import PackNet
 from train.continual.rows import Batch
+from train.continual.si import SynapticIntelligence
 from train.continual.trainer import ContinualTrainer
 from train.model.config import MoEConfig
 from train.model.transformer import MoETransformer
@@ -18,6 +22,11 @@ FIRST, SECOND, THIRD = (
 )
 TEXTS = tuple(Task(task.name, task.index) for task in (FIRST, SECOND, THIRD))
 """For a language model: without classes."""
+
+
+def all_methods() -> list[ContinualMethod]:
+    """That hold weights, together."""
+    return [EWCRegularizer(EWCConfig(strength=10.0)), SynapticIntelligence(), PackNet(), LearningWithoutForgetting()]
 
 
 def mlp(*, seed: int = 0, inputs: int = 6, classes: int = 6) -> nn.Module:

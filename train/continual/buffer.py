@@ -55,11 +55,12 @@ class ReplayBuffer:
     def __contains__(self, number: int) -> bool:
         return str(number) in self.index
 
-    def check(self, batch: Batch, *, to_come: Collection[str] = ()) -> None:
-        """Raises ValueError for samples that it could not hold: with fields or shapes other than those before, or with the id
-        of another sample. `to_come`: fields that are added later."""
+    def check(self, batch: Batch, *, first: Batch, to_come: Collection[str] = ()) -> None:
+        """Raises ValueError for samples that it could not hold: with fields or shapes other than those before (`first`: the
+        first ones that are about to be offered), or with the id of another sample. `to_come`: fields that are added later."""
         fields = {name: value.detach().cpu() for name, value in batch.items()}
-        self._check_fields(fields, to_come=to_come)
+        known = {name: held for name, held in self._rows.items() if name not in to_come}
+        _check_fields(fields, known or first)
         places = [place for place, number in enumerate(fields[ID].tolist()) if number in self]
         known = self.take(fields[ID][places].tolist()) if places else {}
         for row, place in enumerate(places):
@@ -73,7 +74,7 @@ class ReplayBuffer:
     def add(self, batch: Batch) -> None:
         """Offer samples. Raises ValueError for fields or shapes other than those of the samples before."""
         fields = {name: value.detach().cpu() for name, value in batch.items()}
-        self._check_fields(fields)
+        _check_fields(fields, self._rows or fields)
         self._make_room(fields)
         written: dict[int, int] = {}
         for place, number in enumerate(fields[ID].tolist()):
@@ -101,13 +102,6 @@ class ReplayBuffer:
         rows = torch.tensor([self.index[str(number)] for number in ids], dtype=torch.int64)
         return {name: held[rows] for name, held in self._rows.items()}
 
-    def forget(self, ids: Sequence[int]) -> int:
-        """Drop samples; returns how many were there."""
-        kept = self.index.items()
-        names = [str(number) for number in ids if str(number) in kept]
-        self._release([kept[name] for name in names])
-        return self.index.forget(names)
-
     def merge(self, other: "ReplayBuffer") -> "ReplayBuffer":
         """The buffer of both streams, in memory. Raises ValueError for another capacity or seed."""
         kept = self.index.merge(other.index)
@@ -125,7 +119,8 @@ class ReplayBuffer:
         index = json.dumps(self.index.state())
         if self.folder is None:
             return {"index": index, "samples": self.take(self.ids()) if len(self) else {}}
-        sync_path(*(self._file(name) for name in self._rows))
+        if self._rows:
+            sync_path(*(self._file(name) for name in self._rows), self.folder / TOKEN_NAME, self.folder)
         self._left.append([])
         fields = {name: [str(held.dtype).removeprefix("torch."), list(held.shape)] for name, held in self._rows.items()}
         return {"index": index, "fields": fields, "num_used": self._num_used, "token": self._token}
@@ -179,17 +174,6 @@ class ReplayBuffer:
     def _release(self, rows: Sequence[int]) -> None:
         (self._left[-1] if self._left else self._free).extend(rows)
 
-    def _check_fields(self, fields: Batch, *, to_come: Collection[str] = ()) -> None:
-        check_id(fields)
-        known = {name: (tuple(held.shape[1:]), held.dtype) for name, held in self._rows.items() if name not in to_come}
-        found = {name: (tuple(value.shape[1:]), value.dtype) for name, value in fields.items()}
-        if known and found != known:
-            name = next(name for name in known | found if known.get(name) != found.get(name))
-            raise ValueError(
-                f"field {name!r} of a batch is {_told(found.get(name))}, that of the samples in the buffer "
-                f"{_told(known.get(name))}: give the same fields and shapes in every task"
-            )
-
     def _make_room(self, fields: Batch) -> None:
         """For the rows that these samples may need. Raises OSError where the disk has none."""
         have, most = len(next(iter(self._rows.values()))) if self._rows else 0, self.index.capacity + 1
@@ -214,9 +198,7 @@ class ReplayBuffer:
         path, size_bytes = self._file(name), math.prod(shape) * dtype.itemsize
         with path.open("ab") as file:  # here: from_file overwrites the first byte of a file that it makes larger
             if size_bytes and path.stat().st_size < size_bytes:
-                os.posix_fallocate(
-                    file.fileno(), 0, size_bytes
-                )  # a disk that is full is told now, not by a signal later
+                os.posix_fallocate(file.fileno(), 0, size_bytes)  # a full disk is an error here, a signal at a write
         return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
 
     def _file(self, name: str) -> Path:
@@ -230,5 +212,18 @@ def check_id(batch: Batch) -> None:
         raise ValueError(f"a batch for replay needs a field {ID!r}, one number per sample; it has {', '.join(batch)}")
 
 
-def _told(field: tuple[tuple[int, ...], torch.dtype] | None) -> str:
-    return "missing" if field is None else f"{field[1]} of shape {list(field[0])}"
+def _check_fields(found: Batch, known: Batch) -> None:
+    """Raises ValueError where rows of these have not the same fields, shapes and types."""
+    check_id(found)
+    formats = [{name: (value.dtype, tuple(value.shape[1:])) for name, value in one.items()} for one in (found, known)]
+    for name in formats[0] | formats[1]:
+        ours, theirs = (one.get(name) for one in formats)
+        if ours != theirs:
+            raise ValueError(
+                f"field {name!r} of a batch is {_told(ours)}, that of the samples before {_told(theirs)}: give the same "
+                "fields and shapes in every batch and task"
+            )
+
+
+def _told(field: tuple[torch.dtype, tuple[int, ...]] | None) -> str:
+    return "missing" if field is None else f"{field[0]} of shape {list(field[1])}"

@@ -138,6 +138,7 @@ class DomainAdaptive:
         self.outcome: DomainOutcome | None = None
         self._best: list[float] = []
         self._checkpoints = None if folder is None else ContinualCheckpoints(folder, trainer)
+        self._fingerprints = [] if folder is None else [[domain.name, fingerprint(domain)] for domain in domains]
 
     def run(self) -> DomainOutcome:
         """Learn all domains in turn, or those that are left. Raises ValueError for the checkpoint of a run through other
@@ -163,7 +164,7 @@ class DomainAdaptive:
         if self._checkpoints is not None:
             assert self.outcome is not None
             extra = {
-                "config": self.config.model_dump(), "domains": self._fingerprints(), "outcome": asdict(self.outcome),
+                "config": self.config.model_dump(), "domains": self._fingerprints, "outcome": asdict(self.outcome),
                 "best": self._best,
             }  # fmt: skip
             self._checkpoints.save(step, extra)
@@ -174,7 +175,7 @@ class DomainAdaptive:
             raise ValueError(
                 f"the folder holds a run with {saved['config']}, and this one has {config}: give the same, or another folder"
             )
-        if saved["domains"] != self._fingerprints():
+        if saved["domains"] != self._fingerprints:
             names = saved["outcome"]["names"]
             raise ValueError(
                 f"the folder holds a run through other sequences, of the domains {names}: give those, or another folder"
@@ -182,18 +183,6 @@ class DomainAdaptive:
         assert self._checkpoints is not None
         self._checkpoints.load()
         self.outcome, self._best = DomainOutcome(**saved["outcome"]), list(saved["best"])
-
-    def _fingerprints(self) -> list[list[str]]:
-        """Name and content of each domain."""
-        found = []
-        for domain in self.domains:
-            digest = hashlib.sha256()
-            for part in (domain.train, domain.held_out):
-                for name in sorted(part):
-                    digest.update(f"{name} {list(part[name].shape)}".encode())
-                    digest.update(part[name].cpu().contiguous().view(torch.uint8).numpy().tobytes())
-            found.append([domain.name, digest.hexdigest()])
-        return found
 
     def _learn(self, index: int, domain: Domain) -> None:
         config, outcome = self.config, self.outcome
@@ -244,6 +233,16 @@ class DomainAdaptive:
         there = set(self._replay.tasks)  # a small buffer may have nothing of a domain
         weights = {index: float(drop + MIN_SHARE * even) for index, drop in enumerate(drops) if index in there}
         self._replay.mix(weights or None)
+
+
+def fingerprint(domain: Domain) -> str:
+    """SHA-256 of its sequences."""
+    digest = hashlib.sha256()
+    for part in (domain.train, domain.held_out):
+        for name in sorted(part):
+            digest.update(f"{name} {list(part[name].shape)}".encode())
+            digest.update(part[name].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @torch.no_grad()

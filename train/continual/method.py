@@ -109,8 +109,9 @@ class ContinualMethod:
         """Factor on the task's loss."""
         return 1.0
 
-    def check_samples(self, task: Task, batch: Batch) -> None:
-        """Some samples of a task that is about to begin. Raises ValueError if they cannot be learned; changes nothing."""
+    def check_samples(self, task: Task, batch: Batch, *, first: Batch) -> None:
+        """Some samples of a task that is about to begin, and its first ones. Raises ValueError if they cannot be learned;
+        changes nothing."""
 
     def grow(self, *, num_tasks: int) -> None:
         """Give the model the parts that it has once `num_tasks` tasks were begun: before a task, and before a saved state is

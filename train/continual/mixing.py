@@ -83,9 +83,9 @@ class BatchReplay(ContinualMethod):
             folder = self.config.folder / f"rank-{learner.group.rank()}"
             self.buffer = ReplayBuffer(self.config.capacity, seed=self.config.seed, folder=folder)
 
-    def check_samples(self, task: Task, batch: Batch) -> None:
+    def check_samples(self, task: Task, batch: Batch, *, first: Batch) -> None:
         """Raises ValueError for samples that the buffer cannot hold beside those that it has, on this rank or another."""
-        self.buffer.check(batch, to_come=(LOGITS,))
+        self.buffer.check(batch, first=first, to_come=(LOGITS,))
         if found := self._elsewhere.intersection(batch[ID].tolist()):
             raise ValueError(
                 f"sample {min(found)} was learned in an earlier task, and another rank keeps it: give it to that rank, or "

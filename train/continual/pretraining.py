@@ -100,8 +100,8 @@ class ContinualPretraining:
         start, tokenizer = config.output / f"{START_NAME}-{self.checkpoint.name}", self.previous.tokenizer_folder
         if (config.output / CONFIG_NAME).is_file() and (began := open_run(config.output).start_from) != start:
             raise ValueError(
-                f"output = {config.output} holds a run that began from {began}, and this one begins from {start}: give "
-                "another folder"
+                f"output = {config.output} holds a run that began from {began or 'fresh weights'}, and this one begins "
+                f"from {start}: give another folder"
             )
         fields = self.previous.model_dump(mode="json")
         old = self.previous.data.sources if replay_share else self.previous.data.held_out_sources

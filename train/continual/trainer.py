@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from train.continual.checks import check_classes, check_statistics, check_together
 from train.continual.method import ContinualMethod, Learner, Samples, Task
 from train.continual.progress import Progress
-from train.continual.rows import Kind, evaluating, labels_of, snapshot, trainable
+from train.continual.rows import Batch, Kind, evaluating, labels_of, snapshot, trainable
 from train.continual.step import AS_BEFORE, Diverged, Source, StepRecord, take_step
 from train.pretrain.random_state import random_state, set_random_state
 
@@ -103,7 +103,7 @@ class ContinualTrainer:
 
     def abandon(self) -> None:
         """Give up the task in whose midst the trainer is: all is as it was before it. Raises RuntimeError between two tasks,
-        and when all its steps were taken."""
+        and when all its steps were taken: load a saved state then."""
         progress = self._progress
         if progress is None or progress.is_trained:
             raise RuntimeError("no task to give up" if progress is None else "the task is trained: learn it to its end")
@@ -149,15 +149,16 @@ class ContinualTrainer:
 
         def look() -> None:
             nonlocal least, largest, count
+            first: Batch | None = None
             for batch in samples():
                 labels = labels_of(self.learner.kind, batch)
                 if not len(labels):
                     continue
-                count += len(labels)
+                count, first = count + len(labels), first or batch
                 least, largest = min(least, int(labels.min())), max(largest, int(labels.max()))
                 check_classes(task, labels)
                 for method in self.methods:
-                    method.check_samples(task, batch)
+                    method.check_samples(task, batch, first=first)
 
         self.learner.together(look)
         found = torch.tensor([count, -least, largest], device=self.learner.device)

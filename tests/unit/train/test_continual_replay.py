@@ -80,28 +80,18 @@ def test_two_shards_merge_into_what_one_stream_would_have_kept_and_a_state_comes
         ReplayBuffer(7, seed=3).load_state_dict(whole.state_dict())
 
 
-def test_a_forgotten_sample_is_gone_and_its_row_is_used_again():
-    buffer = ReplayBuffer(4, seed=0)
-    buffer.add(_samples(0, 4))
-    assert buffer.forget([1, 99]) == 1
-    assert 1 not in buffer
-    buffer.add(_samples(10, 1))
-    found = buffer.take(buffer.ids())
-    assert torch.equal(found["x"][:, 0], found["id"].float())
-
-
 def test_what_a_buffer_cannot_hold_is_named():
     buffer = ReplayBuffer(4, seed=0)
     with pytest.raises(ValueError, match="needs a field 'id'"):
         buffer.add({"x": torch.zeros(1, 2)})
     buffer.add(_samples(0, 2))
     with pytest.raises(
-        ValueError, match=r"'x' of a batch is torch.float32 of shape \[5\], .* in the buffer .* shape \[2\]"
+        ValueError, match=r"'x' of a batch is torch.float32 of shape \[5\], .* samples before .* shape \[2\]"
     ):
         buffer.add(_samples(2, 1) | {"x": torch.zeros(1, 5)})
-    buffer.check(_samples(0, 4))
+    buffer.check(_samples(0, 4), first=_samples(0, 4))
     with pytest.raises(ValueError, match="sample 1 has another 'y' than the sample of that id which was kept"):
-        buffer.check(_samples(0, 4) | {"y": torch.tensor([0, 2, 2, 0])})
+        buffer.check(first=_samples(0, 4), batch=_samples(0, 4) | {"y": torch.tensor([0, 2, 2, 0])})
 
 
 def test_a_buffer_on_disk_goes_on_from_any_state_behind_the_last_saved_one(tmp_path: Path):
@@ -233,10 +223,15 @@ def test_an_id_of_an_earlier_task_and_fields_that_it_had_not_are_refused_before_
             _samples(100, 8) | {"id": torch.arange(8)},
             "sample 0 has another 'x' .* ids have to be unique over all tasks",
         ),
-        (_samples(100, 8) | {"weight": torch.ones(8)}, "field 'weight' of a batch is .* in the buffer missing"),
+        (_samples(100, 8) | {"weight": torch.ones(8)}, "field 'weight' of a batch is .* samples before missing"),
     ):
         with pytest.raises(ValueError, match=message):
             trainer.learn(TASKS[1], lambda _, one=batch: one, num_steps=2, samples=lambda one=batch: [one])
+    fresh = ContinualTrainer(_model(), "classifier", methods=[BatchReplay()], optimizer=_sgd)
+    unlike = [_samples(0, 8), _samples(8, 8) | {"weight": torch.ones(8)}]
+    with pytest.raises(ValueError, match=r"'weight' of a batch is .* samples before missing"):
+        fresh.learn(TASKS[0], lambda _: unlike[0], num_steps=2, samples=lambda: unlike)
+    fresh.learn(TASKS[0], lambda _: unlike[0], num_steps=2, samples=lambda: unlike[:1])
     assert torch.equal(trainer.learner.model.weight, before)
 
 

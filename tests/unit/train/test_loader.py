@@ -18,16 +18,6 @@ from train.data.storage import HDF5Storage, TokenReader
 from train.data.token_sources import SourceSpec, TokenSources
 
 
-@pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_numbered(str(tmp_path_factory.mktemp("data") / "web"), [7, 0, 30, 13])
-
-
-@pytest.fixture(scope="module")
-def code(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_numbered(str(tmp_path_factory.mktemp("data") / "code"), [11], first=1000 * LENGTH)
-
-
 def test_each_pass_has_every_sequence_once_and_an_order_of_its_own(web: str) -> None:
     with load_numbered(web, reservoir_size=1, global_batch_size=10) as loader:
         passes = [take(loader, 5).ravel().tolist() for _ in range(3)]

@@ -8,20 +8,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from tests.numbered_shards import LENGTH, load_numbered, loader_threads, take, write_numbered
+from tests.numbered_shards import load_numbered, loader_threads, take, write_numbered
 from train.data.loader import StateMismatch
 from train.data.storage import TokenReader
 from train.data.stored_file import StorageUnreachable, UnreadableFile
-
-
-@pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_numbered(str(tmp_path_factory.mktemp("data") / "web"), [7, 0, 30, 13])
-
-
-@pytest.fixture(scope="module")
-def code(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_numbered(str(tmp_path_factory.mktemp("data") / "code"), [11], first=1000 * LENGTH)
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
