@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,14 +86,17 @@ def test_side_by_side_alternates_which_goes_first_after_the_warm_up() -> None:
     assert "".join(order) == "ab" + "abbaabba"
 
 
-def test_side_by_side_finds_the_ratio_of_the_work() -> None:
-    def work(num_rounds: int) -> None:
-        for _ in range(num_rounds):
-            sum(range(2000))
+def test_side_by_side_finds_the_ratio_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
 
-    found = bench.side_by_side(lambda: work(100), lambda: work(300), repeats=9)
-    assert found.ratio_low <= found.ratio <= found.ratio_high
-    assert 1.5 < found.ratio < 6
+    def work(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: now)
+    rng = np.random.default_rng(0)
+    found = bench.side_by_side(lambda: work(rng.uniform(0.9, 1.1)), lambda: work(rng.uniform(2.7, 3.3)), repeats=9)
+    assert 2.4 < found.ratio_low <= found.ratio <= found.ratio_high < 3.7
     assert len(found.a.wall_s) == len(found.b.cpu_s) == 9
 
 
