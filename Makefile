@@ -31,8 +31,9 @@ check: setup  ## formatting, types, layers, unit tests: under 3 minutes
 	$(VENV)/bin/lint-imports
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile tests/unit
 
-test: check  ## everything: check, parity with other implementations, Ray, the whole system over HTTP
+test: check  ## everything: check, parity with other implementations, the stores on PostgreSQL, Ray, the whole system over HTTP
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile tests/parity
+	MEMORY_BACKEND=postgres OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile tests/unit/memory
 	$(PYTHON) -m pytest tests/ray
 	$(PYTHON) -m pytest tests/e2e
 

@@ -12,7 +12,8 @@ import ray
 from ray.exceptions import RayError
 
 from actors.base import Shell, code_sha256
-from actors.ports import RayEngine, RayEvaluator, RayLearner, RayMemory, actor
+from actors.calls import actor
+from actors.ports import RayEngine, RayEvaluator, RayLearner, RayMemory
 from autonomous.agent import AlreadyLearning, AutonomousLearningAgent, NothingToLearn
 from autonomous.config import AutonomousConfig
 from autonomous.ports import AgentParts
@@ -116,17 +117,20 @@ class AgentShell(Shell):
 
     @ray.method(concurrency_group="learn")
     def forget_document(self, document_id: str) -> dict[str, Any]:
-        """Erase a document from every store; names the versions that learned from it.
+        """Erase a document from every store; names the versions that learned from it."""
+        return self._forget(None, document_id, {})
 
-        The episodes go last: until then a repeated call, after a crash, finds their ids again.
-        """
-        ids = list(ray.get(actor("episodic").ids_of.remote(document_id)))
-        ledger = self._agent.ledger
+    @ray.method(concurrency_group="learn")
+    def forget_source(self, source_id: str, by: str, reason: str) -> dict[str, Any]:
+        """Erase all that a source has said from every store; names the versions that learned from it."""
+        return self._forget(source_id, None, {"by": by, "reason": reason})
+
+    def _forget(self, source_id: str | None, document_id: str | None, asked: dict[str, str]) -> dict[str, Any]:
+        report = ray.get(actor("semantic").forget.remote(source_id, document_id))
+        ids, ledger = list(report.episodes), self._agent.ledger
         if ids:
-            ray.get(actor("semantic").forget_episodes.remote(ids))
-            after = {"episodes": len(ids), "versions": ledger.versions_that_learned(ids)}
-            ledger.append_audit(actor="human", action="forget", subject=document_id, after=after)
-            ray.get(actor("episodic").delete_document.remote(document_id))
+            after = {**asked, "episodes": len(ids), "facts": report.num_facts, "versions": list(report.versions)}
+            ledger.append_audit(actor="human", action="forget", subject=source_id or document_id or "", after=after)
         # Asked last, so that a version that was fixed meanwhile is among them.
         return {"deleted_episodes": len(ids), "versions": ledger.versions_that_learned(ids)}
 

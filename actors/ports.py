@@ -4,16 +4,16 @@ Each call looks its actor up by name, so that an actor that was replaced by newe
 repeated after a crash of the other side; training is not.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from ray import serve as ray_serve
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError
+from ray.exceptions import RayError
 
-from actors.base import NAMESPACE
+from actors.calls import actor, retried
+from actors.stores import RayStore
 from autonomous.lessons import Question
 from autonomous.runs import LearningRun, StepReport
 from autonomous.versions.report import EvaluationReport
@@ -27,38 +27,21 @@ REPLICA_TIMEOUT_S = 120.0
 """An engine replica that was killed is back after its whole start."""
 LEARNER_TIMEOUT_S = 60.0
 """A learner that was killed is back, without its model, after some seconds."""
-RETRY_PAUSE_S = 0.5
-
-T = TypeVar("T")
-
-
-def actor(name: str) -> Any:
-    """The long-lived actor of this name. Raises ValueError if it does not exist."""
-    return ray.get_actor(name, namespace=NAMESPACE)
-
-
-def retried(call: Callable[[], T], *, timeout_s: float) -> T:
-    """Repeat an idempotent call while the other side restarts. Raises the last RayActorError after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            return call()
-        except (RayActorError, ActorUnavailableError):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(RETRY_PAUSE_S)
 
 
 class RayMemory:
     """MemoryPort over the episodic actor."""
 
+    def __init__(self) -> None:
+        self._store = RayStore("episodic")
+
     def freshest(self, limit: int, offset: int) -> list[tuple[int, Episode]]:
         """See MemoryPort."""
-        return retried(lambda: ray.get(actor("episodic").freshest.remote(limit, offset)), timeout_s=30)
+        return self._store.freshest(limit=limit, offset=offset)
 
     def get(self, ids: Sequence[str]) -> list[Episode]:
         """See MemoryPort."""
-        return retried(lambda: ray.get(actor("episodic").get.remote(list(ids))), timeout_s=30)
+        return self._store.get(ids)
 
 
 class RayLearner:

@@ -23,10 +23,12 @@ from actors.evaluator import EvaluatorShell
 from actors.learner import LearnerShell
 from actors.safety import SafetyShell
 from actors.semantic import SemanticShell
+from actors.stores import EpisodeShardShell, shard_name
 from actors.working import WorkingShell
 from autonomous.config import AutonomousConfig
 from autonomous.ingest import IngestConfig
 from autonomous.safety.latch import Latch
+from memory.settings import MemorySettings
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +48,8 @@ class ActorSpec:
 
 ACTORS: dict[str, ActorSpec] = {
     "safety": ActorSpec(SafetyShell, {"control": 2}),
-    "episodic": ActorSpec(EpisodicShell, {"control": 1, "read": 3}, max_pending_calls=64),
-    "semantic": ActorSpec(SemanticShell, {"control": 1, "read": 1}),
+    "episodic": ActorSpec(EpisodicShell, {"control": 1, "read": 4}, max_pending_calls=64),
+    "semantic": ActorSpec(SemanticShell, {"control": 1, "read": 2, "dream": 1}),
     "working": ActorSpec(WorkingShell, {"control": 1}),
     "learner": ActorSpec(LearnerShell, {"control": 1}, num_cpus=0.1, max_pending_calls=8),
     "evaluator": ActorSpec(EvaluatorShell, {"control": 1}, num_cpus=0.1, max_pending_calls=8),
@@ -73,23 +75,27 @@ def ensure_all(
     model_folder: Path,
     agent: AutonomousConfig,
     ingest: IngestConfig,
-    memory_capacity: int,
-    working_capacity: int,
-    working_ttl_s: float,
+    memory: MemorySettings,
 ) -> dict[str, int]:
     """Create, adopt or replace every actor, and wait until all answer. Returns pids by name."""
     latch = home / "safety" / "latch"
     arguments: dict[str, dict[str, Any]] = {
         "safety": {"latch": latch, "ledger": home / "ledger.sqlite"},
         "episodic": {
-            "folder": home / "memory" / "episodic",
+            "folder": home / "memory",
             "latch": latch,
-            "capacity": memory_capacity,
+            "settings": memory,
             "ingest": ingest,
             "level": agent.safety.level,
         },
-        "semantic": {"folder": home / "memory" / "semantic", "latch": latch},
-        "working": {"capacity": working_capacity, "ttl_s": working_ttl_s},
+        "semantic": {
+            "folder": home / "memory",
+            "latch": latch,
+            "ledger": home / "ledger.sqlite",
+            "base_folder": model_folder,
+            "settings": memory,
+        },
+        "working": {"config": memory.working},
         "learner": {
             "config": agent.learning,
             "base_folder": model_folder,
@@ -99,11 +105,35 @@ def ensure_all(
         "evaluator": {"config": agent.gates, "base_folder": model_folder, "latch": latch},
         "agent": {"config": agent, "home": home, "base_folder": model_folder},
     }
-    handles = {name: ensure_actor(name, spec, arguments[name]) for name, spec in ACTORS.items()}
+    specs = {**shard_specs(memory.num_shards), **ACTORS}
+    for number in range(memory.num_shards if memory.num_shards > 1 else 0):
+        folder = home / "memory" / shard_name(number)
+        arguments[shard_name(number)] = {"number": number, "folder": folder, "latch": latch, "settings": memory}
+    check_num_shards(home / "memory", num_shards=memory.num_shards)
+    handles = {name: ensure_actor(name, spec, arguments[name]) for name, spec in specs.items()}
     identities: list[ActorIdentity] = ray.get(
         [handle.identity.remote() for handle in handles.values()], timeout=CREATE_TIMEOUT_S
     )
     return {identity.name: identity.pid for identity in identities}
+
+
+def shard_specs(num_shards: int) -> dict[str, ActorSpec]:
+    """The actors that hold episodes apart from the episodic actor; none for one store."""
+    spec = ActorSpec(EpisodeShardShell, {"control": 1, "read": 4}, max_pending_calls=256)
+    return {shard_name(number): spec for number in range(num_shards)} if num_shards > 1 else {}
+
+
+def check_num_shards(folder: Path, *, num_shards: int) -> None:
+    """Episodes lie where their number of stores put them. Raises ValueError for another number than they were written with."""
+    path = folder / "num_shards"
+    folder.mkdir(parents=True, exist_ok=True)
+    written = int(path.read_text(encoding="utf-8")) if path.exists() else num_shards
+    if written != num_shards:
+        raise ValueError(
+            f"memory.num_shards = {num_shards}, but the episodes in {folder} were written with {written}: set it back, or "
+            "give the system another home and add the documents there"
+        )
+    path.write_text(f"{num_shards}\n", encoding="utf-8")
 
 
 def ensure_actor(name: str, spec: ActorSpec, arguments: Mapping[str, Any]) -> Any:

@@ -176,6 +176,56 @@ class Client:
         """The passages that retrieval finds for `query`."""
         return self._json("GET", "/v1/knowledge/search", params={"q": query, "k": k})
 
+    # --- memory -------------------------------------------------------------------------------------------------
+
+    def memory_context(self, request: str, *, token_budget: int, session: str | None = None) -> Json:
+        """What fits a request within a token budget."""
+        body = {"request": request, "token_budget": token_budget}
+        return self._json("POST", "/v1/memory/context", body if session is None else {**body, "session": session})
+
+    def facts(self, about: str, *, valid_at: float | None = None, recorded_at: float | None = None) -> Json:
+        """What is held about a concept."""
+        params = {"about": about, "valid_at": valid_at, "recorded_at": recorded_at}
+        return self._json("GET", "/v1/facts", params=params)
+
+    def waiting(self, *, limit: int = 100) -> Json:
+        """Episodes that wait to be released."""
+        return self._json("GET", "/v1/memory/waiting", params={"limit": limit})
+
+    def release(self, ids: Sequence[str], *, by: str, reason: str) -> Json:
+        """Let episodes be recalled and learned."""
+        return self._json("POST", "/v1/memory/release", {"ids": list(ids), "by": by, "reason": reason})
+
+    def sources(self) -> Json:
+        """Decisions about sources."""
+        return self._json("GET", "/v1/memory/sources")
+
+    def trust(self, source: str, trust: str, *, by: str, reason: str) -> Json:
+        """Believe a source so far from now on."""
+        body = {"trust": trust, "by": by, "reason": reason}
+        return self._json("PUT", f"/v1/memory/sources/{quote(source, safe='')}", body)
+
+    def alarms(self) -> Json:
+        """Sources that contradict many facts of others."""
+        return self._json("GET", "/v1/memory/alarms")
+
+    def forget_source(self, source: str, *, by: str, reason: str) -> Json:
+        """Erase all that a source has said; names the versions that had learned it."""
+        return self._json("POST", "/v1/memory/forget", {"source": source, "by": by, "reason": reason})
+
+    def consolidate(self) -> Json:
+        """Consolidate now; the report."""
+        return self._json("POST", "/v1/memory/consolidations")
+
+    def consolidations(self, *, limit: int = 20) -> Json:
+        """The last runs of consolidation."""
+        return self._json("GET", "/v1/memory/consolidations", params={"limit": limit})
+
+    def undo_consolidation(self, run: str, *, by: str, reason: str) -> Json:
+        """Take a run of consolidation back."""
+        path = f"/v1/memory/consolidations/{quote(run, safe='')}/undo"
+        return self._json("POST", path, {"by": by, "reason": reason})
+
     # --- learning and versions ----------------------------------------------------------------------------------
 
     def learn(self) -> str:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from autonomous.config import AutonomousConfig
 from autonomous.ingest import IngestConfig
+from memory.settings import MemorySettings
 from serve.config import EngineConfig, HttpConfig, RAGConfig
 from train.toml_file import set_fields
 
@@ -55,19 +56,6 @@ class RayConfig(BaseModel):
     """Give up on bring-up after this long."""
 
 
-class MemoryConfig(BaseModel):
-    """Sizes of the stores."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    capacity: int = Field(100_000, gt=0)
-    """Most episodes kept; beyond it the least salient go first."""
-    working_capacity: int = Field(1000, gt=0)
-    """Most items of working memory."""
-    working_ttl_s: float = Field(3600.0, gt=0)
-    """Seconds until an item of working memory expires."""
-
-
 class SystemConfig(BaseModel):
     """Everything that `autonomous up` needs."""
 
@@ -80,7 +68,7 @@ class SystemConfig(BaseModel):
     http: HttpConfig = HttpConfig()
     engine: EngineConfig = EngineConfig()
     rag: RAGConfig = RAGConfig()
-    memory: MemoryConfig = MemoryConfig()
+    memory: MemorySettings = MemorySettings()
     ingest: IngestConfig = IngestConfig()
     agent: AutonomousConfig = AutonomousConfig()
 

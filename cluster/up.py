@@ -263,9 +263,7 @@ def deploy(config: SystemConfig, *, model_folder: Path, http_port: int, clock: S
             model_folder=model_folder,
             agent=config.agent,
             ingest=config.ingest,
-            memory_capacity=config.memory.capacity,
-            working_capacity=config.memory.working_capacity,
-            working_ttl_s=config.memory.working_ttl_s,
+            memory=config.memory,
         )
     with clock("serve and engine"):
         deploy_application(

@@ -1,13 +1,25 @@
 """The stores of the system. Plain Python, no Ray, no language model in the write path.
 
-types.py      episodes, facts, hits and acknowledgements: what flows in and out
-passages.py   text -> passages small enough to be retrieved and learned whole
-facts.py      text -> (subject, relation, object) by sentence patterns, and the questions that ask for them
-embed.py      text -> unit vectors (all-MiniLM-L6-v2)
-store.py      SQLite in WAL mode: one writer, many readers, schema version
-rag_index.py  RAGIndex: vectors in faiss, rebuildable from the store
-retrieval.py  question words for BM25, and the fusion of BM25 and vector scores
-episodic.py   EpisodicMemory: durable passages, recalled by words and by meaning; its tables in episode_rows.py
-semantic.py   SemanticMemory: facts as a graph, each with the episodes that say it
-working.py    WorkingMemory: bounded key-value store with time to live, LRU and pins
+management.py   MemoryManagement: remember, recall, the context of a request, forget, whom to believe
+settings.py     the section [memory] of a system's configuration
+types.py        episodes, facts, claims, hits and acknowledgements: what flows in and out
+
+episodic.py     EpisodicMemory: durable passages, recalled by words and by meaning; its rows in episode_rows.py
+shards.py       EpisodicShards: several stores with the results of one
+recall.py       one recall over one store or several; retrieval.py fuses the rankings
+episode_index.py, columns.py, words.py, rag_index.py   words, filters and vectors of a SQLite store
+episode_index_postgres.py                              the same in PostgreSQL
+embed.py        text -> unit vectors (all-MiniLM-L6-v2)
+passages.py     text -> passages small enough to be retrieved and learned whole
+
+semantic.py     SemanticMemory: what is held, since when, and who says it; its rows in semantic_rows.py
+facts.py        text -> (subject, relation, object) by sentence patterns, and the questions that ask for them
+beliefs.py      claims -> what is held at a moment of the world and of the record
+concepts.py     ConceptGraph: the facts as a graph in memory; rules.py derives more of them
+alarms.py       who contradicts whom; enrichment.py: facts that a model reads, beside the writes
+trust.py        how far each source is believed
+
+working.py      WorkingMemory: what each session holds in mind, bounded, with time to live, LRU and pins
+consolidate.py  the daily consolidation; revisions.py keeps what undoes it
+store.py        SQLite in WAL mode: one writer, many readers, schema version; postgres.py the same on a server
 """

@@ -1,47 +1,59 @@
 """EpisodicMemory: what happened, passage by passage. Durable before it is acknowledged, recalled by words and meaning.
 
-SQLite is the truth. The keyword index (FTS5) changes in the same transaction as the rows, so a passage can be recalled
-right after its acknowledgement. Vectors follow: `index_pending` embeds in commit order, writes the float16 vector into
-the row, then into the faiss index, which is rebuilt from the rows whenever its file is missing, damaged or behind.
-Quarantined passages are kept in rows only, in neither index.
+The database is the truth. The keyword index changes in the same transaction as the rows, so a passage can be recalled
+right after its acknowledgement. Vectors follow: `index_pending` embeds in commit order. Below standard trust passages
+are kept in rows only, in no index, until somebody releases them. Passages that say the same are kept as repeats.
 """
 
-import json
 import logging
-import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from memory.embed import Embedder
+from memory.episode_index import SQLITE_SCHEMA, EpisodeIndex, SqliteEpisodeIndex
 from memory.episode_rows import (
     FIELDS,
     INDEXED,
-    LAST_SEQ,
     PENDING,
-    SCHEMA,
+    RECALLABLE,
     SCHEMA_VERSION,
+    TICK_S,
+    EpisodeRows,
+    IndexChange,
     check_episode,
     embedded_text,
     episode_from,
-    forget_words,
-    search_words,
-    select_indexed_seqs,
+    sql_of,
 )
-from memory.rag_index import RAGIndex, Vectors, check_vectors, decode_vectors, encode_vector
-from memory.retrieval import fuse, match_expression
-from memory.store import Database, no_guard
-from memory.types import AppendResult, DocumentInfo, Episode, Guard, MemoryHealth, RecallHit, Trust
+from memory.rag_index import IndexConfig
+from memory.recall import ANY_EPISODE, Candidate, Recall
+from memory.revisions import Revisions
+from memory.store import Database, SqlConnection, SqlDatabase, no_guard
+from memory.types import (
+    AppendResult,
+    DocumentInfo,
+    Episode,
+    EpisodeFilter,
+    EpisodeTraits,
+    Guard,
+    MemoryHealth,
+    RecallHit,
+    Trust,
+)
+from memory.words import WordStatistics
 
 logger = logging.getLogger(__name__)
 
-_MIN_CANDIDATES = 50
+T = TypeVar("T")
 
 
 class EpisodicConfig(BaseModel):
@@ -51,10 +63,16 @@ class EpisodicConfig(BaseModel):
 
     folder: Path
     """Holds episodic.db (the truth) and episodic.index (rebuildable). One process at a time should write to it."""
+    database: str = ""
+    """URL of a PostgreSQL database with pgvector, postgresql://user@host/name, instead of files in the folder. The password
+    comes from PGPASSWORD or ~/.pgpass. Several processes may write to it."""
+    namespace: str = "episodic"
+    """The schema there."""
     capacity: int = Field(100_000, gt=0)
-    """Most episodes kept; beyond it the least salient go first, the oldest of equal ones."""
-    oversample: int = Field(4, ge=1)
-    """Candidates per ranker and wanted hit (at least 50): fusion reorders them, a cosine bound drops some."""
+    """Most episodes kept; beyond it repeats go first, then the least salient, the oldest of equal ones."""
+    max_text_chars: int = Field(16_384, gt=0)
+    """Of one passage. The embedder sees some 1,000 of them."""
+    index: IndexConfig = IndexConfig()
 
 
 class EpisodicMemory:
@@ -66,15 +84,16 @@ class EpisodicMemory:
         *,
         embedder: Embedder,
         clock: Callable[[], float],
-        database: Database,
-        index: RAGIndex,
+        database: SqlDatabase,
+        index: EpisodeIndex,
     ) -> None:
         self.config = config
-        self._embedder = embedder
+        self._recall = Recall(embedder)
         self._clock = clock
         self._database = database
-        self._index_path = config.folder / "episodic.index"
-        self._index = index  # changes only under the writer lock, so it follows the commits in their order
+        self._rows = EpisodeRows(database)
+        self._revisions = Revisions(database, self._rows)
+        self._index = index  # follows under the writer lock, so in the order of the commits
         self._embedding_lock = (
             threading.Lock()
         )  # one bulk embedding at a time; taken before the writer lock, never after
@@ -83,18 +102,13 @@ class EpisodicMemory:
     def open(
         cls, config: EpisodicConfig, *, embedder: Embedder, clock: Callable[[], float] = time.time
     ) -> "EpisodicMemory":
-        """Open or create the store in `config.folder` and bring its vector index in step with the rows.
+        """Open or create the store and bring its indexes in step with the rows.
 
         Vectors of another embedder are dropped and become pending again. Raises: StoreProblem for a file that a newer
-        program wrote, or that is damaged.
+        program wrote, or that is damaged, or a server that does not answer.
         """
-        database = Database(config.folder / "episodic.db", schema=SCHEMA, version=SCHEMA_VERSION)
-        try:
-            identity = _claim(database, embedder=embedder)
-            index = _open_index(database, config.folder / "episodic.index", embedder=embedder, identity=identity)
-        except BaseException:
-            database.close()
-            raise
+        build = _open_postgres if config.database else _open_sqlite
+        database, index = build(config, embedder=embedder)
         return cls(config, embedder=embedder, clock=clock, database=database, index=index)
 
     def close(self) -> None:
@@ -102,28 +116,33 @@ class EpisodicMemory:
         self.save_index()
         self._database.close()
 
-    def append(self, episodes: Sequence[Episode], *, guard: Guard = no_guard) -> AppendResult:
+    # -- writing
+
+    def append(
+        self,
+        episodes: Sequence[Episode],
+        *,
+        guard: Guard = no_guard,
+        recorded_at: Sequence[float] | None = None,
+    ) -> AppendResult:
         """Store passages in one transaction; the result is the acknowledgement that they are on disk.
 
         An id that is there already changes nothing but its `times_seen`; an erased id is stored anew. Beyond the
-        capacity the least salient rows leave in the same transaction. Raises: ValueError for an unusable episode, or
-        whatever `guard` raises; then nothing of the batch is written.
+        capacity rows leave in the same transaction. `recorded_at` is for a store that is one of several, which all take
+        the time from one clock. Raises: ValueError for an unusable episode, StoreFull, or whatever `guard` raises; then
+        nothing of the batch is written.
         """
         for episode in episodes:
-            check_episode(episode)
-        added: dict[str, None] = {}
-        repeated: dict[str, None] = {}
-        with self._database.exclusive():
-            with self._database.write(guard=guard) as connection:
-                for episode in episodes:
-                    is_new = self._insert(connection, episode)
-                    (added if is_new else repeated).setdefault(episode.id)
-                evicted = self._evict(connection)
-                (last_seq,) = connection.execute(LAST_SEQ).fetchone()
-            if evicted:
-                self._index.remove(evicted)
-                logger.warning("evicted episodes=%d: the capacity is %d", len(evicted), self.config.capacity)
-        return AppendResult(tuple(added), tuple(key for key in repeated if key not in added), last_seq)
+            check_episode(episode, max_text_chars=self.config.max_text_chars)
+        with self._changing(guard) as (connection, change):
+            added, repeated, merged = self._rows.append(
+                connection, episodes, now=self._clock(), recorded_at=recorded_at, change=change
+            )
+            num_evicted = self._rows.evict(connection, capacity=self.config.capacity, change=change)
+            (last_seq,) = connection.execute("SELECT last_seq FROM totals").fetchone()
+        if num_evicted:
+            logger.warning("evicted episodes=%d: the capacity is %d", num_evicted, self.config.capacity)
+        return AppendResult(tuple(added), tuple(repeated), last_seq, tuple(merged))
 
     def index_pending(self, *, max_episodes: int = 32) -> int:
         """Embed the next passages by seq and index them; how many were taken up, 0 when nothing is pending.
@@ -136,231 +155,339 @@ class EpisodicMemory:
         with self._embedding_lock:
             with self._database.read() as connection:
                 rows = connection.execute(
-                    f"SELECT seq, title, text FROM episode WHERE {PENDING} ORDER BY seq LIMIT ?", (max_episodes,)
+                    f"SELECT seq, title, text FROM episode WHERE {PENDING} ORDER BY seq LIMIT {max_episodes:d}"
                 ).fetchall()
             if not rows:
                 return 0
-            vectors = self._embed([embedded_text(title, text) for _, title, text in rows])
+            vectors = self._recall.embed([embedded_text(title, text) for _, title, text in rows])
+            by_seq = {row[0]: vector for row, vector in zip(rows, vectors, strict=True)}
             with self._database.exclusive():
                 with self._database.write() as connection:
-                    update = f"UPDATE episode SET embedding = ? WHERE seq = ? AND {PENDING}"
-                    written: dict[int, bytes] = {}
-                    for (seq, _, _), vector in zip(rows, vectors, strict=True):
-                        blob = encode_vector(vector)
-                        if connection.execute(update, (blob, seq)).rowcount:  # 0 if it was erased meanwhile
-                            written[seq] = blob
-                self._index.add(list(written), vectors=self._decode(list(written.values())))
+                    still = connection.execute(
+                        f"SELECT seq FROM episode WHERE {PENDING} AND seq {self._database.one_of('seqs')} ORDER BY seq",
+                        {"seqs": self._database.many(list(by_seq))},
+                    ).fetchall()
+                    written = {seq: by_seq[seq] for (seq,) in still}  # the others left meanwhile
+                    self._index.write_vectors(connection, written)
+                self._index.follow_vectors(written)
         return len(rows)
-
-    def recall(self, query: str, *, k: int, min_cosine: float = -1.0, source_id: str | None = None) -> list[RecallHit]:
-        """The k best passages by fused score, each with its true cosine to the query, none below `min_cosine`.
-
-        Passages that wait for their vector are found by their words; the k best of them are embedded on the spot.
-        Quarantined and erased passages are never returned. An empty query finds nothing.
-        """
-        if k < 1:
-            raise ValueError(f"k is {k}: ask for at least 1 passage")
-        expression = match_expression(query)
-        if expression is None:
-            return []
-        query_vector = self._embed([query])[0]
-        limit = max(_MIN_CANDIDATES, self.config.oversample * k)
-        with self._database.read() as connection:
-            bm25 = search_words(connection, expression, limit=limit, source_id=source_id)
-            only = None if source_id is None else select_indexed_seqs(connection, source_id=source_id)
-            near = self._index.search(query_vector, k=limit, only=only)
-            rows = connection.execute(
-                f"SELECT seq, embedding, {FIELDS} FROM episode WHERE deleted_at IS NULL AND trust > 0"
-                " AND seq IN (SELECT value FROM json_each(?))",
-                (json.dumps(sorted(bm25.keys() | near.keys())),),
-            ).fetchall()
-        episodes = {row[0]: episode_from(row[2:]) for row in rows}
-        blobs = {row[0]: row[1] for row in rows if row[1] is not None}
-        waiting = sorted((seq for seq in episodes if seq not in blobs), key=lambda seq: -bm25.get(seq, 0.0))[:k]
-        vectors = dict(zip(blobs, self._decode(list(blobs.values())), strict=True))
-        if waiting:
-            texts = [embedded_text(episodes[seq].title, episodes[seq].text) for seq in waiting]
-            vectors.update(zip(waiting, self._embed(texts), strict=True))
-        cosines = {seq: float(np.clip(vector @ query_vector, -1.0, 1.0)) for seq, vector in vectors.items()}
-        cosines = {seq: cosine for seq, cosine in cosines.items() if cosine >= min_cosine}
-        ranked = fuse(
-            cosines,
-            bm25={seq: bm25[seq] for seq in cosines if seq in bm25},
-            salience={seq: episodes[seq].salience for seq in cosines},
-        )
-        return [RecallHit(episodes[seq], score, cosines[seq]) for seq, score in ranked[:k]]
-
-    def episodes_after(self, seq: int, *, limit: int, min_trust: Trust = Trust.STANDARD) -> list[tuple[int, Episode]]:
-        """The next live episodes of the stream as (seq, episode), ascending: what a learner reads from its offset."""
-        condition = "seq > ? AND trust >= ? ORDER BY seq LIMIT ?"
-        return [(row[0], episode_from(row[1:])) for row in self._live(condition, seq, int(min_trust), limit)]
-
-    def freshest(self, *, limit: int, offset: int, min_trust: Trust = Trust.STANDARD) -> list[tuple[int, Episode]]:
-        """One page of live episodes as (seq, episode), most salient first, newest first: the order of learning."""
-        with self._database.read() as connection:
-            rows = connection.execute(
-                f"SELECT seq, {FIELDS} FROM episode WHERE trust >= ? AND deleted_at IS NULL"
-                " ORDER BY salience DESC, seq DESC LIMIT ? OFFSET ?",
-                (int(min_trust), limit, offset),
-            ).fetchall()
-        return [(row[0], episode_from(row[1:])) for row in rows]
-
-    def get(self, ids: Sequence[str]) -> list[Episode]:
-        """The live episodes of these ids, quarantined ones too, in the order of `ids`, without unknown ones."""
-        rows = self._live("id IN (SELECT value FROM json_each(?))", json.dumps(list(ids)))
-        found = {row[1]: episode_from(row[1:]) for row in rows}
-        return [found[key] for key in ids if key in found]
-
-    def has(self, ids: Iterable[str]) -> set[str]:
-        """Those of `ids` that are stored and not erased."""
-        with self._database.read() as connection:
-            query = "SELECT id FROM episode WHERE deleted_at IS NULL AND id IN (SELECT value FROM json_each(?))"
-            return {row[0] for row in connection.execute(query, (json.dumps(list(ids)),))}
-
-    def documents(self, *, limit: int, offset: int, source_id: str | None = None) -> list[DocumentInfo]:
-        """One page of the stored documents, newest first; `trust` is the least of a document's passages."""
-        with self._database.read() as connection:
-            rows = connection.execute(
-                "SELECT document_id, source_id, title, count(*), min(recorded_at), min(trust) FROM episode"
-                " WHERE deleted_at IS NULL AND (?1 IS NULL OR source_id = ?1)"
-                " GROUP BY document_id ORDER BY min(seq) DESC LIMIT ?2 OFFSET ?3",
-                (source_id, limit, offset),
-            ).fetchall()
-        return [DocumentInfo(*(*row[:5], Trust(row[5]))) for row in rows]
-
-    def ids_of(self, document_id: str) -> tuple[str, ...]:
-        """Ids of a document's live episodes, quarantined ones too, in commit order."""
-        with self._database.read() as connection:
-            rows = connection.execute(
-                "SELECT id FROM episode WHERE document_id = ? AND deleted_at IS NULL ORDER BY seq", (document_id,)
-            ).fetchall()
-        return tuple(row[0] for row in rows)
 
     def delete_document(self, document_id: str, *, guard: Guard = no_guard) -> tuple[str, ...]:
         """Erase a document; the ids of its episodes, empty if it is unknown or erased already.
 
         One transaction nulls text, title, metadata and vector, leaves a tombstone and rewrites the keyword index. Then
-        the vector leaves the index and its file, and the log is cut, so that no file holds the text any more.
+        the vectors leave the index and its file, and the log is cut, so that no file holds the text any more. What left
+        to make room before is named too, so that what was derived from it can be erased.
         """
-        with self._database.exclusive():
-            with self._database.write(guard=guard) as connection:
-                rows = connection.execute(
-                    "SELECT seq, id, title, text, trust FROM episode"
-                    " WHERE document_id = ? AND deleted_at IS NULL ORDER BY seq",
-                    (document_id,),
-                ).fetchall()
-                for seq, _, title, text, trust in rows:
-                    forget_words(connection, seq=seq, title=title, text=text, trust=trust)
-                connection.execute(
-                    "UPDATE episode SET title = NULL, text = NULL, metadata = NULL, embedding = NULL, deleted_at = ?"
-                    " WHERE document_id = ? AND deleted_at IS NULL",
-                    (self._clock(), document_id),
-                )
-                if rows:  # FTS5 keeps erased postings until its segments are merged
-                    connection.execute("INSERT INTO episode_words(episode_words) VALUES('optimize')")
-            if rows:
-                self._index.remove([row[0] for row in rows])
-                self.save_index()
-                self._database.checkpoint()
-                logger.info("erased document=%s episodes=%d", document_id, len(rows))
-        return tuple(row[1] for row in rows)
+        return self._erase("document_id", document_id, guard=guard)
+
+    def delete_source(self, source_id: str, *, guard: Guard = no_guard) -> tuple[str, ...]:
+        """Erase all that a source has said, as `delete_document` does."""
+        return self._erase("source_id", source_id, guard=guard)
+
+    def set_trust(
+        self,
+        trust: Trust,
+        *,
+        ids: Sequence[str] | None = None,
+        source_id: str | None = None,
+        guard: Guard = no_guard,
+    ) -> tuple[str, ...]:
+        """Release episodes that wait (to STANDARD or TRUSTED) or hold them (below): the ids whose trust changed.
+
+        Of these ids, or of a source, or of these ids of a source. What is released comes last in the stream, so that
+        those who follow it meet it.
+        """
+        if ids is None and source_id is None:
+            raise ValueError("neither ids nor source_id is given: say which episodes get another trust")
+        condition = "trust <> :trust AND (:source IS NULL OR source_id = :source)"
+        if ids is not None:
+            condition += f" AND id {self._database.one_of('ids')}"
+        parameters = {"trust": int(trust), "source": source_id, "ids": self._database.many(list(ids or ()))}
+        with self._changing(guard) as (connection, change):
+            rows = self._rows.select(connection, condition, parameters)
+            self._rows.move(connection, rows, trust=trust, now=self._clock(), change=change)
+        return tuple(row["id"] for row in rows)
+
+    # -- consolidation
+
+    def traits(self) -> list[EpisodeTraits]:
+        """Of every episode that can be recalled, in the order of the stream."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT id, salience, recorded_at, times_seen + (SELECT coalesce(sum(times_seen), 0) FROM episode AS repeat"
+                " WHERE repeat.duplicate_of = episode.seq AND repeat.deleted_at IS NULL)"
+                f" FROM episode WHERE {RECALLABLE} ORDER BY seq"
+            ).fetchall()
+        return [EpisodeTraits(row[0], row[1], row[2], int(row[3])) for row in rows]
+
+    def revise(
+        self,
+        run: str,
+        step: str,
+        *,
+        saliences: Mapping[str, float] | None = None,
+        prune: Sequence[str] = (),
+        guard: Guard = no_guard,
+    ) -> int:
+        """Change saliences, or let episodes go, as one step of a run of consolidation that `undo` can take back.
+
+        How many rows were changed. A step that was done already changes nothing and tells what it did.
+        """
+        with self._changing(guard) as (connection, change):
+            return self._revisions.apply(connection, run, step, saliences=saliences or {}, prune=prune, change=change)
+
+    def undo(self, run: str, *, guard: Guard = no_guard) -> int:
+        """Take back what a run of consolidation changed, but for what was changed or erased since; how many rows."""
+        with self._changing(guard) as (connection, change):
+            return self._revisions.undo(connection, run, now=self._clock(), change=change)
+
+    def forget_revisions(self, *, but: Sequence[str], guard: Guard = no_guard) -> int:
+        """Keep what is needed to undo these runs, and no others; how many rows went."""
+        with self._changing(guard) as (connection, _):
+            return self._revisions.forget(connection, but=but)
+
+    # -- recall
+
+    def recall(
+        self, query: str, *, k: int, min_cosine: float = -1.0, where: EpisodeFilter = ANY_EPISODE
+    ) -> list[RecallHit]:
+        """The k best passages by fused score, each with its true cosine to the query, none below `min_cosine`.
+
+        Passages that wait for their vector are found by their words; the k best of them are embedded on the spot.
+        Erased passages and those below standard trust are never returned. An empty query finds nothing.
+        """
+        return self._recall.over([self], query, k=k, min_cosine=min_cosine, where=where)
+
+    def word_statistics(self, terms: Sequence[str]) -> WordStatistics:
+        """What this store adds to the statistics that `candidates` scores words with."""
+        return self._reading(lambda connection: self._index.statistics(connection, terms))
+
+    def candidates(
+        self,
+        terms: Sequence[str],
+        vector: NDArray[np.float32],
+        *,
+        statistics: WordStatistics,
+        limit: int,
+        where: EpisodeFilter,
+    ) -> list[Candidate]:
+        """What each ranker of this store finds best, to be ranked by `recall.rank`."""
+
+        def search(connection: SqlConnection) -> list[Candidate]:
+            scores = self._index.candidates(
+                connection, terms=terms, statistics=statistics, vector=vector, limit=limit, where=where
+            )
+            rows = connection.execute(
+                f"SELECT seq, times_seen + (SELECT coalesce(sum(times_seen), 0) FROM episode AS repeat"
+                f" WHERE repeat.duplicate_of = episode.seq AND repeat.deleted_at IS NULL), {FIELDS} FROM episode"
+                f" WHERE {RECALLABLE} AND seq {self._database.one_of('seqs')}",
+                {"seqs": self._database.many(list(scores))},
+            ).fetchall()
+            return [
+                Candidate(episode_from(row[2:]), scores[row[0]].bm25, scores[row[0]].cosine, int(row[1]))
+                for row in rows
+            ]
+
+        return self._reading(search)
+
+    # -- reading
+
+    def find(self, where: EpisodeFilter, *, limit: int, offset: int = 0) -> list[tuple[int, Episode]]:
+        """One page of the episodes that pass a filter, without repeats, as (order of writing, episode), newest first by
+        when they happened.
+
+        With `min_trust` below STANDARD it lists what waits in quarantine too.
+        """
+        condition, parameters = sql_of(where, self._database)
+        condition = f"duplicate_of IS NULL AND {condition} ORDER BY happened_at DESC, recorded_at DESC"
+        return self._page(condition, limit=limit, offset=offset, **parameters)
+
+    def episodes_after(self, seq: int, *, limit: int, min_trust: Trust = Trust.STANDARD) -> list[tuple[int, Episode]]:
+        """The next live episodes of the stream as (seq, episode), ascending, repeats too: what a follower reads."""
+        condition = "seq > :seq AND trust >= :trust ORDER BY seq"
+        return self._page(condition, limit=limit, order="seq", seq=seq, trust=int(min_trust))
+
+    def freshest(self, *, limit: int, offset: int, min_trust: Trust = Trust.STANDARD) -> list[tuple[int, Episode]]:
+        """One page of live episodes without repeats, most salient first, newest first: the order of learning.
+
+        Each as (order of writing, episode); the order is in microseconds and the same over all shards of a memory.
+        """
+        condition = "duplicate_of IS NULL AND trust >= :trust ORDER BY salience DESC, recorded_at DESC"
+        return self._page(condition, limit=limit, offset=offset, trust=int(min_trust))
+
+    def get(self, ids: Sequence[str]) -> list[Episode]:
+        """The live episodes of these ids, quarantined ones too, in the order of `ids`, without unknown ones."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                f"SELECT {FIELDS} FROM episode WHERE deleted_at IS NULL AND id {self._database.one_of('ids')}",
+                {"ids": self._database.many(ids)},
+            ).fetchall()
+        found = {row[0]: episode_from(row) for row in rows}
+        return [found[key] for key in ids if key in found]
+
+    def has(self, ids: Iterable[str]) -> set[str]:
+        """Those of `ids` that are stored and not erased."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                f"SELECT id FROM episode WHERE deleted_at IS NULL AND id {self._database.one_of('ids')}",
+                {"ids": self._database.many(list(ids))},
+            )
+            return {row[0] for row in rows}
+
+    def documents(self, *, limit: int, offset: int, source_id: str | None = None) -> list[DocumentInfo]:
+        """One page of the stored documents, newest first; `trust` is the least of a document's passages."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT document_id, min(source_id), min(title), count(*), min(recorded_at), min(trust) FROM episode"
+                " WHERE deleted_at IS NULL AND (:source IS NULL OR source_id = :source)"
+                f" GROUP BY document_id ORDER BY min(recorded_at) DESC LIMIT {limit:d} OFFSET {offset:d}",
+                {"source": source_id},
+            ).fetchall()
+        return [DocumentInfo(*(*row[:5], Trust(row[5]))) for row in rows]
+
+    def ids_of(self, document_id: str) -> tuple[str, ...]:
+        """Ids of a document's episodes in commit order: quarantined ones, and those that made room, too."""
+        return self._ids("document_id", document_id)
+
+    def ids_of_source(self, source_id: str) -> tuple[str, ...]:
+        """Ids of a source's episodes in commit order: quarantined ones, and those that made room, too."""
+        return self._ids("source_id", source_id)
+
+    def last_recorded_at(self) -> float:
+        """When the newest row was written, seconds since the epoch; 0 for an empty store."""
+        with self._database.read() as connection:
+            (found,) = connection.execute("SELECT last_recorded_at FROM totals").fetchone()
+        return float(found)
 
     def health(self) -> MemoryHealth:
-        """Sizes now. `indexed_seq` is the newest seq up to which every recallable episode has its vector."""
+        """Sizes now. `indexed_seq` is the newest seq up to which every recallable episode has its vector.
+
+        A document counts where its first passage is, so that the sizes of shards add up.
+        """
         with self._database.read() as connection:
-            num_episodes, num_documents, num_learnable = connection.execute(
-                "SELECT count(*), count(DISTINCT document_id), count(*) FILTER (WHERE trust >= ?) FROM episode"
-                " WHERE deleted_at IS NULL",
-                (int(Trust.STANDARD),),
+            (num_documents,) = connection.execute(
+                "SELECT count(DISTINCT document_id) FROM episode WHERE position = 0 AND deleted_at IS NULL"
             ).fetchone()
-            (last_seq,) = connection.execute(LAST_SEQ).fetchone()
+            num_episodes, num_learnable, last_seq = connection.execute(
+                "SELECT num_rows, num_recallable, last_seq FROM totals"
+            ).fetchone()
             (first_pending,) = connection.execute(f"SELECT min(seq) FROM episode WHERE {PENDING}").fetchone()
         indexed_seq = last_seq if first_pending is None else first_pending - 1
-        index_bytes = self._index_path.stat().st_size if self._index_path.exists() else 0
-        size_bytes = self._database.size_bytes() + index_bytes
+        size_bytes = self._database.size_bytes() + self._index.size_bytes()
         return MemoryHealth(num_episodes, num_documents, num_learnable, last_seq, indexed_seq, size_bytes)
 
     def save_index(self) -> None:
         """Write the vector index to its file, which only makes the next start quicker."""
         with self._database.exclusive():
-            self._index.save(self._index_path)
+            self._index.save()
 
-    def _live(self, condition: str, *parameters: object) -> list[tuple[Any, ...]]:
+    def maintain(self) -> bool:
+        """Slow work in the background that keeps recall quick; True if there was some. Call it when nothing is pending."""
+        return self._index.maintain()
+
+    def verify(self) -> None:
+        """Compare the indexes with the rows, which takes seconds, and rebuild what differs."""
+        self._index.verify()
+
+    # -- helpers
+
+    @contextmanager
+    def _changing(self, guard: Guard, *, is_erasure: bool = False) -> Iterator[tuple[SqlConnection, IndexChange]]:
+        """One transaction of the rows and the words, and the indexes right behind it."""
+        with self._database.exclusive():
+            change = IndexChange(is_erasure=is_erasure)
+            with self._database.write(guard=guard) as connection:
+                yield connection, change
+                self._index.write(connection, change)
+            self._index.follow(change)
+
+    def _reading(self, search: Callable[[SqlConnection], T]) -> T:
+        """One snapshot; again if the index was damaged and could be rebuilt."""
+        try:
+            with self._database.read() as connection:
+                return search(connection)
+        except Exception as error:
+            if not self._index.repair(error):
+                raise
         with self._database.read() as connection:
-            query = f"SELECT seq, {FIELDS} FROM episode WHERE deleted_at IS NULL AND {condition}"
-            return connection.execute(query, parameters).fetchall()
+            return search(connection)
 
-    def _embed(self, texts: Sequence[str]) -> Vectors:
-        vectors = self._embedder.embed(texts)
-        return check_vectors(vectors, dimension=self._embedder.dimension, source=self._embedder.name)
+    def _erase(self, column: str, value: str, *, guard: Guard) -> tuple[str, ...]:
+        ids = self._ids(column, value)
+        if not ids:
+            return ()
+        with self._changing(guard, is_erasure=True) as (connection, change):
+            rows = self._rows.select(connection, f"{column} = :value", {"value": value})
+            self._rows.erase(connection, rows, now=self._clock(), change=change)
+            for table in ("departed", "revised"):
+                connection.execute(f"DELETE FROM {table} WHERE {column} = :value", {"value": value})
+        logger.info("erased episodes=%d", len(ids))
+        return ids
 
-    def _decode(self, blobs: Sequence[bytes]) -> Vectors:
-        return decode_vectors(blobs, dimension=self._embedder.dimension)
+    def _ids(self, column: str, value: str) -> tuple[str, ...]:
+        with self._database.read() as connection:
+            rows = connection.execute(
+                f"SELECT id, seq FROM episode WHERE deleted_at IS NULL AND {column} = :value"
+                f" UNION SELECT id, 0 FROM departed WHERE {column} = :value ORDER BY 2, 1",
+                {"value": value},
+            ).fetchall()
+        return tuple(row[0] for row in rows)
 
-    def _insert(self, connection: sqlite3.Connection, episode: Episode) -> bool:
-        """True if it is new; otherwise its count goes up. An insert that conflicts would use up a seq."""
-        count_again = "UPDATE episode SET times_seen = times_seen + 1 WHERE id = ? AND deleted_at IS NULL"
-        if connection.execute(count_again, (episode.id,)).rowcount:
-            return False
-        connection.execute("DELETE FROM episode WHERE id = ?", (episode.id,))  # the tombstone of an earlier life
-        row = (
-            episode.id, episode.document_id, episode.source_id, episode.title, episode.text, episode.position,
-            episode.happened_at, int(episode.trust), episode.salience, episode.tenant,
-            json.dumps(dict(episode.metadata), ensure_ascii=False, sort_keys=True), self._clock(),
-        )  # fmt: skip
-        cursor = connection.execute(f"INSERT INTO episode({FIELDS}, recorded_at) VALUES(?,?,?,?,?,?,?,?,?,?,?,?)", row)
-        if episode.trust > Trust.QUARANTINED:
-            connection.execute(
-                "INSERT INTO episode_words(rowid, title, text) VALUES(?, ?, ?)",
-                (cursor.lastrowid, episode.title, episode.text),
-            )
-        return True
-
-    def _evict(self, connection: sqlite3.Connection) -> list[int]:
-        (num_live,) = connection.execute("SELECT count(*) FROM episode WHERE deleted_at IS NULL").fetchone()
-        surplus = connection.execute(
-            "SELECT seq, title, text, trust FROM episode WHERE deleted_at IS NULL ORDER BY salience, seq LIMIT ?",
-            (max(0, num_live - self.config.capacity),),
-        ).fetchall()
-        for seq, title, text, trust in surplus:
-            forget_words(connection, seq=seq, title=title, text=text, trust=trust)
-            connection.execute("DELETE FROM episode WHERE seq = ?", (seq,))
-        return [row[0] for row in surplus]
+    def _page(
+        self, condition: str, *, limit: int, offset: int = 0, order: str = "recorded_at", **parameters: Any
+    ) -> list[tuple[int, Episode]]:
+        with self._database.read() as connection:
+            rows = connection.execute(
+                f"SELECT {order}, {FIELDS} FROM episode WHERE deleted_at IS NULL AND {condition}"
+                f" LIMIT {limit:d} OFFSET {offset:d}",
+                parameters,
+            ).fetchall()
+        scale = 1 if order == "seq" else round(1 / TICK_S)
+        return [(round(row[0] * scale), episode_from(row[1:])) for row in rows]
 
 
-def _claim(database: Database, *, embedder: Embedder) -> str:
+def _open_sqlite(config: EpisodicConfig, *, embedder: Embedder) -> tuple[SqlDatabase, EpisodeIndex]:
+    database = Database(config.folder / "episodic.db", schema=SQLITE_SCHEMA, version=SCHEMA_VERSION)
+    try:
+        identity = _claim(database, embedder=embedder)
+        path = config.folder / "episodic.index"
+        index = SqliteEpisodeIndex.open(
+            database, path, dimension=embedder.dimension, identity=identity, config=config.index
+        )
+    except BaseException:
+        database.close()
+        raise
+    return database, index
+
+
+def _open_postgres(config: EpisodicConfig, *, embedder: Embedder) -> tuple[SqlDatabase, EpisodeIndex]:
+    from memory.episode_index_postgres import PostgresEpisodeIndex, postgres_schema
+    from memory.postgres import PostgresDatabase
+
+    schema = postgres_schema(embedder.dimension)
+    database = PostgresDatabase(config.database, namespace=config.namespace, schema=schema, version=SCHEMA_VERSION)
+    try:
+        _claim(database, embedder=embedder)
+    except BaseException:
+        database.close()
+        raise
+    return database, PostgresEpisodeIndex(database, dimension=embedder.dimension, config=config.index)
+
+
+def _claim(database: SqlDatabase, *, embedder: Embedder) -> str:
     """Name the store and its embedder; vectors that another embedder made become pending. The index's identity."""
     name = f"{embedder.name}/{embedder.dimension}"
     with database.write() as connection:
-        connection.execute("INSERT OR IGNORE INTO meta VALUES('store_id', ?)", (uuid.uuid4().hex,))
-        connection.execute("INSERT OR IGNORE INTO meta VALUES('embedder', ?)", (name,))
+        for key, value in (("store_id", uuid.uuid4().hex), ("embedder", name)):
+            connection.execute(
+                "INSERT INTO meta(key, value) VALUES(:key, :value) ON CONFLICT DO NOTHING", {"key": key, "value": value}
+            )
         meta = dict(connection.execute("SELECT key, value FROM meta").fetchall())
         if meta["embedder"] != name:
             num_dropped = connection.execute(f"UPDATE episode SET embedding = NULL WHERE {INDEXED}").rowcount
-            connection.execute("UPDATE meta SET value = ? WHERE key = 'embedder'", (name,))
+            connection.execute("UPDATE meta SET value = :name WHERE key = 'embedder'", {"name": name})
             logger.warning(
                 "embedder changed from %s to %s: embedding %d episodes again", meta["embedder"], name, num_dropped
             )
     return f"{meta['store_id']} {name}"
-
-
-def _open_index(database: Database, path: Path, *, embedder: Embedder, identity: str) -> RAGIndex:
-    """The vector index in step with the rows, and no erased text left in the log by a process that was killed."""
-    with database.read() as connection:
-
-        def read_vectors(seqs: Sequence[int]) -> Vectors:
-            rows = connection.execute(
-                "SELECT embedding FROM episode WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq",
-                (json.dumps(list(seqs)),),
-            ).fetchall()
-            return decode_vectors([row[0] for row in rows], dimension=embedder.dimension)
-
-        index = RAGIndex.open(
-            path,
-            dimension=embedder.dimension,
-            identity=identity,
-            wanted=select_indexed_seqs(connection),
-            read_vectors=read_vectors,
-        )
-    database.checkpoint()
-    return index

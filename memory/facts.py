@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 
 from memory.passages import split_sentences
-from memory.types import Fact
+from memory.types import Claim, Episode, Fact
 
 MAX_SUBJECT_WORDS = 8
 MAX_OBJECT_WORDS = 25
@@ -149,6 +149,12 @@ _MARKUP = [
     (re.compile(r"``?([^`]+)``?_*"), r"\1"),
     (re.compile(r"(?<!\w)(\*\*|__|\*)(\S(?:[^*\n]*?\S)?)\1(?!\w)"), r"\2"),
 ]
+_DENIAL = re.compile(r"(?<=\bis)\s+no longer\s|(?<=\bare)\s+no longer\s|\s+no longer(?=\s+[a-z]+s\b)")
+_OWNED = re.compile(r"(?:The|the) \S[^,]*? of \S.*|\S.*['’]s? \S+(?: \S+)?")
+_ONE_AT_A_TIME = {
+    "costs", "weighs", "lasts", "is located in", "is located at", "was founded in", "was founded by", "is licensed under",
+    "is kept in", "is stored in", "was published in", "was released in", "defaults to", "must be",
+}  # fmt: skip
 _MEASURES = {"cost": "the price", "weigh": "the weight", "last": "the duration", "mean": "the meaning"}
 _PERSON = re.compile(r"^(?:Dr|Mr|Mrs|Ms|Prof|Professor|Sir|Captain|President)\b\.?")
 
@@ -172,9 +178,30 @@ def extract_facts(text: str, *, title: str, episode_id: str) -> list[Fact]:
             may_be_it = name is not None and resolved.casefold().startswith(name.casefold())
             parts = _parse(resolved, name=name)
             if parts is not None:
-                fact = _fact(*parts, sentence=resolved, episode_id=episode_id)
+                fact = fact_of(*parts, sentence=resolved, episode_id=episode_id)
                 found.setdefault(fact.id, fact)
     return list(found.values())
+
+
+def claims_of(episode: Episode) -> list[Claim]:
+    """What one episode says, and what it says is no longer so."""
+    told = extract_facts(episode.text, title=episode.title, episode_id=episode.id)
+    ended = extract_facts(_DENIAL.sub(" ", episode.text), title=episode.title, episode_id=episode.id)
+    said = {fact.id for fact in told}
+    return [
+        Claim(fact, episode.source_id, episode.trust, episode.happened_at, is_denial=fact.id not in said)
+        for fact in (*told, *(fact for fact in ended if fact.id not in said))
+    ]
+
+
+def is_functional(fact: Fact) -> bool:
+    """Whether a subject has one such object at a time, so that another object contradicts it.
+
+    "The price of the valve is", "the valve costs", "the office is located in"; not "the valve is" (a part, a product).
+    """
+    if fact.relation in _ONE_AT_A_TIME:
+        return True
+    return fact.relation in {"is", "was"} and _OWNED.fullmatch(fact.subject) is not None
 
 
 def question_of(fact: Fact) -> str:
@@ -228,7 +255,8 @@ def _circumstance(fact: Fact) -> str | None:
     return "where" if rest[0] in {"located", "stored", "kept"} else None
 
 
-def _fact(subject: str, relation: str, object_: str, *, sentence: str, episode_id: str) -> Fact:
+def fact_of(subject: str, relation: str, object_: str, *, sentence: str, episode_id: str) -> Fact:
+    """A fact whose id depends on what it says alone."""
     key = "\x00".join(part.casefold() for part in (subject, relation, object_))
     return Fact(hashlib.sha256(key.encode()).hexdigest()[:32], subject, relation, object_, sentence, episode_id)
 
@@ -244,14 +272,14 @@ def _metadata_facts(text: str, *, episode_id: str) -> Iterator[Fact]:
     if 2 <= len(summary.split()) <= MAX_OBJECT_WORDS and ". " not in summary:
         stated = re.match(rf"{re.escape(name)} is (.+)", summary, re.IGNORECASE)
         summary = stated[1] if stated else summary
-        yield _fact(name, "is", summary, sentence=f"{name} is {summary}.", episode_id=episode_id)
+        yield fact_of(name, "is", summary, sentence=f"{name} is {summary}.", episode_id=episode_id)
     if "Requires-Python" in fields:
         wanted = f"Python {fields['Requires-Python']}"
-        yield _fact(name, "requires", wanted, sentence=f"{name} requires {wanted}.", episode_id=episode_id)
+        yield fact_of(name, "requires", wanted, sentence=f"{name} requires {wanted}.", episode_id=episode_id)
     if "License-Expression" in fields:
         terms = fields["License-Expression"]
         sentence = f"{name} is licensed under {terms}."
-        yield _fact(name, "is licensed under", terms, sentence=sentence, episode_id=episode_id)
+        yield fact_of(name, "is licensed under", terms, sentence=sentence, episode_id=episode_id)
 
 
 def _plain(paragraph: str) -> str:

@@ -1,184 +1,371 @@
-"""SemanticMemory: facts as a graph of concepts, each fact with the episodes that say it.
+"""SemanticMemory: what is held to be so, since when, and who says it. A graph of concepts over claims that never change.
 
-SQLite is the log and the truth; a networkx MultiDiGraph of it is rebuilt at opening and answers what is near what.
-The cursor (last episode consumed) commits with the facts, so a crash neither loses nor repeats an extraction. A fact
-without any source left is erased: forgetting an episode takes its facts along.
+The database is the log and the truth: facts, and claims about them with the episode that says or denies them. What is
+held at a moment is decided from the claims that were known then (beliefs.py), so nothing is ever overwritten and
+contradictions stand side by side. Rules derive further facts (rules.py). The place in the stream of episodes commits
+with the claims, so a crash neither loses nor repeats an extraction. A fact whose last claim is erased is erased.
 """
 
 import logging
-import re
-import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-import networkx as nx
-
-from memory.store import Database, no_guard
-from memory.types import Fact, Guard
+from memory.alarms import SemanticConfig, SourceAlarms, conflicts_of
+from memory.beliefs import LATEST, KnownClaim, Verdict, decide
+from memory.concepts import ConceptGraph, concept_key, derived_id
+from memory.facts import is_functional
+from memory.rules import Rule, Triple, derive
+from memory.semantic_rows import SCHEMA, SCHEMA_VERSION, SemanticRows
+from memory.store import Database, SqlConnection, SqlDatabase, no_guard
+from memory.types import Alarm, Belief, Claim, Contradiction, Fact, Guard
 
 logger = logging.getLogger(__name__)
-
-SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE fact (
-  id TEXT PRIMARY KEY, subject TEXT NOT NULL, relation TEXT NOT NULL, object TEXT NOT NULL, recorded_at REAL NOT NULL);
-CREATE TABLE fact_source (
-  fact_id TEXT NOT NULL REFERENCES fact(id) ON DELETE CASCADE, episode_id TEXT NOT NULL, sentence TEXT NOT NULL,
-  PRIMARY KEY (fact_id, episode_id));
-CREATE INDEX fact_source_episode ON fact_source(episode_id);
-CREATE TABLE cursor (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), last_seq INTEGER NOT NULL);
-INSERT INTO cursor VALUES (1, 0);
-"""
-_ARTICLE = re.compile(r"^(?:the|an?)\s+", re.IGNORECASE)
-_WORD = re.compile(r"\w+")
-
-
-def concept_key(name: str) -> str:
-    """The node of a concept: its name without case, article and surplus space."""
-    return _ARTICLE.sub("", " ".join(name.split())).casefold()
 
 
 class SemanticMemory:
     """See the module. Open with `SemanticMemory.open`. Every method may be called from any thread."""
 
-    def __init__(self, database: Database, *, clock: Callable[[], float]) -> None:
-        self._database = database
-        self._clock = clock
-        self._graph_lock = threading.Lock()
-        self._graph: nx.MultiDiGraph[str] = nx.MultiDiGraph()
+    def __init__(self, config: SemanticConfig, database: SqlDatabase, *, clock: Callable[[], float]) -> None:
+        self.config = config
+        self.database = database
+        self._rows = SemanticRows(database)
+        self._alarms = SourceAlarms(config)
+        self.clock = clock
+        self._lock = threading.Lock()  # of the graph; taken after the writer lock, never before
+        self._graph = ConceptGraph()
         with database.read() as connection:
-            for row in connection.execute("SELECT id, subject, relation, object FROM fact ORDER BY rowid"):
-                self._link(*row)
+            facts, claims = self._rows.everything(connection)
+            self._rules = [
+                Rule.parse(name, text)
+                for name, text in connection.execute("SELECT name, text FROM rule ORDER BY name").fetchall()
+            ]
+        for fact_id, subject, relation, object_, has_one in facts:
+            self._graph.add(fact_id, subject, relation, object_, is_functional=bool(has_one))
+            self._graph.hold(fact_id, decide(claims[fact_id], valid_at=LATEST, recorded_at=LATEST))
+        self._graph.apply_rules(self._rules, new=None)
 
     @classmethod
-    def open(cls, folder: Path, *, clock: Callable[[], float] = time.time) -> "SemanticMemory":
-        """Open or create the store in `folder`. Raises: StoreProblem (newer schema, damaged file)."""
-        return cls(Database(folder / "semantic.db", schema=_SCHEMA, version=SCHEMA_VERSION), clock=clock)
+    def open(cls, config: SemanticConfig, *, clock: Callable[[], float] = time.time) -> "SemanticMemory":
+        """Open or create the store. Raises: StoreProblem (newer schema, damaged file, a server that does not answer)."""
+        if config.database:
+            from memory.postgres import PostgresDatabase
+
+            schema = SCHEMA.format(integer="BIGINT", real="DOUBLE PRECISION")
+            server = PostgresDatabase(
+                config.database, namespace=config.namespace, schema=schema, version=SCHEMA_VERSION
+            )
+            return cls(config, server, clock=clock)
+        schema = SCHEMA.format(integer="INTEGER", real="REAL")
+        database = Database(config.folder / "semantic.db", schema=schema, version=SCHEMA_VERSION)
+        return cls(config, database, clock=clock)
 
     def close(self) -> None:
         """Close the database."""
-        self._database.close()
+        self.database.close()
 
-    @property
-    def cursor(self) -> int:
-        """Seq of the last episode whose facts are in; 0 at the start."""
-        with self._database.read() as connection:
-            last_seq: int = connection.execute("SELECT last_seq FROM cursor").fetchone()[0]
-        return last_seq
+    # -- writing
 
-    def add(self, facts: Sequence[Fact], *, last_seq: int, guard: Guard = no_guard) -> int:
-        """Store facts and move the cursor to `last_seq` in one transaction; how many facts are new.
+    def places(self) -> dict[int, int]:
+        """Seq of the last episode whose claims are in, by shard of the episodic memory."""
+        with self.database.read() as connection:
+            return dict(connection.execute("SELECT shard, seq FROM place").fetchall())
 
-        A known fact gains the new episode as a source. The cursor never goes back. Raises what `guard` raises, and then
-        nothing is written.
+    def add(self, claims: Sequence[Claim], *, places: Mapping[int, int] | None = None, guard: Guard = no_guard) -> int:
+        """Store claims and move the places in the stream in one transaction; how many facts are new.
+
+        A claim that is known changes nothing. A place never goes back. Raises what `guard` raises; then nothing is
+        written.
         """
-        with self._database.exclusive():
-            new = []
-            with self._database.write(guard=guard) as connection:
-                for fact in facts:
-                    row = (fact.id, fact.subject, fact.relation, fact.object)
-                    if connection.execute(
-                        "INSERT INTO fact VALUES(?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", (*row, self._clock())
-                    ).rowcount:
-                        new.append(row)
+        facts = {one.fact.id: one.fact for one in claims}
+        keys = {key: (concept_key(fact.subject), concept_key(fact.object)) for key, fact in facts.items()}
+        with self.database.exclusive():
+            with self.database.write(guard=guard) as connection:
+                new, touched = self._rows.add_claims(connection, claims, keys=keys, now=self.clock())
+                for shard, seq in (places or {}).items():
                     connection.execute(
-                        "INSERT INTO fact_source VALUES(?, ?, ?) ON CONFLICT DO NOTHING",
-                        (fact.id, fact.episode_id, fact.sentence),
+                        "INSERT INTO place(shard, seq) VALUES(:shard, :seq) ON CONFLICT(shard) DO UPDATE SET"
+                        " seq = CASE WHEN place.seq > excluded.seq THEN place.seq ELSE excluded.seq END",
+                        {"shard": shard, "seq": seq},
                     )
-                connection.execute("UPDATE cursor SET last_seq = max(last_seq, ?)", (last_seq,))
-            with self._graph_lock:
-                for row in new:
-                    self._link(*row)
+                verdicts = self._verdicts(connection, touched)
+                with self._lock:
+                    conflicts = conflicts_of(facts, verdicts, self._graph)
+                self._alarms.note(connection, conflicts, now=self.clock())
+            with self._lock:
+                for key in (key for key in facts if key in new):
+                    fact = facts[key]
+                    functional = is_functional(fact)
+                    self._graph.add(key, fact.subject, fact.relation, fact.object, is_functional=functional)
+                self._hold(verdicts)
         return len(new)
 
-    def about(self, subject: str, *, limit: int = 20) -> list[Fact]:
-        """Facts that say something of a concept: with it as subject, then as object, then of concepts whose name holds
-        all its words ("Kestrel vault" -> "the access code of the Kestrel vault"). Each group oldest first.
-        """
-        key, words = concept_key(subject), set(_WORD.findall(concept_key(subject)))
-        with self._graph_lock:
-            related = [node for node in self._graph if words and words <= self._graph.nodes[node]["words"]]
-            ids: dict[str, None] = {}
-            if key in self._graph:
-                ids.update((fact_id, None) for _, _, fact_id in self._graph.out_edges(key, keys=True))
-                ids.update((fact_id, None) for _, _, fact_id in self._graph.in_edges(key, keys=True))
-            for node in related:
-                ids.update((fact_id, None) for _, _, fact_id in self._graph.out_edges(node, keys=True))
-                ids.update((fact_id, None) for _, _, fact_id in self._graph.in_edges(node, keys=True))
-        with self._database.read() as connection:
-            facts = (_read_fact(connection, fact_id) for fact_id in list(ids)[:limit])
-            return [fact for fact in facts if fact is not None]
+    def withdraw_episodes(self, ids: Sequence[str], *, guard: Guard = no_guard) -> int:
+        """Believe episodes no longer, because they are held back; how many facts are not held any more.
 
-    def sources(self, fact_id: str) -> list[str]:
-        """Ids of the episodes that say a fact, oldest first."""
-        with self._database.read() as connection:
-            rows = connection.execute("SELECT episode_id FROM fact_source WHERE fact_id = ? ORDER BY rowid", (fact_id,))
-            return [row[0] for row in rows]
+        Questions as of earlier still find what was believed then. If they are released, their claims come anew.
+        """
+        with self.database.exclusive():
+            with self.database.write(guard=guard) as connection:
+                touched = self._rows.withdraw(connection, ids, now=self.clock())
+                verdicts = self._verdicts(connection, touched)
+            with self._lock:
+                return self._hold(verdicts)
+
+    def forget_episodes(self, ids: Iterable[str], *, guard: Guard = no_guard) -> int:
+        """Erase what episodes claim, and the facts that nobody else claims; how many facts were erased."""
+        with self.database.exclusive():
+            with self.database.write(guard=guard) as connection:
+                gone, kept = self._rows.erase(connection, list(ids))
+                verdicts = self._verdicts(connection, kept)
+            with self._lock:
+                for fact_id in gone:
+                    self._graph.remove(fact_id)
+                self._hold(verdicts, has_left=bool(gone))
+            if gone or kept:
+                self.database.checkpoint()
+                logger.info("forgot facts=%d of %d that the episodes claimed", len(gone), len(gone) + len(kept))
+        return len(gone)
+
+    def add_rule(self, rule: Rule, *, guard: Guard = no_guard) -> int:
+        """Keep a rule and apply it from now on; how many facts it derives. A rule of this name is replaced.
+
+        Raises RuleExplosion if too much would follow; then the rules stay as they are.
+        """
+        rules = [*(one for one in self._rules if one.name != rule.name), rule]
+        with self.database.exclusive():
+            with self._lock:
+                derive((self._graph.facts[one].triple for one in self._graph.held), rules)
+            with self.database.write(guard=guard) as connection:
+                connection.execute(
+                    "INSERT INTO rule(name, text) VALUES(:name, :text) ON CONFLICT(name) DO UPDATE SET text = :text",
+                    {"name": rule.name, "text": str(rule)},
+                )
+            self._use_rules(rules)
+            return sum(why.rule == rule.name for _, why in self._graph.derived.values())
+
+    def remove_rule(self, name: str, *, guard: Guard = no_guard) -> bool:
+        """Drop a rule and what only it derives; False if there is none of this name."""
+        with self.database.exclusive():
+            with self.database.write(guard=guard) as connection:
+                connection.execute("DELETE FROM rule WHERE name = :name", {"name": name})
+            rules = [rule for rule in self._rules if rule.name != name]
+            was_there = len(rules) < len(self._rules)
+            self._use_rules(rules)
+        return was_there
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules that are applied."""
+        return tuple(self._rules)
+
+    # -- questions
+
+    def about(
+        self,
+        concept: str,
+        *,
+        limit: int = 20,
+        valid_at: float | None = None,
+        recorded_at: float | None = None,
+    ) -> list[Belief]:
+        """What is held about a concept: with it as subject, then as object, then of concepts whose name holds all its words
+        ("Kestrel vault" -> "the access code of the Kestrel vault"), then what rules derive.
+
+        `valid_at` asks for a moment of the world, `recorded_at` for what was known at a moment; both in seconds since
+        the epoch, and the latest where they are left out.
+        """
+        if valid_at is not None or recorded_at is not None:
+            with self._lock:
+                wanted = self._graph.stored_about(concept)
+            beliefs = {one.fact.id: one for one in self.snapshot(valid_at=valid_at, recorded_at=recorded_at)}
+            key = concept_key(concept)
+            derived = [
+                one.fact.id
+                for one in beliefs.values()
+                if one.rule is not None and key in (concept_key(one.fact.subject), concept_key(one.fact.object))
+            ]
+            return [beliefs[one] for one in (*wanted, *derived) if one in beliefs][:limit]
+        with self._lock:
+            ids = [one for one in self._graph.stored_about(concept) if one in self._graph.held]
+            ids += self._graph.derived_about(concept)
+        return self._beliefs(ids[:limit])
+
+    def search(self, question: str, *, limit: int = 20) -> list[Belief]:
+        """What is held about the concepts that share the most and the rarest words with a question, best first."""
+        with self._lock:
+            ids = [one for one, _ in self._graph.search(question, limit=limit)]
+        return self._beliefs(ids)
+
+    def resolve(self, subject: str, relation: str, *, valid_at: float | None = None) -> list[Belief]:
+        """What is held for a subject and a relation, the one that is believed first: newest from the highest trust."""
+        found = [
+            one
+            for one in self.about(subject, limit=10_000, valid_at=valid_at)
+            if one.fact.relation == relation and concept_key(one.fact.subject) == concept_key(subject)
+        ]
+        return sorted(found, key=lambda one: (one.trust, one.confidence, one.valid_from, one.recorded_at), reverse=True)
+
+    def contradictions(self, *, limit: int = 100) -> list[Contradiction]:
+        """Facts that cannot all hold, the newest first; both sides stay until somebody settles it."""
+        with self._lock:
+            groups = self._graph.contradictions()[:limit]
+        return [Contradiction(tuple(self._beliefs(group))) for group in groups]
+
+    def snapshot(self, *, valid_at: float | None = None, recorded_at: float | None = None) -> list[Belief]:
+        """All that was held of a moment of the world as known at a moment, derived facts last."""
+        valid_at = LATEST if valid_at is None else valid_at
+        recorded_at = LATEST if recorded_at is None else recorded_at
+        with self.database.read() as connection:
+            facts, claims = self._rows.everything(connection)
+        found: dict[str, Belief] = {}
+        ids: dict[Triple, str] = {}
+        for fact_id, subject, relation, object_, _ in facts:
+            verdict = decide(claims[fact_id], valid_at=valid_at, recorded_at=recorded_at)
+            if verdict is not None:
+                found[fact_id] = _belief((subject, relation, object_), verdict, fact_id=fact_id)
+                ids.setdefault((concept_key(subject), relation, concept_key(object_)), fact_id)
+        names = {concept_key(name): name for row in reversed(facts) for name in (row[1], row[3])}
+        for triple, why in derive(ids, self._rules).items():
+            ids[triple] = derived_id(triple)
+            premises = tuple(ids[one] for one in why.premises)
+            rests_on = [found[one] for one in premises]
+            found[ids[triple]] = _derived(triple, rule=why.rule, premises=premises, rests_on=rests_on, names=names)
+        return list(found.values())
 
     def neighbours(self, concept: str, *, hops: int = 1) -> list[str]:
         """Names of the concepts within `hops` facts, in either direction, nearest first, then by name."""
         if hops < 1:
             raise ValueError(f"hops is {hops}: give at least 1")
-        key = concept_key(concept)
-        with self._graph_lock:
-            if key not in self._graph:
-                return []
-            view = self._graph.to_undirected(as_view=True)
-            distances = nx.single_source_shortest_path_length(view, key, cutoff=hops)
-            found = sorted((distance, self._graph.nodes[node]["name"]) for node, distance in distances.items())
-        return [name for distance, name in found if distance > 0]
+        with self._lock:
+            return self._graph.neighbours(concept, hops=hops)
 
-    def forget_episodes(self, ids: Iterable[str], *, guard: Guard = no_guard) -> int:
-        """Drop episodes as sources and erase the facts that no other episode says; how many facts were erased."""
-        with self._database.exclusive():
-            with self._database.write(guard=guard) as connection:
-                touched = {
-                    row[0]
-                    for episode_id in ids
-                    for row in connection.execute(
-                        "DELETE FROM fact_source WHERE episode_id = ? RETURNING fact_id", (episode_id,)
-                    ).fetchall()
-                }
-                erase = (
-                    "DELETE FROM fact WHERE id = ?1 AND id NOT IN (SELECT fact_id FROM fact_source WHERE fact_id = ?1)"
-                    " RETURNING id, subject, object"
-                )
-                orphans = [row for fact_id in touched for row in connection.execute(erase, (fact_id,)).fetchall()]
-            with self._graph_lock:
-                for fact_id, subject, object_ in orphans:
-                    self._unlink(fact_id, concept_key(subject), concept_key(object_))
-            if touched:
-                self._database.checkpoint()
-                logger.info("forgot facts=%d of sources removed=%d", len(orphans), len(touched))
-        return len(orphans)
+    def claims_of(self, fact_id: str) -> list[KnownClaim]:
+        """Everything that was ever claimed about a fact and not erased, oldest first: episodes, sources, times."""
+        with self.database.read() as connection:
+            return self._rows.claims_of(connection, [fact_id])
 
-    def health(self) -> dict[str, int]:
-        """num_facts, num_concepts, size_bytes."""
-        with self._graph_lock:
-            num_facts, num_concepts = self._graph.number_of_edges(), self._graph.number_of_nodes()
-        return {"num_facts": num_facts, "num_concepts": num_concepts, "size_bytes": self._database.size_bytes()}
+    def facts_of_episodes(self, ids: Sequence[str]) -> list[str]:
+        """Ids of the facts that these episodes claim."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                f"SELECT DISTINCT fact_id FROM claim WHERE episode_id {self.database.one_of('ids')} ORDER BY fact_id",
+                {"ids": self.database.many(ids)},
+            )
+            return [row[0] for row in rows]
 
-    def _link(self, fact_id: str, subject: str, relation: str, object_: str) -> None:
-        for name in (subject, object_):
-            key = concept_key(name)
-            if key not in self._graph:
-                self._graph.add_node(key, name=_ARTICLE.sub("", name), words=frozenset(_WORD.findall(key)))
-        self._graph.add_edge(concept_key(subject), concept_key(object_), key=fact_id, relation=relation)
+    # -- alarms
 
-    def _unlink(self, fact_id: str, subject_key: str, object_key: str) -> None:
-        self._graph.remove_edge(subject_key, object_key, key=fact_id)
-        for key in {subject_key, object_key}:
-            if self._graph.degree(key) == 0:
-                self._graph.remove_node(key)
+    def alarms(self) -> list[Alarm]:
+        """Sources that contradict many facts of others and that nobody has settled, newest first."""
+        with self.database.read() as connection:
+            return self._alarms.open(connection)
+
+    def settle_alarm(self, source_id: str, *, by: str, reason: str, guard: Guard = no_guard) -> bool:
+        """A person has looked at it; it is raised again only by further contradictions. False if there is none."""
+        with self.database.exclusive(), self.database.write(guard=guard) as connection:
+            return self._alarms.settle(connection, source_id, by=by, reason=reason, now=self.clock())
+
+    def health(self) -> dict[str, Any]:
+        """num_facts, num_derived, num_concepts, num_contradictions, num_alarms, waiting and failed enrichments, size."""
+        with self._lock:
+            sizes = {
+                "num_facts": len(self._graph.held),
+                "num_derived": len(self._graph.derived),
+                "num_concepts": self._graph.num_concepts,
+                "num_contradictions": len(self._graph.contradictions()),
+            }
+        with self.database.read() as connection:
+            (num_alarms,) = connection.execute("SELECT count(*) FROM alarm WHERE settled_at IS NULL").fetchone()
+            enrichment = dict(connection.execute("SELECT state, count(*) FROM enrichment GROUP BY state").fetchall())
+        return {
+            **sizes,
+            "num_alarms": num_alarms,
+            "num_enrichments_waiting": enrichment.get("waiting", 0),
+            "num_enrichments_failed": enrichment.get("failed", 0),
+            "size_bytes": self.database.size_bytes(),
+        }
+
+    # -- helpers
+
+    def _verdicts(self, connection: SqlConnection, fact_ids: Iterable[str]) -> dict[str, Verdict | None]:
+        claims: dict[str, list[KnownClaim]] = {one: [] for one in fact_ids}
+        for claim in self._rows.claims_of(connection, list(claims)):
+            claims[claim.fact_id].append(claim)
+        return {one: decide(known, valid_at=LATEST, recorded_at=LATEST) for one, known in claims.items()}
+
+    def _hold(self, verdicts: Mapping[str, Verdict | None], *, has_left: bool = False) -> int:
+        """Follow the verdicts in the graph and by the rules; how many facts are no longer held. Under the lock."""
+        before = {one for one in verdicts if one in self._graph.held}
+        for fact_id, verdict in verdicts.items():
+            self._graph.hold(fact_id, verdict)
+        came = [one for one in verdicts if one in self._graph.held and one not in before]
+        num_left = sum(one not in self._graph.held for one in before)
+        try:
+            self._graph.apply_rules(self._rules, new=None if num_left or has_left else came)
+        except ValueError:
+            logger.exception("what was derived stays as it was: remove a rule")
+        return num_left
+
+    def _use_rules(self, rules: list[Rule]) -> None:
+        with self._lock:
+            self._rules = rules
+            self._graph.apply_rules(rules, new=None)
+
+    def _beliefs(self, ids: Sequence[str]) -> list[Belief]:
+        """The held and derived facts of these ids, in their order, without those that left meanwhile."""
+        with self._lock:
+            derived = {one: self._graph.derived[one] for one in ids if one in self._graph.derived}
+            bases = {one: self._graph.base_of(one) for one in derived}
+            premises = {
+                one: tuple(found for premise in why.premises for found in self._graph.ids_of(premise)[:1])
+                for one, (_, why) in derived.items()
+            }
+            names = {key: self._graph.name(key) for triple, _ in derived.values() for key in (triple[0], triple[2])}
+        stored = dict.fromkeys(one for one in ids if one not in derived)
+        stored |= dict.fromkeys(one for base in bases.values() for one in base)
+        with self.database.read() as connection:
+            texts = self._rows.facts_of(connection, stored)
+            verdicts = self._verdicts(connection, stored)
+        found = {
+            one: _belief(texts[one], verdict, fact_id=one)
+            for one, verdict in verdicts.items()
+            if verdict is not None and one in texts
+        }
+        for one, (triple, why) in derived.items():
+            if all(base in found for base in bases[one]):
+                rests_on = [found[base] for base in bases[one]]
+                found[one] = _derived(triple, rule=why.rule, premises=premises[one], rests_on=rests_on, names=names)
+        return [found[one] for one in ids if one in found]
 
 
-def _read_fact(connection: sqlite3.Connection, fact_id: str) -> Fact | None:
-    """A fact with the sentence and the episode of its oldest source; None if it was erased meanwhile."""
-    row = connection.execute(
-        "SELECT id, subject, relation, object, sentence, episode_id FROM fact JOIN fact_source ON fact_id = id"
-        " WHERE id = ? ORDER BY fact_source.rowid LIMIT 1",
-        (fact_id,),
-    ).fetchone()
-    return None if row is None else Fact(*row)
+def _belief(triple: tuple[str, str, str], verdict: Verdict, *, fact_id: str) -> Belief:
+    claim = verdict.claim
+    return Belief(
+        Fact(fact_id, *triple, claim.sentence, claim.episode_id),
+        trust=claim.trust,
+        confidence=claim.confidence,
+        valid_from=verdict.valid_from,
+        valid_to=verdict.valid_to,
+        recorded_at=claim.recorded_at,
+    )
+
+
+def _derived(
+    triple: Triple, *, rule: str, premises: tuple[str, ...], rests_on: Sequence[Belief], names: Mapping[str, str]
+) -> Belief:
+    """As sure and as lasting as the weakest of what it rests on."""
+    subject, object_ = names[triple[0]], names[triple[2]]
+    ends = [one.valid_to for one in rests_on if one.valid_to is not None]
+    sentence = f"{subject} {triple[1]} {object_}."
+    return Belief(
+        Fact(derived_id(triple), subject, triple[1], object_, sentence, rests_on[0].fact.episode_id),
+        trust=min(one.trust for one in rests_on),
+        confidence=min(one.confidence for one in rests_on),
+        valid_from=max(one.valid_from for one in rests_on),
+        valid_to=min(ends, default=None),
+        recorded_at=max(one.recorded_at for one in rests_on),
+        rule=rule,
+        premises=premises,
+    )

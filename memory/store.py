@@ -2,16 +2,19 @@
 
 A write is one transaction in WAL mode with `synchronous=FULL`: when `Database.write` returns, the rows are on disk. The
 guard (the emergency stop) is asked right before COMMIT. Erased values are overwritten (`secure_delete`).
+`SqlDatabase` is what the stores need of it: statements with `:named` parameters that PostgreSQL (postgres.py) runs too.
 Source of the settings: sqlite.org/wal.html, sqlite.org/pragma.html.
 """
 
+import json
 import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
 from memory.types import Guard
 
@@ -23,6 +26,48 @@ BUSY_TIMEOUT_S = 30.0
 
 class StoreProblem(ValueError):
     """The database file cannot be used as it is. It is left untouched."""
+
+
+class StoreFull(RuntimeError):
+    """There was no room for a write. Nothing of it was written; the store stays open and can be read."""
+
+
+class SqlConnection(Protocol):
+    """One connection inside a transaction. Parameters are named: `:name` in the statement, a mapping beside it."""
+
+    def execute(self, sql: str, parameters: Mapping[str, Any] = ..., /) -> Any:
+        """A cursor: fetchone, fetchall, rowcount, iteration."""
+
+    def executemany(self, sql: str, parameters: Iterable[Mapping[str, Any]], /) -> Any:
+        """The same statement for each mapping."""
+
+
+class SqlDatabase(Protocol):
+    """A database with one writer at a time. Both backends behave alike; see `Database` for what each method promises."""
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Hold the writer lock of this process."""
+
+    def write(self, *, guard: Guard = ...) -> AbstractContextManager[SqlConnection]:
+        """One write transaction."""
+
+    def read(self) -> AbstractContextManager[SqlConnection]:
+        """One consistent snapshot."""
+
+    def one_of(self, name: str) -> str:
+        """The condition that a column is in the list parameter `name`: f"id {database.one_of('ids')}"."""
+
+    def many(self, values: Collection[str] | Collection[int]) -> Any:
+        """A list parameter for `one_of`."""
+
+    def checkpoint(self) -> None:
+        """Leave no erased text in a log."""
+
+    def size_bytes(self) -> int:
+        """Bytes on disk."""
+
+    def close(self) -> None:
+        """Close every connection."""
 
 
 def no_guard() -> None:
@@ -67,7 +112,7 @@ def _ensure_schema(connection: sqlite3.Connection, *, path: Path, schema: str, v
         (found,) = connection.execute("PRAGMA user_version").fetchone()
         (num_tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if found == 0 and num_tables == 0:
-            for statement in _statements(schema):
+            for statement in statements_of(schema):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version={version:d}")
         elif found > version:
@@ -86,7 +131,7 @@ def _ensure_schema(connection: sqlite3.Connection, *, path: Path, schema: str, v
     connection.commit()
 
 
-def _statements(script: str) -> Iterator[str]:
+def statements_of(script: str) -> Iterator[str]:
     """Split a script, because `executescript` would commit the open transaction."""
     statement = ""
     for line in script.splitlines(keepends=True):
@@ -122,9 +167,14 @@ class Database:
                 yield self._writer
                 guard()
                 self._writer.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
+                if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                    raise StoreFull(
+                        f"no room to write to {self.path} ({error}). Nothing of this write was kept, what was "
+                        "acknowledged before is safe: free disk space, then send it again."
+                    ) from error
                 raise
 
     @contextmanager
@@ -144,6 +194,14 @@ class Database:
             self._readers.put(connection)
             if self._is_closed:
                 self._close_readers()
+
+    def one_of(self, name: str) -> str:
+        """The condition that a column is in the list parameter `name`."""
+        return f"IN (SELECT value FROM json_each(:{name}))"
+
+    def many(self, values: Collection[str] | Collection[int]) -> str:
+        """A list parameter for `one_of`."""
+        return json.dumps(list(values))
 
     def checkpoint(self) -> None:
         """Move the write-ahead log into the database and cut it to zero bytes, so that no erased text stays in it."""

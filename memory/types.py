@@ -14,10 +14,12 @@ Guard = Callable[[], None]
 
 
 class Trust(IntEnum):
-    """How far a source is believed. Quarantined episodes are kept but neither recalled nor learned."""
+    """How far a source is believed. Below STANDARD an episode is kept, but neither recalled nor learned until released."""
 
     QUARANTINED = 0
+    """The safety screen or an alarm found something."""
     UNTRUSTED = 1
+    """Nobody has vouched for the source yet."""
     STANDARD = 2
     TRUSTED = 3
 
@@ -41,7 +43,23 @@ class Episode:
 
 def episode_id(document_id: str, position: int, text: str) -> str:
     """Content-derived id: hex, 32 characters (128 bits of SHA-256)."""
-    return hashlib.sha256(f"{document_id}\x00{position}\x00{text}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{document_id}\x00{position}\x00{text}".encode("utf-8", "replace")).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeFilter:
+    """Which episodes may be found; each field narrows, and one that is left out does not."""
+
+    source_ids: tuple[str, ...] | None = None
+    document_ids: tuple[str, ...] | None = None
+    tenant: str | None = None
+    happened_from: float | None = None
+    """Seconds since the epoch, inclusive."""
+    happened_before: float | None = None
+    """Seconds since the epoch, exclusive."""
+    min_trust: Trust = Trust.STANDARD
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Every key with exactly this value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +72,9 @@ class AppendResult:
     """Ids that were there already; nothing was changed for them but their count."""
     last_seq: int
     """Commit order of the newest episode in the store."""
+    merged: tuple[str, ...] = ()
+    """Those of `added` that say in the same words what an episode of the same tenant and trust says already: they are kept
+    as its repeats, and only it is recalled and learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +84,18 @@ class RecallHit:
     episode: Episode
     score: float
     cosine: float
+    times_seen: int = 1
+    """How often it, or a near-duplicate of it, was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeTraits:
+    """What consolidation chooses by."""
+
+    id: str
+    salience: float
+    recorded_at: float
+    times_seen: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +123,59 @@ class Fact:
     object: str
     sentence: str
     episode_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An episode says a fact, or denies it ("is no longer")."""
+
+    fact: Fact
+    source_id: str
+    trust: Trust
+    said_at: float
+    """From when on it holds, seconds since the epoch."""
+    is_denial: bool = False
+    confidence: float = 1.0
+    """1 for a sentence pattern, less for what a language model read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """A fact as it is held at one moment, with why."""
+
+    fact: Fact
+    """Its sentence and episode are those of the claim that decides."""
+    trust: Trust
+    confidence: float
+    valid_from: float
+    valid_to: float | None
+    """None: until further notice."""
+    recorded_at: float
+    """When the deciding claim came in, seconds since the epoch."""
+    rule: str | None = None
+    """The rule that derived it; None for what was read."""
+    premises: tuple[str, ...] = ()
+    """Ids of the facts it was derived from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """Facts that cannot all hold: one subject and relation with several objects. The first is the one that is believed."""
+
+    beliefs: tuple[Belief, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """A source contradicts what others say."""
+
+    source_id: str
+    num_contradicting: int
+    num_facts: int
+    """Facts of the source that have one object at a time."""
+    raised_at: float
+    examples: tuple[str, ...]
+    """Sentences of the source."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,13 @@ from serve.chat import build_chat_router
 from serve.config import HttpConfig, RAGConfig
 from serve.docs_page import render_docs
 from serve.errors import install_error_handlers, to_response
+from serve.memory_routes import build_memory_router
 from serve.parts import Parts
 from serve.rag import RAGSystem
 from serve.schemas import (
     DeleteResponse,
     DocumentList,
     ErrorResponse,
-    FactList,
     KnowledgeRequest,
     KnowledgeResponse,
     LearnNext,
@@ -76,6 +76,7 @@ def build_api(
     )
     app.include_router(build_chat_router(context))
     app.include_router(_knowledge_routes(context))
+    app.include_router(build_memory_router(parts.memory))
     app.include_router(_learning_routes(parts))
     app.include_router(_version_routes(parts))
     app.include_router(_safety_routes(context))
@@ -161,11 +162,6 @@ def _knowledge_routes(context: ServingContext) -> APIRouter:
     async def delete(document_id: str) -> Any:
         """Erase a document from every store; names the versions whose weights had learned it."""
         return await parts.delete_document(document_id)
-
-    @router.get("/facts", response_model=FactList)
-    async def facts(about: Annotated[str, Query(min_length=1, max_length=500)]) -> Any:
-        """What semantic memory holds on a concept, with the sentence that says it."""
-        return {"facts": await parts.facts(about)}
 
     return router
 

@@ -4,6 +4,7 @@
 same engine replicas: promoting one is a flip of the ledger's pointer, no redeployment.
 """
 
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import asdict
@@ -64,6 +65,12 @@ class EngineDeployment:
         """A whole answer in one message."""
         async with aclosing(self._engine.generate(request)) as chunks:  # type: ignore[type-var]
             return await collect(chunks)
+
+    async def ask(self, messages: list[dict[str, str]], max_tokens: int) -> str:
+        """The base model's answer to a chat, greedily: for parts that read with it, not for users."""
+        prompt = self._engine.render_chat(messages)
+        answer = await self.complete(GenerateRequest(request_id=uuid.uuid4().hex, prompt=prompt, max_tokens=max_tokens))
+        return answer.text
 
     async def prepare(self, adapter: EngineAdapter, probe: str) -> list[float]:
         """Load an adapter; the log-probabilities of `probe` with it, nats, empty for an empty probe."""

@@ -8,7 +8,18 @@ Dictionaries have the shapes of `serve.schemas`.
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from memory.types import DocumentInfo, Fact, RecallHit
+from memory.management import Context
+from memory.trust import SourceTrust
+from memory.types import (
+    Alarm,
+    Belief,
+    Contradiction,
+    DocumentInfo,
+    Episode,
+    EpisodeFilter,
+    RecallHit,
+    Trust,
+)
 from serve.engine import AdapterRef, GenerateChunk, GenerateRequest
 from serve.rag import Message
 from serve.stream import WholeAnswer
@@ -16,8 +27,62 @@ from serve.stream import WholeAnswer
 Json = dict[str, Any]
 
 
+class MemoryParts(Protocol):
+    """The memory behind its routes. Changes raise LearningStopped after an emergency stop."""
+
+    async def context(self, request: str, token_budget: int, *, session: str, where: EpisodeFilter) -> Context:
+        """What fits a request within a budget."""
+
+    async def note(self, session: str, key: str, value: str, *, ttl_s: float | None, pinned: bool) -> None:
+        """Hold something in a session's mind."""
+
+    async def facts(self, about: str, *, limit: int, valid_at: float | None, recorded_at: float | None) -> list[Belief]:
+        """What is held about a concept."""
+
+    async def contradictions(self, *, limit: int) -> list[Contradiction]:
+        """Facts that cannot all hold."""
+
+    async def alarms(self) -> list[Alarm]:
+        """Sources that contradict others."""
+
+    async def waiting(self, *, limit: int, offset: int) -> list[Episode]:
+        """What waits to be released."""
+
+    async def sources(self) -> list[SourceTrust]:
+        """Decisions about sources."""
+
+    async def believe(self, source: str, trust: Trust, *, by: str, reason: str) -> list[str]:
+        """Believe a source so far; ids of the episodes whose trust changed."""
+
+    async def release(self, ids: Sequence[str], *, by: str, reason: str) -> list[str]:
+        """Let episodes be recalled; ids of those whose trust changed."""
+
+    async def forget_source(self, source: str, *, by: str, reason: str) -> Json:
+        """Erase a source: {"deleted_episodes", "versions"}. Raises NotFoundError."""
+
+    async def rules(self) -> list[tuple[str, str]]:
+        """Name and text of every rule."""
+
+    async def add_rule(self, name: str, text: str) -> int:
+        """Keep a rule; how many facts it derives. Raises ValueError."""
+
+    async def remove_rule(self, name: str) -> None:
+        """Drop a rule. Raises NotFoundError."""
+
+    async def consolidate(self) -> Json:
+        """Consolidate now; the report."""
+
+    async def consolidations(self, *, limit: int) -> list[Json]:
+        """The last reports, newest first."""
+
+    async def undo_consolidation(self, run: str, *, by: str, reason: str) -> Json:
+        """Take a run back. Raises ValueError."""
+
+
 class Parts(Protocol):
     """Everything behind the routes."""
+
+    memory: MemoryParts
 
     # --- engine ---------------------------------------------------------------------------------------------------
 
@@ -66,9 +131,6 @@ class Parts(Protocol):
 
     async def search(self, query: str, *, k: int, min_cosine: float) -> list[RecallHit]:
         """Passages, best first."""
-
-    async def facts(self, about: str) -> list[Fact]:
-        """What semantic memory holds on a concept."""
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """Unit vectors of texts."""

@@ -17,11 +17,12 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from actors.base import NAMESPACE
-from memory.types import DocumentInfo, Fact, RecallHit
+from memory.types import DocumentInfo, RecallHit
 from serve.engine import AdapterRef, EngineDeadError, GenerateChunk, GenerateRequest
 from serve.errors import ConflictError, NotFoundError, NotReadyError, OverloadedError
-from serve.parts import Json
+from serve.parts import Json, MemoryParts
 from serve.rag import Message
+from serve.ray_memory import RayMemoryParts
 from serve.router import RetryOn, call_with_retry, stream_with_retry
 from serve.stream import WholeAnswer
 
@@ -93,6 +94,7 @@ class RayParts:
         self._adapters: dict[str, AdapterRef | None] = {}
         self._probe: asyncio.Task[None] | None = None
         self._retrieval_delay_s: float | None = None
+        self.memory: MemoryParts = RayMemoryParts(self._call, self._act)
 
     # --- calls ----------------------------------------------------------------------------------------------------
 
@@ -272,21 +274,17 @@ class RayParts:
         """See Parts."""
         return list(await self._call("episodic", "recall", query, k, min_cosine))
 
-    async def facts(self, about: str) -> list[Fact]:
-        """See Parts."""
-        return list(await self._call("semantic", "about", about))
-
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """See Parts."""
         return list(await self._call("episodic", "embed", list(texts)))
 
     async def remember(self, session: str, key: str, value: str) -> None:
         """See Parts."""
-        await self._call("working", "put", f"{session}/{key}", value)
+        await self._call("working", "put", session, key, value)
 
     async def recall_session(self, session: str, key: str) -> str | None:
         """See Parts."""
-        value: str | None = await self._call("working", "get", f"{session}/{key}")
+        value: str | None = await self._call("working", "get", session, key)
         return value
 
     # --- learning and safety --------------------------------------------------------------------------------------

@@ -125,22 +125,6 @@ class SearchResponse(Response):
     seconds: float
 
 
-class FactOut(Response):
-    """A statement with its origin."""
-
-    subject: str
-    relation: str
-    object: str
-    sentence: str
-    episode_id: str
-
-
-class FactList(Response):
-    """GET /v1/facts."""
-
-    facts: list[FactOut]
-
-
 class LearnRequest(Request):
     """POST /v1/learn: no fields yet."""
 

@@ -15,13 +15,14 @@ from actors.base import Shell, code_sha256
 from actors.registry import ACTORS, ActorSpec, ensure_actor
 from autonomous.ingest import IngestConfig
 from autonomous.safety.latch import Latch, LearningStopped
+from memory.settings import MemorySettings
 
 
 def episodic_arguments(home: Path) -> dict[str, Any]:
     return {
-        "folder": home / "memory" / "episodic",
+        "folder": home / "memory",
         "latch": home / "safety" / "latch",
-        "capacity": 1000,
+        "settings": MemorySettings(capacity=1000),
         "ingest": IngestConfig(),
         "level": "high",
     }

@@ -94,7 +94,7 @@ def system(
         ),
     )  # fmt: skip
     yield Running(parts, home, config_path, url)
-    parts.memory.close()
+    parts.close()
 
 
 @pytest.fixture

@@ -108,12 +108,12 @@ class SmallSystem(LocalParts):
         return dict(await self.version(version_id))
 
     async def learn_next(self) -> dict[str, Any]:
-        episodes = [episode for _, episode in self.memory.episodes_after(0, limit=100)]
+        episodes = [episode for _, episode in self.episodic.episodes_after(0, limit=100)]
         rows = [{"id": e.id, "document_id": e.document_id, "title": e.title} for e in episodes]
         return {"num_pending": len(rows), "episodes": rows, "questions": [asdict(q) for q in self._next().questions]}
 
     def _next(self) -> Lessons:
-        return build_lessons([episode for _, episode in self.memory.episodes_after(0, limit=100)], max_items=32)
+        return build_lessons([episode for _, episode in self.episodic.episodes_after(0, limit=100)], max_items=32)
 
     async def status(self) -> dict[str, Any]:
         delays = {"retrieval_s": 0.1, "learning_s": None, "swap_s": 0.05}

@@ -20,6 +20,7 @@ from memory.store import StoreProblem
 from memory.types import Episode
 
 REPOSITORY = Path(__file__).parents[3]
+pytestmark = pytest.mark.sqlite("the server's durability is its own")
 
 
 class LengthEmbedder:
@@ -74,9 +75,9 @@ def _assert_index_equals_a_rebuild(folder: Path, memory: EpisodicMemory) -> None
     rebuilt = RAGIndex(8, identity="rebuild")
     rebuilt.add([row[0] for row in rows], vectors=decode_vectors([row[1] for row in rows], dimension=8))
 
-    assert memory._index.ids == rebuilt.ids
+    assert memory._index.vectors.ids == rebuilt.ids
     ids = sorted(rebuilt.ids)
-    np.testing.assert_array_equal(memory._index.vectors(ids), rebuilt.vectors(ids))
+    np.testing.assert_array_equal(memory._index.vectors.vectors(ids), rebuilt.vectors(ids))
 
 
 def test_every_acknowledged_episode_is_there_once_after_kill_9_at_random_moments(tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_an_index_file_that_is_corrupt_missing_or_behind_is_repaired_and_logged(
     assert ("was behind: adding 2" if damage == "behind" else "rebuilding the vector index from 4") in caplog.text
     _assert_index_equals_a_rebuild(tmp_path, reopened)
     assert len(reopened.recall("zeppelin", k=4)) == 4
-    assert RAGIndex.load(path, dimension=8, identity=reopened._index.identity).ids == {1, 2, 3, 4}
+    assert RAGIndex.load(path, dimension=8, identity=reopened._index.vectors.identity).ids == {1, 2, 3, 4}
 
 
 def test_the_index_file_of_another_store_is_not_believed(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ async def parts(tmp_path: Path) -> "AsyncIterator[LocalParts]":
     local = LocalParts(tmp_path)
     await local.engine.start()
     yield local
-    local.memory.close()
+    local.close()
 
 
 @pytest.fixture

@@ -11,9 +11,27 @@ from typing import Any, Literal
 import numpy as np
 
 from autonomous.safety.latch import Latch
+from memory.alarms import SemanticConfig
+from memory.consolidate import Consolidation, ConsolidationConfig
 from memory.episodic import EpisodicConfig, EpisodicMemory
+from memory.facts import claims_of
+from memory.management import Context, ContextConfig, MemoryManagement
 from memory.passages import split_passages
-from memory.types import DocumentInfo, Episode, Fact, RecallHit, episode_id
+from memory.rules import Rule
+from memory.semantic import SemanticMemory
+from memory.trust import SourceTrust, SourceTrusts
+from memory.types import (
+    Alarm,
+    Belief,
+    Contradiction,
+    DocumentInfo,
+    Episode,
+    EpisodeFilter,
+    Guard,
+    RecallHit,
+    Trust,
+    episode_id,
+)
 from memory.working import WorkingConfig, WorkingMemory
 from serve.config import EngineConfig
 from serve.engine import AdapterRef, GenerateChunk, GenerateRequest
@@ -40,16 +58,92 @@ class HashingEmbedder:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+class LocalMemory:
+    """`serve.parts.MemoryParts` in one process."""
+
+    def __init__(self, folder: Path, *, episodic: EpisodicMemory, working: WorkingMemory, latch: Latch) -> None:
+        self.episodic = episodic
+        self.latch = latch
+        self.semantic = SemanticMemory.open(SemanticConfig(folder=folder / "semantic", alarm_facts=3))
+        self.management = MemoryManagement(
+            ContextConfig(),
+            episodic=episodic,
+            semantic=self.semantic,
+            working=working,
+            trusts=SourceTrusts.open(folder, default=Trust.STANDARD),
+            count_tokens=lambda text: len(text.split()),
+        )
+        self.consolidation = Consolidation(
+            ConsolidationConfig(), episodic=episodic, semantic=self.semantic, capacity=1000
+        )
+
+    def guard(self) -> Guard:
+        return self.latch.permit("memory write").check
+
+    async def context(self, request: str, token_budget: int, *, session: str, where: EpisodeFilter) -> Context:
+        return self.management.context_for(request, token_budget, session=session, where=where)
+
+    async def note(self, session: str, key: str, value: str, *, ttl_s: float | None, pinned: bool) -> None:
+        self.management.note(key, value, session=session, ttl_s=ttl_s, pinned=pinned)
+
+    async def facts(self, about: str, *, limit: int, valid_at: float | None, recorded_at: float | None) -> list[Belief]:
+        return self.semantic.about(about, limit=limit, valid_at=valid_at, recorded_at=recorded_at)
+
+    async def contradictions(self, *, limit: int) -> list[Contradiction]:
+        return self.semantic.contradictions(limit=limit)
+
+    async def alarms(self) -> list[Alarm]:
+        return self.semantic.alarms()
+
+    async def waiting(self, *, limit: int, offset: int) -> list[Episode]:
+        return self.management.waiting(limit=limit, offset=offset)
+
+    async def sources(self) -> list[SourceTrust]:
+        return self.management.trusts.decisions()
+
+    async def believe(self, source: str, trust: Trust, *, by: str, reason: str) -> list[str]:
+        return list(self.management.believe(source, trust, by=by, reason=reason, guard=self.guard()))
+
+    async def release(self, ids: Sequence[str], *, by: str, reason: str) -> list[str]:
+        return list(self.management.release(ids, guard=self.guard()))
+
+    async def forget_source(self, source: str, *, by: str, reason: str) -> dict[str, Any]:
+        report = self.management.forget(source, guard=self.guard())
+        if not report.episodes:
+            raise NotFoundError(f"source {source!r} has nothing stored; GET /v1/knowledge shows the sources")
+        return {"deleted_episodes": len(report.episodes), "versions": list(report.versions)}
+
+    async def rules(self) -> list[tuple[str, str]]:
+        return [(rule.name, str(rule)) for rule in self.semantic.rules]
+
+    async def add_rule(self, name: str, text: str) -> int:
+        return self.semantic.add_rule(Rule.parse(name, text), guard=self.guard())
+
+    async def remove_rule(self, name: str) -> None:
+        if not self.semantic.remove_rule(name, guard=self.guard()):
+            raise NotFoundError(f"there is no rule {name!r}; GET /v1/memory/rules lists them")
+
+    async def consolidate(self) -> dict[str, Any]:
+        return asdict(self.consolidation.run(guard=self.guard()))
+
+    async def consolidations(self, *, limit: int) -> list[dict[str, Any]]:
+        return [asdict(report) for report in self.consolidation.reports(limit=limit)]
+
+    async def undo_consolidation(self, run: str, *, by: str, reason: str) -> dict[str, Any]:
+        return asdict(self.consolidation.undo(run, by=f"{by}: {reason}", guard=self.guard()))
+
+
 class LocalParts:
     """`serve.parts.Parts` in one process. `fail_with`, when set, is raised by the engine before its first piece."""
 
     def __init__(self, folder: Path) -> None:
         self.engine = EchoEngine(EngineConfig(kind="echo", max_model_len=MAX_MODEL_LEN), model_folder=folder)
         self.embedder = HashingEmbedder()
-        self.memory = EpisodicMemory.open(EpisodicConfig(folder=folder / "episodic"), embedder=self.embedder)
+        self.episodic = EpisodicMemory.open(EpisodicConfig(folder=folder / "episodic"), embedder=self.embedder)
         self.working = WorkingMemory(WorkingConfig())
         Latch.create(folder / "latch")
         self.latch = Latch.open(folder / "latch")
+        self.memory = LocalMemory(folder, episodic=self.episodic, working=self.working, latch=self.latch)
         self.fail_with: Exception | None = None
         self.searched: list[str] = []
         self.is_ready = True
@@ -59,6 +153,11 @@ class LocalParts:
         adapter = AdapterRef(name="ver-new", number=1, folder=str(folder / "adapter"))
         self.adapters: dict[str, AdapterRef | None] = {"ver-base": None, "ver-new": adapter}
         self.slots: dict[str, str | None] = {"v1": "ver-new", "v2": "ver-base", "v3": None}
+
+    def close(self) -> None:
+        self.episodic.close()
+        self.memory.semantic.close()
+        self.memory.management.trusts.close()
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
         if self.fail_with is not None:
@@ -125,41 +224,39 @@ class LocalParts:
                 )
                 for position, text in enumerate(split_passages(document["text"]))
             ]
-            known = self.memory.has([episode.id for episode in own])
+            known = self.episodic.has([episode.id for episode in own])
             status = "repeated" if own and len(known) == len(own) else "stored" if own else "rejected"
             rows.append(
                 {"id": key, "status": status, "reason": None if own else "empty text", "num_episodes": len(own)}
             )
             episodes += own
-        result = self.memory.append(episodes, guard=guard)
-        self.memory.index_pending()
+        result = self.episodic.append(episodes, guard=guard)
+        self.episodic.index_pending()
+        self.memory.semantic.add([claim for episode in episodes for claim in claims_of(episode)])
         return {"documents": rows, "last_seq": result.last_seq, "acknowledged_s": 0.001}
 
     async def documents(self, *, limit: int, offset: int, source: str | None) -> list[DocumentInfo]:
-        return self.memory.documents(limit=limit, offset=offset, source_id=source)
+        return self.episodic.documents(limit=limit, offset=offset, source_id=source)
 
     async def delete_document(self, document_id: str) -> dict[str, Any]:
-        deleted = self.memory.delete_document(document_id, guard=self.latch.permit("memory write").check)
+        deleted = self.episodic.delete_document(document_id, guard=self.latch.permit("memory write").check)
         if not deleted:
             raise NotFoundError(f"document {document_id!r} is not stored; GET /v1/knowledge lists the ids")
         return {"deleted_episodes": len(deleted), "versions": []}
 
     async def search(self, query: str, *, k: int, min_cosine: float) -> list[RecallHit]:
         self.searched.append(query)
-        return self.memory.recall(query, k=k, min_cosine=min_cosine)
-
-    async def facts(self, about: str) -> list[Fact]:
-        return [Fact("f1", about, "is", "green", f"{about} is green.", "e1")]
+        return self.episodic.recall(query, k=k, min_cosine=min_cosine)
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         vectors: list[list[float]] = self.embedder.embed(texts).tolist()
         return vectors
 
     async def remember(self, session: str, key: str, value: str) -> None:
-        self.working.put(f"{session}/{key}", value)
+        self.working.put(key, value, session=session)
 
     async def recall_session(self, session: str, key: str) -> str | None:
-        value = self.working.get(f"{session}/{key}")
+        value = self.working.get(key, session=session)
         return None if value is None else str(value)
 
     async def learn(self) -> str:
@@ -170,7 +267,7 @@ class LocalParts:
         return self.run_id
 
     async def learn_next(self) -> dict[str, Any]:
-        return {"num_pending": self.memory.health().num_episodes, "episodes": [], "questions": []}
+        return {"num_pending": self.episodic.health().num_episodes, "episodes": [], "questions": []}
 
     async def learn_status(self, run_id: str) -> dict[str, Any]:
         if run_id != self.run_id:
@@ -190,7 +287,7 @@ class LocalParts:
         return await self.safety_status()
 
     async def status(self) -> dict[str, Any]:
-        return {"pointers": self.slots, "memory": asdict(self.memory.health()), "safety": await self.safety_status()}
+        return {"pointers": self.slots, "memory": asdict(self.episodic.health()), "safety": await self.safety_status()}
 
     async def audit(self, limit: int) -> dict[str, Any]:
         return {"rows": [], "ok": True}

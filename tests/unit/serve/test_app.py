@@ -137,11 +137,6 @@ async def test_documents_are_added_once_listed_found_and_erased(api: httpx.Async
     assert (await api.delete("/v1/knowledge/docs/vellmar.md")).status_code == 404
 
 
-async def test_facts_come_with_their_sentence(api: httpx.AsyncClient) -> None:
-    (fact,) = (await api.get("/v1/facts", params={"about": "The gate"})).json()["facts"]
-    assert fact["sentence"] == "The gate is green."
-
-
 # --- learning, versions, safety -----------------------------------------------------------------------------------
 
 

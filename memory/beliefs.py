@@ -1,0 +1,78 @@
+"""What is believed of a fact, decided from the claims about it: pure functions of claims, world time and record time.
+
+A claim is never changed. It holds from when it was said on (`said_at`, world time) and is known from `recorded_at` to
+`retracted_at` (record time). The policy: of the claims that are known and have begun to hold, those of the highest trust
+decide, among them the most confident, then the newest; a denial ends a fact. So "as of (world time, record time)" is this
+decision over the claims known then, and equals a replay of the log up to then.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from memory.types import Trust
+
+FOREVER = float("inf")
+LATEST = 1e18
+"""A moment behind all that was ever said or recorded, seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownClaim:
+    """A row of the claims of one fact."""
+
+    fact_id: str
+    episode_id: str
+    source_id: str
+    sentence: str
+    trust: Trust
+    confidence: float
+    is_denial: bool
+    said_at: float
+    recorded_at: float
+    retracted_at: float = FOREVER
+
+    def is_known(self, recorded_at: float) -> bool:
+        """Whether it is in the log at this record time and not taken back."""
+        return self.recorded_at <= recorded_at < self.retracted_at
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The claim that decides, and over which world time it decides so."""
+
+    claim: KnownClaim
+    valid_from: float
+    valid_to: float | None
+
+
+def decide(claims: Iterable[KnownClaim], *, valid_at: float, recorded_at: float) -> Verdict | None:
+    """The verdict on one fact at a world time as known at a record time; None if nobody claims it or it is denied."""
+    known = [claim for claim in claims if claim.is_known(recorded_at)]
+    deciding = _deciding(known, valid_at)
+    if deciding is None or deciding.is_denial:
+        return None
+    if not any(claim.is_denial for claim in known):
+        return Verdict(deciding, min(claim.said_at for claim in known), None)
+    times = sorted({claim.said_at for claim in known})
+    begin = deciding.said_at
+    for time in reversed([time for time in times if time <= valid_at]):
+        before = _deciding(known, time)
+        if before is None or before.is_denial:
+            break
+        begin = time
+    end = next((time for time in times if time > valid_at and (_deciding(known, time) or deciding).is_denial), None)
+    return Verdict(deciding, begin, end)
+
+
+def _deciding(claims: Sequence[KnownClaim], valid_at: float) -> KnownClaim | None:
+    return max((claim for claim in claims if claim.said_at <= valid_at), key=_weight, default=None)
+
+
+def _weight(claim: KnownClaim) -> tuple[int, float, float, bool, float, str]:
+    return claim.trust, claim.confidence, claim.said_at, not claim.is_denial, claim.recorded_at, claim.episode_id
+
+
+def order_of_belief(verdict: Verdict) -> tuple[int, float, float, float, str]:
+    """Among facts that contradict each other the greatest is believed: newest from the highest trust."""
+    claim = verdict.claim
+    return claim.trust, claim.confidence, claim.said_at, claim.recorded_at, claim.fact_id

@@ -1,0 +1,206 @@
+"""PostgreSQL as the truth, for memories beyond one machine: the same statements as SQLite's, in a schema of their own.
+
+One writer at a time over all processes (an advisory lock per schema), so the order of commits is the order of `seq` here
+too. A write is durable when it returns, if the server has `synchronous_commit` on, which is its default. What erasure
+cannot reach are the server's write-ahead log, replicas and backups: they are the operator's.
+Source: postgresql.org/docs (explicit locking, 13.3.5), psycopg 3 (psycopg.org/psycopg3).
+"""
+
+import hashlib
+import logging
+import re
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from memory.store import SqlConnection, StoreFull, StoreProblem, no_guard, statements_of
+from memory.types import Guard
+
+if TYPE_CHECKING:
+    import psycopg
+
+logger = logging.getLogger(__name__)
+
+_PARAMETER = re.compile(r"(?<![:\w]):([a-z_]\w*)")
+_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+CONNECT_TIMEOUT_S = 10
+IDLE_CONNECTIONS = 8
+"""Readers that are kept open."""
+
+
+class _Connection:
+    """One connection as the stores use it: named parameters, literals where a type would be unclear."""
+
+    def __init__(self, connection: "psycopg.Connection[Any]") -> None:
+        import psycopg
+
+        self.raw = connection
+        self._cursor_of_literals = psycopg.ClientCursor
+
+    def execute(self, sql: str, parameters: Mapping[str, Any] | None = None, /) -> Any:
+        """See SqlConnection."""
+        cursor = self._cursor_of_literals(self.raw)
+        return cursor.execute(_translated(sql), dict(parameters or {}))
+
+    def executemany(self, sql: str, parameters: Iterable[Mapping[str, Any]], /) -> Any:
+        """See SqlConnection. Sent in one go, without waiting for each."""
+        cursor = self.raw.cursor()
+        rows = [dict(one) for one in parameters]
+        if rows:
+            cursor.executemany(_translated(sql), rows)
+        return cursor
+
+
+def _translated(sql: str) -> str:
+    return _PARAMETER.sub(r"%(\1)s", sql.replace("%", "%%"))
+
+
+class PostgresDatabase:
+    """One schema of a PostgreSQL database. Thread-safe. See SqlDatabase and `memory.store.Database`."""
+
+    def __init__(self, url: str, *, namespace: str, schema: str, version: int) -> None:
+        """Connect, and create the namespace and its tables when they are absent.
+
+        Raises: ValueError for a URL with a password in it, or a namespace that is no plain name; StoreProblem for a server
+        that does not answer, or tables of another version.
+        """
+        if urlsplit(url).password:
+            raise ValueError(
+                f"the database URL of {namespace} holds a password, which would be written to logs and run folders: "
+                "leave it out and set PGPASSWORD, or use ~/.pgpass"
+            )
+        if not _NAME.fullmatch(namespace):
+            raise ValueError(f"namespace is {namespace!r}: use lower-case letters, digits and _, at most 63 of them")
+        self.url = url
+        self.namespace = namespace
+        self._lock_key = int.from_bytes(hashlib.sha256(namespace.encode()).digest()[:8], signed=True)
+        self._write_lock = threading.RLock()
+        self._readers: list[_Connection] = []
+        self._readers_lock = threading.Lock()
+        self._is_closed = False
+        self._writer = self._connect()
+        self._ensure_schema(schema, version)
+
+    def _connect(self) -> _Connection:
+        import psycopg
+
+        try:
+            connection = psycopg.connect(self.url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S)
+        except psycopg.OperationalError as error:
+            raise StoreProblem(
+                f"PostgreSQL at {self.url} does not answer ({str(error).strip()}): start it, or correct the URL"
+            ) from error
+        connection.execute(f"SET search_path TO {self.namespace}, public")
+        connection.execute("SET synchronous_commit TO on")
+        return _Connection(connection)
+
+    def _ensure_schema(self, schema: str, version: int) -> None:
+        with self._write_lock, self._writer.raw.transaction():
+            execute = self._writer.raw.execute
+            execute(f"SELECT pg_advisory_xact_lock({self._lock_key})")
+            execute("CREATE EXTENSION IF NOT EXISTS vector SCHEMA public")
+            execute(f"CREATE SCHEMA IF NOT EXISTS {self.namespace}")
+            execute(f"CREATE TABLE IF NOT EXISTS {self.namespace}.schema_version (version INTEGER NOT NULL)")
+            row = execute(f"SELECT version FROM {self.namespace}.schema_version").fetchone()
+            if row is None:
+                for statement in statements_of(schema):
+                    execute(statement)
+                execute(f"INSERT INTO {self.namespace}.schema_version VALUES ({version:d})")
+            elif row[0] != version:
+                fix = "upgrade the program" if row[0] > version else "give it another namespace"
+                raise StoreProblem(
+                    f"schema {self.namespace} of {self.url} has version {row[0]}, this program needs {version}. "
+                    f"It was left as it is: {fix}."
+                )
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """See SqlDatabase."""
+        with self._write_lock:
+            yield
+
+    @contextmanager
+    def write(self, *, guard: Guard = no_guard) -> Iterator[SqlConnection]:
+        """See SqlDatabase."""
+        import psycopg
+
+        with self._write_lock:
+            self._check_open()
+            if self._writer.raw.broken or self._writer.raw.closed:
+                self._writer = self._connect()
+            try:
+                with self._writer.raw.transaction():
+                    self._writer.raw.execute(f"SELECT pg_advisory_xact_lock({self._lock_key})")
+                    yield self._writer
+                    guard()
+            except psycopg.errors.DiskFull as error:
+                raise StoreFull(
+                    f"the server of {self.namespace} has no room ({error}). Nothing of this write was kept, what was "
+                    "acknowledged before is safe: free disk space there, then send it again."
+                ) from error
+
+    @contextmanager
+    def read(self) -> Iterator[SqlConnection]:
+        """See SqlDatabase."""
+        self._check_open()
+        with self._readers_lock:
+            connection = self._readers.pop() if self._readers else None
+        if connection is None or connection.raw.broken or connection.raw.closed:
+            connection = self._connect()
+        try:
+            with connection.raw.transaction():
+                connection.raw.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                yield connection
+        finally:
+            with self._readers_lock:
+                is_kept = not self._is_closed and len(self._readers) < IDLE_CONNECTIONS and not connection.raw.broken
+                if is_kept:
+                    self._readers.append(connection)
+            if not is_kept:
+                connection.raw.close()
+
+    def one_of(self, name: str) -> str:
+        """See SqlDatabase."""
+        return f"= ANY(:{name})"
+
+    def many(self, values: Collection[str] | Collection[int]) -> list[str] | list[int]:
+        """See SqlDatabase."""
+        return list(values)  # type: ignore[return-value]
+
+    def checkpoint(self) -> None:
+        """Give the room of erased rows free, so that it is written over."""
+        with self._write_lock:
+            tables = self._writer.raw.execute(
+                "SELECT tablename FROM pg_tables WHERE schemaname = %s", (self.namespace,)
+            ).fetchall()
+            for (table,) in tables:
+                self._writer.raw.execute(f"VACUUM {self.namespace}.{table}")
+
+    def size_bytes(self) -> int:
+        """Bytes of the schema's tables and indexes on the server."""
+        with self.read() as connection:
+            (size,) = connection.execute(
+                "SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0) FROM pg_class c JOIN pg_namespace n"
+                " ON n.oid = c.relnamespace WHERE n.nspname = :name AND c.relkind = 'r'",
+                {"name": self.namespace},
+            ).fetchone()
+        return int(size)
+
+    def drop(self) -> None:
+        """Remove the schema with all that it holds."""
+        with self._write_lock:
+            self._writer.raw.execute(f"DROP SCHEMA {self.namespace} CASCADE")
+
+    def close(self) -> None:
+        """See SqlDatabase."""
+        with self._write_lock, self._readers_lock:
+            self._is_closed = True
+            for connection in (*self._readers, self._writer):
+                connection.raw.close()
+            self._readers.clear()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ValueError(f"database {self.namespace} is closed: open the store again before using it")
