@@ -162,7 +162,7 @@ def test_a_document_that_is_not_utf8_keeps_its_words(system: Any, tmp_path: Path
     config = ["--config", str(system.config_path)]
     assert run(["add", str(folder), "--json", *config]) == 0
     assert _json(capsys)["num_stored"] == 2
-    texts = [hit.episode.text for hit in system.parts.memory.recall("café", k=5)]
+    texts = [hit.episode.text for hit in system.parts.episodic.recall("café", k=5)]
     assert sorted(text.split()[0] for text in texts if "café in Málaga" in text) == ["Brindle", "Kestwick"]
 
 
@@ -356,7 +356,7 @@ def test_the_end_of_a_large_log_is_read_without_the_rest(tmp_path: Path) -> None
 
 def test_an_unknown_benchmark_lists_the_known_ones(capsys: Captured) -> None:
     assert run(["bench", "nothing-like-it"]) == 1
-    assert "loop_delays, model_" in capsys.readouterr().err
+    assert "loop_delays, memory_recall" in capsys.readouterr().err
 
 
 def test_an_error_of_the_configuration_is_a_value_error_for_the_user() -> None:
