@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError
 
 from actors.base import Shell, code_sha256
-from actors.calls import actor
+from actors.calls import ActorMissing, actor
 from actors.ports import RayEngine, RayEvaluator, RayLearner, RayMemory
 from autonomous.agent import AlreadyLearning, AutonomousLearningAgent, NothingToLearn
 from autonomous.config import AutonomousConfig
@@ -126,13 +126,10 @@ class AgentShell(Shell):
         return self._forget(source_id, None, {"by": by, "reason": reason})
 
     def _forget(self, source_id: str | None, document_id: str | None, asked: dict[str, str]) -> dict[str, Any]:
-        report = ray.get(actor("semantic").forget.remote(source_id, document_id))
-        ids, ledger = list(report.episodes), self._agent.ledger
-        if ids:
-            after = {**asked, "episodes": len(ids), "facts": report.num_facts, "versions": list(report.versions)}
-            ledger.append_audit(actor="human", action="forget", subject=source_id or document_id or "", after=after)
+        report = ray.get(actor("semantic").forget.remote(source_id, document_id, asked))
         # Asked last, so that a version that was fixed meanwhile is among them.
-        return {"deleted_episodes": len(ids), "versions": ledger.versions_that_learned(ids)}
+        versions = self._agent.ledger.versions_that_learned(report.episodes)
+        return {"deleted_episodes": len(report.episodes), "versions": versions}
 
     @ray.method(concurrency_group="read")
     def status(self) -> dict[str, Any]:
@@ -187,6 +184,6 @@ def _program_version() -> str:
 def _part(name: str, method: str) -> dict[str, Any]:
     try:
         answer = ray.get(getattr(actor(name), method).remote(), timeout=PART_TIMEOUT_S)
-    except (RayError, ValueError, ray.exceptions.GetTimeoutError) as error:
+    except (RayError, ActorMissing, ray.exceptions.GetTimeoutError) as error:
         return {"error": f"{type(error).__name__}: {str(error)[:300]}"}
     return dict(answer) if isinstance(answer, dict) else asdict(answer)

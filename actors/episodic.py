@@ -61,11 +61,12 @@ class EpisodicShell(StoreShell):
             prepare_document(_decode(document), cleaner=self._cleaner, screen=self._screen, config=self._ingest)
             for document in documents
         ]
-        episodes = self._trusts.bounded([episode for one in prepared for episode in one.episodes])
-        result = self._shards.append(episodes, guard=guard)
+        episodes = [episode for one in prepared for episode in one.episodes]
+        result = self._trusts.append(self._shards, episodes, guard=guard)
         if self._host is not None:
             self._host.wake.set()
-        waiting = {episode.document_id for episode in episodes if episode.trust is Trust.UNTRUSTED}
+        held = {source for source in {one.source_id for one in episodes} if self._trusts.of(source) < Trust.STANDARD}
+        waiting = {episode.document_id for episode in episodes if episode.source_id in held}
         rows = [_row(one, repeated=set(result.repeated), waiting=waiting) for one in prepared]
         return {"documents": rows, "last_seq": result.last_seq, "acknowledged_s": time.monotonic() - start}
 

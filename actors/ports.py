@@ -12,7 +12,7 @@ import ray
 from ray import serve as ray_serve
 from ray.exceptions import RayError
 
-from actors.calls import actor, retried
+from actors.calls import ActorMissing, actor, retried
 from actors.stores import RayStore
 from autonomous.lessons import Question
 from autonomous.runs import LearningRun, StepReport
@@ -67,7 +67,7 @@ class RayLearner:
         """See LearnerPort; None while the learner restarts."""
         try:
             step: StepReport | None = ray.get(actor("learner").progress.remote(), timeout=2)
-        except (RayError, ValueError):
+        except (RayError, ActorMissing):
             return None
         return step
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError
 
 from actors.base import Shell
-from actors.calls import actor
+from actors.calls import ActorMissing, actor
 from actors.extract import EngineExtractor
 from actors.stores import RayStore
 from actors.working import RayWorking
@@ -88,7 +88,6 @@ class SemanticShell(Shell):
         )
         self._error = ""
         self._dream_error = ""
-        self._following = threading.Lock()
         self._dreaming = threading.Lock()
         threading.Thread(target=self._follow_for_ever, name="follow", daemon=True).start()
         threading.Thread(target=self._dream_for_ever, name="dream", daemon=True).start()
@@ -149,12 +148,15 @@ class SemanticShell(Shell):
     # -- changes
 
     @ray.method
-    def forget(self, source_id: str | None, document_id: str | None) -> ForgetReport:
-        """Erase a source or a document from every tier."""
-        with self._following:
-            while self._follow_once():  # read past it first, or the follower would state its facts again
-                pass
-            return self._management.forget(source_id, document_id=document_id, guard=self._guard())
+    def forget(self, source_id: str | None, document_id: str | None, asked: dict[str, str]) -> ForgetReport:
+        """Erase a source or a document from every tier. It is audited before it is no longer known what was erased."""
+
+        def audit(report: ForgetReport) -> None:
+            after = {"episodes": len(report.episodes), "facts": report.num_facts, "versions": list(report.versions)}
+            self._audit("forget", source_id or document_id or "", **asked, **after)
+
+        guard = self._guard()
+        return self._management.forget(source_id, document_id=document_id, on_erased=audit, guard=guard)
 
     @ray.method
     def believe(self, source_id: str, trust: int, by: str, reason: str) -> tuple[str, ...]:
@@ -215,16 +217,19 @@ class SemanticShell(Shell):
         return self._latch.permit("memory write").check
 
     def _follow_for_ever(self) -> None:
+        is_watched = False
         while True:
             try:
-                with self._following:
+                with self._memory.stating:
                     num_read = self._follow_once()
                 self._error = ""
-                if num_read:
+                if num_read or not is_watched:
+                    is_watched = False
                     self._management.watch(guard=self._guard())
+                    is_watched = True
                 else:
                     time.sleep(IDLE_S)
-            except (LearningStopped, RayError, ValueError) as error:
+            except (LearningStopped, RayActorError, ActorMissing) as error:
                 # Stopped by a person, or the episodic actor restarts: the places stand, so nothing is missed.
                 logger.info("following waits: %s", error)
                 self._error = ""
@@ -254,7 +259,7 @@ class SemanticShell(Shell):
                     if self._consolidation.due() and self._episodes.health().num_episodes:
                         self._consolidation.run(guard=self._guard())
                 self._dream_error = ""
-            except (LearningStopped, RayError) as error:
+            except (LearningStopped, RayActorError, ActorMissing) as error:
                 logger.info("consolidation waits: %s", error)
             except Exception as error:  # the thread must live: the failure is shown by health() and retried
                 logger.exception("consolidation failed")
@@ -265,7 +270,7 @@ class SemanticShell(Shell):
         while True:
             try:
                 num_read = self._queue.run_once(extractor.extract, self._episodes.get, guard=self._guard())
-            except (LearningStopped, RayError) as error:
+            except (LearningStopped, RayActorError, ActorMissing) as error:
                 logger.info("enrichment waits: %s", error)
                 num_read = 0
             except Exception:  # the thread must live: failures of texts are in the queue, others in the log

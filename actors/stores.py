@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 INDEX_IDLE_S = 0.2
 INDEX_RETRY_S = 5.0
+HEALTH_TIMEOUT_S = 5.0
+"""Not repeated: whoever asks wants to know how it is now."""
 RESTART_TIMEOUT_S = 60.0
 """A store that was killed is back after its start."""
 
@@ -172,11 +174,18 @@ class RayStore:
         return tuple(self._write("delete_source", source_id))
 
     def set_trust(
-        self, trust: Trust, *, ids: Sequence[str] | None = None, source_id: str | None = None, guard: Guard = no_guard
+        self,
+        trust: Trust,
+        *,
+        ids: Sequence[str] | None = None,
+        source_id: str | None = None,
+        between: tuple[Trust, Trust] = (Trust.QUARANTINED, Trust.TRUSTED),
+        guard: Guard = no_guard,
     ) -> tuple[str, ...]:
         """See EpisodicMemory."""
         guard()
-        return tuple(self._write("set_trust", trust, ids=None if ids is None else list(ids), source_id=source_id))
+        wanted = None if ids is None else list(ids)
+        return tuple(self._write("set_trust", trust, ids=wanted, source_id=source_id, between=between))
 
     def revise(
         self,
@@ -270,7 +279,7 @@ class RayStore:
 
     def health(self) -> MemoryHealth:
         """See EpisodicMemory. Raises if the store's indexing fails."""
-        health: MemoryHealth = retried(lambda: ray.get(actor(self._name).health.remote()), timeout_s=RESTART_TIMEOUT_S)
+        health: MemoryHealth = ray.get(actor(self._name).health.remote(), timeout=HEALTH_TIMEOUT_S)
         return health
 
     def _write(self, method: str, *arguments: Any, **options: Any) -> Any:

@@ -105,7 +105,10 @@ def facts(
         )
         for fact in reply["facts"]
     ]
-    output().print(table(None, ("fact", "since", "how"), rows) if rows else f"Nothing is held about {about}.")
+    if rows:
+        output().print(table(None, ("fact", "since", "how"), rows))
+    else:
+        output().print(f"Nothing is held about {about}.", markup=False)
 
 
 def waiting(config: ConfigOption = None, as_json: JsonOption = False) -> None:
@@ -262,10 +265,8 @@ def _moment(option: str, text: str | None) -> float | None:
     if text is None:
         return None
     try:
-        return float(text)
-    except ValueError:
-        pass
-    try:
+        if text.isdigit() and len(text) > len("20260131"):
+            return float(text)
         return float(calendar_day(text) + 86_400)
     except ValueError as error:
         raise typer.BadParameter(

@@ -13,10 +13,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from memory.beliefs import Verdict, order_of_belief
-from memory.concepts import ConceptGraph, Held, concept_key
+from memory.concepts import ConceptGraph, Held
 from memory.facts import is_functional
 from memory.store import SqlConnection
 from memory.types import Alarm, Fact
+from memory.words import concept_key
 
 logger = logging.getLogger(__name__)
 

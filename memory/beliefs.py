@@ -6,7 +6,8 @@ decide, among them the most confident, then the newest; a denial ends a fact. So
 decision over the claims known then, and equals a replay of the log up to then.
 """
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from memory.types import Trust
@@ -47,25 +48,23 @@ class Verdict:
 
 def decide(claims: Iterable[KnownClaim], *, valid_at: float, recorded_at: float) -> Verdict | None:
     """The verdict on one fact at a world time as known at a record time; None if nobody claims it or it is denied."""
-    known = [claim for claim in claims if claim.is_known(recorded_at)]
-    deciding = _deciding(known, valid_at)
-    if deciding is None or deciding.is_denial:
+    deciding_from: list[float] = []
+    deciding: list[KnownClaim] = []  # by when they began to hold: which one decides from then on
+    for claim in sorted((one for one in claims if one.is_known(recorded_at)), key=lambda one: one.said_at):
+        best = max(deciding[-1], claim, key=_weight) if deciding else claim
+        if deciding and deciding_from[-1] == claim.said_at:
+            deciding[-1] = best
+        else:
+            deciding.append(best)
+            deciding_from.append(claim.said_at)
+    place = bisect_right(deciding_from, valid_at) - 1
+    if place < 0 or deciding[place].is_denial:
         return None
-    if not any(claim.is_denial for claim in known):
-        return Verdict(deciding, min(claim.said_at for claim in known), None)
-    times = sorted({claim.said_at for claim in known})
-    begin = deciding.said_at
-    for time in reversed([time for time in times if time <= valid_at]):
-        before = _deciding(known, time)
-        if before is None or before.is_denial:
-            break
-        begin = time
-    end = next((time for time in times if time > valid_at and (_deciding(known, time) or deciding).is_denial), None)
-    return Verdict(deciding, begin, end)
-
-
-def _deciding(claims: Sequence[KnownClaim], valid_at: float) -> KnownClaim | None:
-    return max((claim for claim in claims if claim.said_at <= valid_at), key=_weight, default=None)
+    first = place
+    while first > 0 and not deciding[first - 1].is_denial:
+        first -= 1
+    end = next((later for later in range(place + 1, len(deciding)) if deciding[later].is_denial), None)
+    return Verdict(deciding[place], deciding_from[first], None if end is None else deciding_from[end])
 
 
 def _weight(claim: KnownClaim) -> tuple[int, float, float, bool, float, str]:

@@ -112,13 +112,19 @@ class EpisodeColumns:
             self._num_rows, self._num_dead = len(self._arrays["seq"]), 0
             self._publish()
 
-    def select(self, view: ColumnView, where: EpisodeFilter, *, only: Sequence[Seqs] = ()) -> Mask:
+    def select(
+        self, view: ColumnView, where: EpisodeFilter, *, only: Sequence[Seqs] = (), repeated: Seqs | None = None
+    ) -> Mask:
         """Which rows of the view pass the filter and are in each of `only`. Its documents and metadata are not looked at:
-        whoever can ask for their seqs gives them as `only`.
+        whoever can ask for their seqs gives them as `only`. Rows of `repeated` are of the filter's sources too.
         """
-        mask = view.is_live & (view.trust >= int(where.min_trust))
+        mask = view.is_live & (view.trust >= int(where.min_trust)) & (view.trust <= int(where.max_trust))
         if where.source_ids is not None:
-            mask &= np.isin(view.source, [self._codes.get(f"source {name}", -1) for name in where.source_ids])
+            of_source = np.isin(view.source, [self._codes.get(f"source {name}", -1) for name in where.source_ids])
+            if repeated is not None and len(repeated):
+                positions, is_there = view.positions(repeated)
+                of_source[positions[is_there]] = True
+            mask &= of_source
         if where.tenant is not None:
             mask &= view.tenant == self._codes.get(f"tenant {where.tenant}", -1)
         if where.happened_from is not None:

@@ -16,11 +16,11 @@ import networkx as nx
 
 from memory.beliefs import Verdict, order_of_belief
 from memory.retrieval import query_terms
-from memory.rules import Derivation, Rule, Triple, derive
+from memory.rules import Derivation, Rule, Triple, check_size, derive
 from memory.types import Trust
+from memory.words import ARTICLE, concept_key
 
-_ARTICLE = re.compile(r"^(?:the|an?)\s+", re.IGNORECASE)
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"[^\W_]+")
 _COMMON_WORD = 2000
 """A word of more concepts than this is passed over in a question that has a rarer one."""
 _MAX_EDGES = 200
@@ -28,11 +28,6 @@ _MAX_EDGES = 200
 _MAX_CONCEPTS = 64
 _VERB_STEM = 4
 """Letters by which a question's verb is known in a relation: lead, leads, leading."""
-
-
-def concept_key(name: str) -> str:
-    """The node of a concept: its name without case, article and surplus space."""
-    return _ARTICLE.sub("", " ".join(name.split())).casefold()
 
 
 def derived_id(triple: Triple) -> str:
@@ -83,7 +78,7 @@ class ConceptGraph:
         for name, key in ((subject, triple[0]), (object_, triple[2])):
             self._about[key][fact_id] = None
             if key not in self._names:
-                self._names[key] = _ARTICLE.sub("", name)
+                self._names[key] = ARTICLE.sub("", name)
                 for word in set(_WORD.findall(key)):
                     self._concepts_with[word][key] = None
 
@@ -145,6 +140,7 @@ class ConceptGraph:
             known = [self.facts[one].triple for one in self.held]
             known += [triple for triple, _ in self.derived.values()]
             derived = derive(known, rules, new=[self.facts[one].triple for one in new])
+            check_size(len(self.derived) + len(derived), rules)
             for one in new:  # what was derived and is read now is no longer derived
                 key = derived_id(self.facts[one].triple)
                 if self.derived.pop(key, None):
@@ -153,8 +149,6 @@ class ConceptGraph:
             key = derived_id(triple)
             self.derived[key] = (triple, why)
             self.graph.add_edge(triple[0], triple[2], key=key, relation=triple[1])
-            for name in (triple[0], triple[2]):
-                self._names.setdefault(name, name)
 
     def ids_of(self, triple: Triple) -> list[str]:
         """Ids of the held or derived facts with these keys."""

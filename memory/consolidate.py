@@ -23,7 +23,7 @@ from memory.enrichment import EnrichmentQueue
 from memory.facts import claims_of
 from memory.semantic import SemanticMemory
 from memory.store import no_guard
-from memory.types import Episode, EpisodeTraits, Guard, MemoryHealth, RecallHit
+from memory.types import Episode, EpisodeTraits, Guard, MemoryHealth, RecallHit, Trust
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ class Consolidation:
 
     def _replay_sample(self, report: ConsolidationReport, guard: Guard) -> dict[str, Any]:
         del guard
-        episodes = self._episodic.get(report.steps["sample"]["replayed"])
+        episodes = self._believed(report.steps["sample"]["replayed"])
         losses = dict(self._replay(episodes)) if self._replay and episodes else {}
         return {"num_replayed": len(episodes) if self._replay else 0, "losses": losses}
 
@@ -228,13 +228,14 @@ class Consolidation:
         num_new, facts, unread = 0, dict[str, None](), []
         for start in range(0, len(ids), _PAGE):
             claims = []
-            for episode in self._episodic.get(ids[start : start + _PAGE]):
-                said = claims_of(episode)
-                claims += said
-                facts |= dict.fromkeys(claim.fact.id for claim in said)
-                if not said:
-                    unread.append(episode.id)
-            num_new += self._semantic.add(claims, guard=guard)
+            with self._semantic.stating:
+                for episode in self._episodic.get(ids[start : start + _PAGE]):
+                    said = claims_of(episode) if episode.trust >= Trust.STANDARD else []
+                    claims += said
+                    facts |= dict.fromkeys(claim.fact.id for claim in said)
+                    if not said and episode.trust >= Trust.STANDARD:
+                        unread.append(episode.id)
+                num_new += self._semantic.add(claims, guard=guard)
         if self._enrichment is not None:
             self._enrichment.put(unread, guard=guard)
         return {
@@ -288,12 +289,17 @@ class Consolidation:
         if self._episodic.has(pruned):
             raise VerificationFailed("episodes that were let go are still there")
         kept = [key for key in report.steps["sample"]["replayed"] if key not in set(pruned)][:_VERIFIED]
-        for episode in self._episodic.get(kept):
-            if episode.id not in {hit.episode.id for hit in self._episodic.recall(episode.text, k=10)}:
+        for episode in self._believed(kept):
+            has_words = any(character.isalnum() for character in episode.text)
+            if has_words and episode.id not in {hit.episode.id for hit in self._episodic.recall(episode.text, k=10)}:
                 raise VerificationFailed(f"episode {episode.id!r} is not recalled by its own words")
         return self._sizes()
 
     # -- helpers
+
+    def _believed(self, ids: Sequence[str]) -> list[Episode]:
+        """Those that are still there and not held back: neither is replayed."""
+        return [episode for episode in self._episodic.get(ids) if episode.trust >= Trust.STANDARD]
 
     def _is_held(self, episode: Episode) -> bool:
         """Whether all that patterns read in it is in the semantic memory."""
@@ -317,7 +323,7 @@ class Consolidation:
         if last and last[0].state == "running":
             logger.info("consolidation run=%s goes on behind %s", last[0].run, ", ".join(last[0].steps) or "nothing")
             return last[0]
-        now = self._clock()
+        now = max(self._clock(), last[0].started_at + 0.001 if last else 0.0)  # the clock may go backwards
         run = f"dream-{now:.3f}"
         with self._database.write(guard=guard) as connection:
             connection.execute(
@@ -325,7 +331,7 @@ class Consolidation:
                 " VALUES(:run, :now, 'running', '{}', '', NULL)",
                 {"run": run, "now": now},
             )
-        return self.reports(limit=1)[0]
+        return self._report(run)
 
     def _note(
         self, report: ConsolidationReport, step: str, found: Mapping[str, Any], guard: Guard
@@ -352,4 +358,9 @@ class Consolidation:
         return self._end(run, "undone", problem=problem, guard=guard)
 
     def _report(self, run: str) -> ConsolidationReport:
-        return next(one for one in self.reports(limit=1000) if one.run == run)
+        with self._database.read() as connection:
+            row = connection.execute(
+                "SELECT run, state, started_at, ended_at, problem, steps FROM consolidation WHERE run = :run",
+                {"run": run},
+            ).fetchone()
+        return ConsolidationReport(*(*row[:5], json.loads(row[5])))

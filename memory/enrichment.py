@@ -15,7 +15,7 @@ from memory.facts import fact_of
 from memory.passages import split_sentences
 from memory.semantic import SemanticMemory
 from memory.store import no_guard
-from memory.types import Claim, Episode, Guard
+from memory.types import Claim, Episode, Guard, Trust
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +82,17 @@ class EnrichmentQueue:
                 self._drop(key, guard=guard)  # erased or evicted meanwhile
                 continue
             try:
-                claims = self._claims(episodes[key], extract(episodes[key]))
+                read = extract(episodes[key])
             except Exception as error:  # whatever the engine raises: it is the queue's to keep
                 self._fail(key, error, guard=guard)
                 continue
-            self._memory.add(claims, guard=guard)
-            self._set(key, "done", guard=guard)
+            with self._memory.stating:
+                again = read_episodes([key])  # it may have been erased or held back while the model read it
+                if again and again[0].trust >= Trust.STANDARD:
+                    self._memory.add(self._claims(again[0], read), guard=guard)
+                    self._set(key, "done", guard=guard)
+                else:
+                    self._drop(key, guard=guard)
         return len(ids)
 
     def failed(self, *, limit: int = 100) -> list[FailedEnrichment]:
@@ -113,7 +118,7 @@ class EnrichmentQueue:
         for subject, relation, object_ in triples:
             ends = [" ".join(end.split()) for end in (subject, object_)]
             if not relation.strip() or not all(end and end.casefold() in text for end in ends):
-                logger.info("not in the text of episode=%s: %s %s %s", episode.id, subject, relation, object_)
+                logger.info("the model states what is not in the text of episode=%s", episode.id)
                 continue
             said = next(
                 (one for one in split_sentences(episode.text) if ends[1].casefold() in one.casefold()), episode.text

@@ -254,7 +254,9 @@ class SqliteEpisodeIndex:
     ) -> dict[int, Scores]:
         """See EpisodeIndex."""
         view = self._columns.view
-        mask = self._columns.select(view, where, only=self._only(connection, where))
+        mask = self._columns.select(
+            view, where, only=self._only(connection, where), repeated=self._repeated(connection, where)
+        )
         bm25 = self._score_words(connection, view, terms=terms, statistics=statistics)
         bm25[~mask] = 0.0
         by_words = _best(bm25, limit)
@@ -292,7 +294,8 @@ class SqliteEpisodeIndex:
         only = []
         if where.document_ids is not None:
             rows = connection.execute(
-                f"SELECT seq FROM episode WHERE deleted_at IS NULL AND document_id {self._database.one_of('ids')}",
+                "SELECT coalesce(duplicate_of, seq) FROM episode WHERE deleted_at IS NULL AND document_id"
+                f" {self._database.one_of('ids')}",
                 {"ids": self._database.many(where.document_ids)},
             )
             only.append(np.fromiter((row[0] for row in rows), dtype=np.int64))
@@ -302,6 +305,17 @@ class SqliteEpisodeIndex:
             )
             only.append(np.fromiter((row[0] for row in rows), dtype=np.int64))
         return only
+
+    def _repeated(self, connection: SqlConnection, where: EpisodeFilter) -> Seqs:
+        """Episodes that one of the filter's sources repeats."""
+        if where.source_ids is None:
+            return np.empty(0, dtype=np.int64)
+        rows = connection.execute(
+            "SELECT duplicate_of FROM episode WHERE duplicate_of IS NOT NULL AND deleted_at IS NULL AND source_id"
+            f" {self._database.one_of('ids')}",
+            {"ids": self._database.many(where.source_ids)},
+        )
+        return np.fromiter((row[0] for row in rows), dtype=np.int64)
 
     def _allow(self, seqs: Seqs, view: ColumnView, mask: Mask) -> Mask:
         """Which vectors may be found. Where the vectors' ids stand among the rows is kept until either changes."""
@@ -325,7 +339,7 @@ class SqliteEpisodeIndex:
 
 def _is_damage_of_words(error: sqlite3.DatabaseError) -> bool:
     """FTS5 tells damage of its own tables apart from that of the database."""
-    return error.sqlite_errorcode == sqlite3.SQLITE_CORRUPT_VTAB
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CORRUPT_VTAB
 
 
 def _rebuild_words(connection: SqlConnection, *, problem: str) -> None:

@@ -5,6 +5,7 @@ exact search an ivfflat index is built; its scan goes on until a filter has let 
 Source: github.com/pgvector/pgvector (ivfflat, iterative index scans).
 """
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from math import sqrt
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 IVF_PROBES = 64
 """Lists of the inverted file that a search begins with; it goes on while a filter lets too few through."""
 _BATCH = 256
+MAX_TERM_BYTES = 512
+"""Of a word as it is; a longer one is known by its hash."""
 
 
 def postgres_schema(dimension: int) -> str:
@@ -83,9 +86,12 @@ class PostgresEpisodeIndex:
         num_episodes, num_words = connection.execute("SELECT num_recallable, num_words FROM totals").fetchone()
         rows = connection.execute(
             f"SELECT term, count(*) FROM posting WHERE term {self._database.one_of('terms')} GROUP BY term",
-            {"terms": list(terms)},
+            {"terms": [_stored(term) for term in terms]},
         )
-        return WordStatistics(num_episodes, num_words, dict(rows.fetchall()))
+        found = dict(rows.fetchall())
+        return WordStatistics(
+            num_episodes, num_words, {term: found[_stored(term)] for term in terms if _stored(term) in found}
+        )
 
     def candidates(
         self,
@@ -113,7 +119,7 @@ class PostgresEpisodeIndex:
             " LEFT JOIN score USING (seq) WHERE seq IN (SELECT seq FROM by_words UNION SELECT seq FROM near)",
             {
                 **parameters,
-                "terms": list(terms),
+                "terms": [_stored(term) for term in terms],
                 "idfs": [statistics.idf(term) for term in terms],
                 "k1": K1,
                 "b": B,
@@ -177,7 +183,15 @@ class PostgresEpisodeIndex:
         occurrences: dict[str, float] = dict(self._tokenizer.counts(row["text"]))
         for term, count in self._tokenizer.counts(row["title"]).items():
             occurrences[term] = occurrences.get(term, 0.0) + TITLE_WEIGHT * count
-        return [{"term": term, "seq": row["seq"], "occurrences": float(num)} for term, num in occurrences.items()]
+        return [
+            {"term": _stored(term), "seq": row["seq"], "occurrences": float(num)} for term, num in occurrences.items()
+        ]
+
+
+def _stored(term: str) -> str:
+    """A term as the postings hold it: an index row has an end."""
+    data = term.encode()
+    return term if len(data) <= MAX_TERM_BYTES else f"sha256 {hashlib.sha256(data).hexdigest()}"
 
 
 def _text(vector: NDArray[np.float32]) -> str:

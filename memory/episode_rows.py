@@ -9,7 +9,6 @@ makes it the episode, but only the earlier one is recalled and learned.
 """
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,11 @@ from memory.types import Episode, EpisodeFilter, Trust
 from memory.words import count_words, near_duplicate_key
 
 SCHEMA_VERSION = 2
+MAX_TEXT_CHARS = 16_384
+"""Of a passage. The embedder sees some 1,000 of them."""
+MAX_NAME_CHARS = 1024
+"""Of an id, a document, a source, a tenant, a key or a value of metadata."""
+_MOST, _MOST_POSITION = 1e15, 2**31
 TICK_S = 1e-6
 """Between two rows of one write."""
 SCHEMA = """
@@ -38,10 +42,12 @@ CREATE TABLE episode (
 CREATE INDEX episode_document ON episode(document_id) WHERE deleted_at IS NULL;
 CREATE INDEX episode_source ON episode(source_id) WHERE deleted_at IS NULL;
 CREATE INDEX episode_duplicate ON episode(duplicate_of) WHERE duplicate_of IS NOT NULL;
+CREATE INDEX episode_repeats ON episode(seq) WHERE duplicate_of IS NOT NULL AND deleted_at IS NULL;
 CREATE INDEX episode_key ON episode(duplicate_key) WHERE duplicate_of IS NULL AND deleted_at IS NULL AND trust >= 2;
 CREATE INDEX episode_pending ON episode(seq)
   WHERE embedding IS NULL AND duplicate_of IS NULL AND deleted_at IS NULL AND trust >= 2;
 CREATE INDEX episode_salience ON episode(salience, recorded_at) WHERE deleted_at IS NULL;
+CREATE INDEX episode_waiting ON episode(happened_at) WHERE trust < 2 AND deleted_at IS NULL;
 CREATE TABLE episode_tag (
   key TEXT NOT NULL, value TEXT NOT NULL, seq {integer} NOT NULL, PRIMARY KEY (key, value, seq));
 CREATE INDEX episode_tag_seq ON episode_tag(seq);
@@ -88,24 +94,34 @@ def check_episode(episode: Episode, *, max_text_chars: int) -> None:
         if not getattr(episode, name).strip():
             raise ValueError(f"{name} of episode {episode.id!r} is empty: give it a value")
     for name in ("happened_at", "salience"):
-        if not math.isfinite(getattr(episode, name)):
+        if not abs(getattr(episode, name)) < _MOST:  # neither NaN nor infinite, and before the end of time
             raise ValueError(f"{name} of episode {episode.id!r} is {getattr(episode, name)}: give a finite number")
-    for name in ("title", "text"):
-        length = len(getattr(episode, name))
-        if length > max_text_chars:
+    if not 0 <= episode.position < _MOST_POSITION:
+        raise ValueError(f"position of episode {episode.id!r} is {episode.position}: count from 0")
+    names = {name: getattr(episode, name) for name in ("id", "document_id", "source_id", "tenant")}
+    marks = [("a key or value of metadata", str(one)) for pair in episode.metadata.items() for one in pair]
+    texts = [("title", episode.title), ("text", episode.text)]
+    for name, value, most in (
+        *((name, value, MAX_NAME_CHARS) for name, value in (*names.items(), *marks)),
+        *((name, value, max_text_chars) for name, value in texts),
+    ):
+        if len(value) > most:
+            fix = "cut it into passages (memory.passages.split_passages)" if name == "text" else "shorten it"
             raise ValueError(
-                f"{name} of episode {episode.id!r} has {length} characters, the limit is {max_text_chars}: cut it into "
-                "passages (memory.passages.split_passages), or raise max_text_chars"
+                f"{name} of episode {episode.id[:80]!r} has {len(value)} characters, the limit is {most}: {fix}"
             )
-    said = "".join([episode.id, episode.title, episode.text, *episode.metadata, *episode.metadata.values()])
+        if "\x00" in value or not _is_unicode(value):
+            raise ValueError(
+                f"{name} of episode {episode.id[:80]!r} holds a NUL character or a lone surrogate: clean it (train.data.clean)"
+            )
+
+
+def _is_unicode(text: str) -> bool:
     try:
-        said.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"episode {episode.id!r} holds a lone surrogate ({error.reason}): clean it first (train.data.clean)"
-        ) from error
-    if "\x00" in said:
-        raise ValueError(f"episode {episode.id!r} holds a NUL character: clean it first (train.data.clean)")
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def row_of(episode: Episode) -> Row:
@@ -122,7 +138,9 @@ def row_of(episode: Episode) -> Row:
         "happened_at": float(episode.happened_at),
         "times_seen": 1,
         "title": episode.title,
-        "metadata": json.dumps(dict(episode.metadata), ensure_ascii=False, sort_keys=True),
+        "metadata": json.dumps(
+            {str(key): str(value) for key, value in episode.metadata.items()}, ensure_ascii=False, sort_keys=True
+        ),
         "text": episode.text,
     }
 
@@ -334,11 +352,16 @@ class EpisodeRows:
 
 def sql_of(where: EpisodeFilter, database: SqlDatabase) -> tuple[str, dict[str, Any]]:
     """A filter as a condition on the rows, and its parameters."""
-    conditions = ["trust >= :trust"]
-    values: dict[str, Any] = {"trust": int(where.min_trust)}
+    conditions = ["trust >= :min_trust", "trust <= :max_trust"]
+    values: dict[str, Any] = {"min_trust": int(where.min_trust), "max_trust": int(where.max_trust)}
+    if where.max_trust < Trust.STANDARD:
+        conditions.append("trust < 2")  # as the index of what waits says it
     for name, column in (("source_ids", "source_id"), ("document_ids", "document_id")):
         if getattr(where, name) is not None:
-            conditions.append(f"{column} {database.one_of(name)}")
+            among = f"{column} {database.one_of(name)}"  # what repeats it may be of them: it says the same
+            conditions.append(
+                f"({among} OR seq IN (SELECT duplicate_of FROM episode WHERE duplicate_of IS NOT NULL AND {among}))"
+            )
             values[name] = database.many(getattr(where, name))
     for name, condition in (
         ("tenant", "tenant = :tenant"),

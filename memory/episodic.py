@@ -23,6 +23,7 @@ from memory.episode_index import SQLITE_SCHEMA, EpisodeIndex, SqliteEpisodeIndex
 from memory.episode_rows import (
     FIELDS,
     INDEXED,
+    MAX_TEXT_CHARS,
     PENDING,
     RECALLABLE,
     SCHEMA_VERSION,
@@ -70,7 +71,7 @@ class EpisodicConfig(BaseModel):
     """The schema there."""
     capacity: int = Field(100_000, gt=0)
     """Most episodes kept; beyond it repeats go first, then the least salient, the oldest of equal ones."""
-    max_text_chars: int = Field(16_384, gt=0)
+    max_text_chars: int = Field(MAX_TEXT_CHARS, gt=0)
     """Of one passage. The embedder sees some 1,000 of them."""
     index: IndexConfig = IndexConfig()
 
@@ -191,22 +192,27 @@ class EpisodicMemory:
         *,
         ids: Sequence[str] | None = None,
         source_id: str | None = None,
+        between: tuple[Trust, Trust] = (Trust.QUARANTINED, Trust.TRUSTED),
         guard: Guard = no_guard,
     ) -> tuple[str, ...]:
         """Release episodes that wait (to STANDARD or TRUSTED) or hold them (below): the ids whose trust changed.
 
-        Of these ids, or of a source, or of these ids of a source. What is released comes last in the stream, so that
-        those who follow it meet it.
+        Of these ids, or of a source, or of these ids of a source; only of those whose trust lies `between` two. What is
+        released comes last in the stream, so that those who follow it meet it.
         """
         if ids is None and source_id is None:
             raise ValueError("neither ids nor source_id is given: say which episodes get another trust")
-        condition = "trust <> :trust AND (:source IS NULL OR source_id = :source)"
+        condition = "trust <> :trust AND trust BETWEEN :low AND :high AND (:source IS NULL OR source_id = :source)"
         if ids is not None:
             condition += f" AND id {self._database.one_of('ids')}"
-        parameters = {"trust": int(trust), "source": source_id, "ids": self._database.many(list(ids or ()))}
+        parameters = {
+            "trust": int(trust), "low": int(between[0]), "high": int(between[1]), "source": source_id,
+            "ids": self._database.many(list(ids or ())),
+        }  # fmt: skip
         with self._changing(guard) as (connection, change):
             rows = self._rows.select(connection, condition, parameters)
             self._rows.move(connection, rows, trust=trust, now=self._clock(), change=change)
+            self._revisions.set_trust(connection, int(trust), ids=ids, source_id=source_id)
         return tuple(row["id"] for row in rows)
 
     # -- consolidation

@@ -8,8 +8,9 @@ The parts are given: objects of this process, or what stands for them elsewhere.
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 Tier = Literal["working", "semantic", "episodic"]
 CONTEXT_WINDOW_TOKENS = 131_072
+_PAGE = 256
+_SAYING_CHARS = 25
 _SEARCHED, _SEARCHED_CHARS = 16, 500
 """Passages of an erasure whose very text is searched for."""
 
@@ -69,17 +72,28 @@ class Episodes(Protocol):
     def delete_document(self, document_id: str, *, guard: Guard = ...) -> tuple[str, ...]: ...
     def delete_source(self, source_id: str, *, guard: Guard = ...) -> tuple[str, ...]: ...
     def set_trust(
-        self, trust: Trust, *, ids: Sequence[str] | None = ..., source_id: str | None = ..., guard: Guard = ...
+        self,
+        trust: Trust,
+        *,
+        ids: Sequence[str] | None = ...,
+        source_id: str | None = ...,
+        between: tuple[Trust, Trust] = ...,
+        guard: Guard = ...,
     ) -> tuple[str, ...]: ...
 
 
 class Facts(Protocol):
     """What is asked of SemanticMemory."""
 
+    @property
+    def stating(self) -> AbstractContextManager[Any]: ...
+
     def add(self, claims: Sequence[Claim], *, guard: Guard = ...) -> int: ...
     def about(self, concept: str, *, limit: int = ...) -> list[Belief]: ...
     def search(self, question: str, *, limit: int = ...) -> list[Belief]: ...
-    def withdraw_episodes(self, ids: Sequence[str], *, guard: Guard = ...) -> int: ...
+    def withdraw_source(self, source_id: str, *, guard: Guard = ...) -> int: ...
+    def begin_erasure(self, kind: str, value: str, ids: Sequence[str], *, guard: Guard = ...) -> list[str]: ...
+    def end_erasure(self, kind: str, value: str) -> None: ...
     def forget_episodes(self, ids: Iterable[str], *, guard: Guard = ...) -> int: ...
     def facts_of_episodes(self, ids: Sequence[str]) -> list[str]: ...
     def alarms(self) -> list[Alarm]: ...
@@ -177,7 +191,7 @@ class MemoryManagement:
 
         Facts follow with whoever reads the stream of episodes.
         """
-        return self.episodic.append(self.trusts.bounded(episodes), guard=guard)
+        return self.trusts.append(self.episodic, episodes, guard=guard)
 
     def note(self, key: str, value: str, *, session: str, ttl_s: float | None = None, pinned: bool = False) -> None:
         """Hold something in a session's mind. See WorkingMemory.put."""
@@ -202,7 +216,7 @@ class MemoryManagement:
         parts: list[ContextPart] = []
         for tier, share, offered in (
             ("working", self.config.working_share, self._in_mind(session)),
-            ("semantic", self.config.semantic_share, self._facts(request)),
+            ("semantic", self.config.semantic_share, self._facts(request, where)),
             ("episodic", 1.0, self._passages(request, where)),
         ):
             room = left if tier == "episodic" else min(left, int(budget * share))
@@ -212,25 +226,43 @@ class MemoryManagement:
         return Context(tuple(parts), budget)
 
     def forget(
-        self, source_id: str | None = None, *, document_id: str | None = None, guard: Guard = no_guard
+        self,
+        source_id: str | None = None,
+        *,
+        document_id: str | None = None,
+        on_erased: Callable[[ForgetReport], None] = lambda report: None,
+        guard: Guard = no_guard,
     ) -> ForgetReport:
         """Erase a source, or one document, from every tier, and make sure by searching that nothing is found.
 
-        Facts go first and episodes last: until then a repeated call, after a crash, finds their ids again. Raises
-        ErasureIncomplete if a search still finds something.
+        What is erased is written down first, until `on_erased` has told it: a call that is repeated after a crash, or after
+        ErasureIncomplete, erases, searches and reports the same again. Raises ErasureIncomplete if a search still finds
+        something.
         """
         if (source_id is None) == (document_id is None):
             raise ValueError("give either a source_id or a document_id to forget")
-        ids = self.episodic.ids_of_source(source_id) if source_id else self.episodic.ids_of(document_id or "")
-        erased = self.episodic.get(ids)
-        num_facts = self.semantic.forget_episodes(ids, guard=guard)
-        num_working = self.working.forget([episode.text for episode in erased])
-        if source_id:
-            self.episodic.delete_source(source_id, guard=guard)
-        else:
-            self.episodic.delete_document(document_id or "", guard=guard)
-        self._check_erased(ids, erased)
-        return ForgetReport(ids, num_facts, num_working, tuple(self._weights.versions_that_learned(ids)))
+        kind, value = ("source", source_id) if source_id is not None else ("document", document_id or "")
+        with self.semantic.stating:
+            stored = self.episodic.ids_of_source(value) if kind == "source" else self.episodic.ids_of(value)
+            ids = self.semantic.begin_erasure(kind, value, stored, guard=guard)
+            if not ids:
+                return ForgetReport((), 0, 0, ())
+            num_facts = self.semantic.forget_episodes(ids, guard=guard)
+            num_working, searched = 0, list[Episode]()
+            for start in range(0, len(ids), _PAGE):
+                erased = self.episodic.get(ids[start : start + _PAGE])
+                num_working += self.working.forget([said for episode in erased for said in _sayings(episode.text)])
+                searched += erased[: max(0, _SEARCHED - len(searched))]
+            if kind == "source":
+                self.episodic.delete_source(value, guard=guard)
+            else:
+                self.episodic.delete_document(value, guard=guard)
+            num_working += self.working.forget([said for episode in searched for said in _sayings(episode.text)])
+            self._check_erased(ids, searched)
+            report = ForgetReport(tuple(ids), num_facts, num_working, tuple(self._weights.versions_that_learned(ids)))
+            on_erased(report)
+            self.semantic.end_erasure(kind, value)
+        return report
 
     def believe(
         self, source_id: str, trust: Trust, *, by: str, reason: str, guard: Guard = no_guard
@@ -240,43 +272,50 @@ class MemoryManagement:
         Below STANDARD it is held back: neither recalled nor learned, and its facts are not believed; else an alarm against
         it is settled. Quarantined episodes stay quarantined: release them one by one.
         """
-        self.trusts.decide(source_id, trust, by=by, reason=reason, guard=guard)
-        ids = [
-            episode.id
-            for episode in self.episodic.get(self.episodic.ids_of_source(source_id))
-            if episode.trust is not Trust.QUARANTINED
-        ]
-        if trust < Trust.STANDARD:
-            self.semantic.withdraw_episodes(ids, guard=guard)
-        else:
-            self.semantic.settle_alarm(source_id, by=by, reason=reason, guard=guard)
-        return self.episodic.set_trust(trust, ids=ids, guard=guard)
+        with self.semantic.stating:
+            self.trusts.decide(source_id, trust, by=by, reason=reason, guard=guard)
+            changed = self._set_trust_of(source_id, trust, guard=guard)
+            if trust >= Trust.STANDARD:
+                self.semantic.settle_alarm(source_id, by=by, reason=reason, guard=guard)
+        return changed
 
     def release(self, ids: Sequence[str], *, guard: Guard = no_guard) -> tuple[str, ...]:
         """Let episodes that wait be recalled and learned: the ids whose trust changed."""
-        return self.episodic.set_trust(Trust.STANDARD, ids=ids, guard=guard)
+        waiting = (Trust.QUARANTINED, Trust.UNTRUSTED)
+        return self.episodic.set_trust(Trust.STANDARD, ids=ids, between=waiting, guard=guard)
 
     def waiting(self, *, limit: int, offset: int = 0) -> list[Episode]:
         """One page of what waits to be released, newest first."""
-        found: list[Episode] = []
-        page, start = 256, 0
-        everything = EpisodeFilter(min_trust=Trust.QUARANTINED)
-        while len(found) < offset + limit and (rows := self.episodic.find(everything, limit=page, offset=start)):
-            found += [episode for _, episode in rows if episode.trust < Trust.STANDARD]
-            start += page
-        return found[offset : offset + limit]
+        where = EpisodeFilter(min_trust=Trust.QUARANTINED, max_trust=Trust.UNTRUSTED)
+        return [episode for _, episode in self.episodic.find(where, limit=limit, offset=offset)]
 
     def watch(self, *, guard: Guard = no_guard) -> list[Alarm]:
-        """The open alarms; the sources concerned are held back unless `hold_on_alarm` is off."""
+        """The open alarms; the sources concerned are held back unless `hold_on_alarm` is off.
+
+        Idempotent: a hold that was cut off is finished by the next call.
+        """
         alarms = self.semantic.alarms()
         for alarm in alarms if self._hold_on_alarm else ():
-            if self.trusts.of(alarm.source_id) >= Trust.STANDARD:
-                reason = f"contradicts others with {alarm.num_contradicting} of {alarm.num_facts} facts"
-                held = self.believe(alarm.source_id, Trust.UNTRUSTED, by="memory", reason=reason, guard=guard)
-                logger.warning("source=%s is held back with episodes=%d: %s", alarm.source_id, len(held), reason)
+            with self.semantic.stating:
+                if self.trusts.of(alarm.source_id) >= Trust.STANDARD:
+                    reason = f"contradicts others with {alarm.num_contradicting} of {alarm.num_facts} facts"
+                    self.trusts.decide(alarm.source_id, Trust.UNTRUSTED, by="memory", reason=reason, guard=guard)
+                    logger.warning("source=%s is held back: it %s", alarm.source_id, reason)
+                self._set_trust_of(alarm.source_id, Trust.UNTRUSTED, guard=guard)
         return alarms
 
     # -- helpers
+
+    def _set_trust_of(self, source_id: str, trust: Trust, *, guard: Guard) -> tuple[str, ...]:
+        """Of all that a source has said but what is quarantined; held episodes take their claims along.
+
+        The rows are chosen inside the write, so one that is being stored meanwhile is either before it or has the new trust.
+        """
+        believed = (Trust.UNTRUSTED, Trust.TRUSTED)
+        changed = self.episodic.set_trust(trust, source_id=source_id, between=believed, guard=guard)
+        if trust < Trust.STANDARD:
+            self.semantic.withdraw_source(source_id, guard=guard)
+        return changed
 
     def _in_mind(self, session: str) -> Iterable[ContextPart]:
         """Pinned entries first, then the rest, most recently used first."""
@@ -285,9 +324,14 @@ class MemoryManagement:
                 for key, value in reversed(self.working.items(session, pinned=is_pinned)):
                     yield ContextPart("working", f"{key}: {value}", 0)
 
-    def _facts(self, request: str) -> Iterable[ContextPart]:
+    def _facts(self, request: str, where: EpisodeFilter) -> Iterable[ContextPart]:
         seen: set[str] = set()
-        for belief in self.semantic.search(request, limit=self.config.num_facts):
+        beliefs = self.semantic.search(request, limit=self.config.num_facts)
+        if where != ANY_EPISODE:  # a fact may be told where the episode that says it may be found
+            sayers = self.episodic.get([belief.fact.episode_id for belief in beliefs])
+            allowed = {episode.id for episode in sayers if where.passes(episode)}
+            beliefs = [belief for belief in beliefs if belief.fact.episode_id in allowed]
+        for belief in beliefs:
             if belief.fact.sentence not in seen:
                 seen.add(belief.fact.sentence)
                 yield ContextPart("semantic", belief.fact.sentence, 0, belief.fact.episode_id)
@@ -325,7 +369,7 @@ class MemoryManagement:
         gone = set(ids)
         found = {
             hit.episode.id
-            for episode in erased[:_SEARCHED]
+            for episode in erased
             for hit in self.episodic.recall(episode.text[:_SEARCHED_CHARS], k=3)
             if hit.episode.id in gone
         }
@@ -334,3 +378,8 @@ class MemoryManagement:
                 f"of {len(ids)} erased episodes {len(left)} are stored, {len(found)} are recalled and {len(facts)} facts "
                 "are claimed: call forget again; if it stays so, look at the log of the store"
             )
+
+
+def _sayings(text: str) -> list[str]:
+    """Its sentences that say enough to be known by, or the whole of it."""
+    return [one for one in split_sentences(" ".join(text.split())) if len(one) >= _SAYING_CHARS] or [text]

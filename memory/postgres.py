@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]\w*)")
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+_EXTENSION_LOCK = 7_236_451_881
 CONNECT_TIMEOUT_S = 10
 IDLE_CONNECTIONS = 8
 """Readers that are kept open."""
@@ -99,6 +100,7 @@ class PostgresDatabase:
     def _ensure_schema(self, schema: str, version: int) -> None:
         with self._write_lock, self._writer.raw.transaction():
             execute = self._writer.raw.execute
+            execute(f"SELECT pg_advisory_xact_lock({_EXTENSION_LOCK})")  # it is the whole database's
             execute(f"SELECT pg_advisory_xact_lock({self._lock_key})")
             execute("CREATE EXTENSION IF NOT EXISTS vector SCHEMA public")
             execute(f"CREATE SCHEMA IF NOT EXISTS {self.namespace}")

@@ -88,6 +88,23 @@ class Revisions:
             connection.execute(f"DELETE FROM {table} WHERE run = :run", {"run": run})
         return num_rows
 
+    def set_trust(
+        self, connection: SqlConnection, trust: int, *, ids: Sequence[str] | None, source_id: str | None
+    ) -> None:
+        """What was let go has this trust too, if an undo brings it back."""
+        rows = connection.execute(
+            "SELECT run, id, before FROM revised WHERE kind = 'pruned' AND (:source IS NULL OR source_id = :source)",
+            {"source": source_id},
+        ).fetchall()
+        connection.executemany(
+            "UPDATE revised SET before = :before WHERE run = :run AND id = :id AND kind = 'pruned'",
+            [
+                {"run": run, "id": key, "before": json.dumps({**json.loads(text), "trust": trust})}
+                for run, key, text in rows
+                if ids is None or key in ids
+            ],
+        )
+
     def forget(self, connection: SqlConnection, *, but: Sequence[str]) -> int:
         """Drop what was written down of all runs but these."""
         parameters = {"runs": self._database.many(list(but))}

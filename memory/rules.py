@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from memory.words import concept_key
+
 MAX_DERIVED = 200_000
 """Beyond it a set of rules is refused: it would not end in reasonable time."""
 _TRIPLE = re.compile(r"^\s*(\?\w+|\"[^\"]+\")\s+(.+?)\s+(\?\w+|\"[^\"]+\")\s*$")
@@ -89,14 +91,18 @@ def derive(
                         conclusion = _apply(rule.conclusion, bound)
                         if conclusion not in facts.all and conclusion not in found:
                             found[conclusion] = Derivation(rule.name, (fact, *premises))
+                            check_size(len(derived) + len(found), rules)
         derived |= found
-        if len(derived) > MAX_DERIVED:
-            raise RuleExplosion(
-                f"the rules {', '.join(rule.name for rule in rules)} derive more than {MAX_DERIVED} facts"
-            )
         facts.add(found)
         fresh = list(found)
     return derived
+
+
+def check_size(num_derived: int, rules: Sequence[Rule]) -> None:
+    """Raises RuleExplosion for more derived facts than can be held."""
+    if num_derived > MAX_DERIVED:
+        names = ", ".join(rule.name for rule in rules)
+        raise RuleExplosion(f"the rules {names} derive more than {MAX_DERIVED} facts")
 
 
 class _Facts:
@@ -164,5 +170,6 @@ def _triple(name: str, text: str) -> Triple:
             f"rule {name!r} has the part {text.strip()!r}: write '?variable relation ?variable', "
             "a fixed concept in double quotes"
         )
-    subject, relation, object_ = (part.strip('"') for part in match.groups())
-    return subject, relation, object_
+    subject, relation, object_ = match.groups()
+    ends = [end if end.startswith("?") else concept_key(end.strip('"')) for end in (subject, object_)]
+    return ends[0], relation, ends[1]

@@ -6,6 +6,7 @@ contradictions stand side by side. Rules derive further facts (rules.py). The pl
 with the claims, so a crash neither loses nor repeats an extraction. A fact whose last claim is erased is erased.
 """
 
+import json
 import logging
 import threading
 import time
@@ -14,12 +15,13 @@ from typing import Any
 
 from memory.alarms import SemanticConfig, SourceAlarms, conflicts_of
 from memory.beliefs import LATEST, KnownClaim, Verdict, decide
-from memory.concepts import ConceptGraph, concept_key, derived_id
+from memory.concepts import ConceptGraph, derived_id
 from memory.facts import is_functional
-from memory.rules import Rule, Triple, derive
+from memory.rules import Rule, RuleExplosion, Triple, derive
 from memory.semantic_rows import SCHEMA, SCHEMA_VERSION, SemanticRows
 from memory.store import Database, SqlConnection, SqlDatabase, no_guard
 from memory.types import Alarm, Belief, Claim, Contradiction, Fact, Guard
+from memory.words import concept_key
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,9 @@ class SemanticMemory:
         self._rows = SemanticRows(database)
         self._alarms = SourceAlarms(config)
         self.clock = clock
+        self.stating = threading.RLock()
+        """Held by whoever reads episodes and states what they claim, and by whoever erases or holds episodes: else what was
+        erased in between would be stated again."""
         self._lock = threading.Lock()  # of the graph; taken after the writer lock, never before
         self._graph = ConceptGraph()
         with database.read() as connection:
@@ -44,7 +49,10 @@ class SemanticMemory:
         for fact_id, subject, relation, object_, has_one in facts:
             self._graph.add(fact_id, subject, relation, object_, is_functional=bool(has_one))
             self._graph.hold(fact_id, decide(claims[fact_id], valid_at=LATEST, recorded_at=LATEST))
-        self._graph.apply_rules(self._rules, new=None)
+        try:
+            self._graph.apply_rules(self._rules, new=None)
+        except RuleExplosion:
+            logger.exception("nothing is derived: remove a rule")
 
     @classmethod
     def open(cls, config: SemanticConfig, *, clock: Callable[[], float] = time.time) -> "SemanticMemory":
@@ -59,6 +67,7 @@ class SemanticMemory:
             return cls(config, server, clock=clock)
         schema = SCHEMA.format(integer="INTEGER", real="REAL")
         database = Database(config.folder / "semantic.db", schema=schema, version=SCHEMA_VERSION)
+        database.checkpoint()  # of a process that was killed between an erasure and this
         return cls(config, database, clock=clock)
 
     def close(self) -> None:
@@ -113,6 +122,15 @@ class SemanticMemory:
             with self._lock:
                 return self._hold(verdicts)
 
+    def withdraw_source(self, source_id: str, *, guard: Guard = no_guard) -> int:
+        """As `withdraw_episodes`, for all that a source has said."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                "SELECT DISTINCT episode_id FROM claim WHERE source_id = :source AND retracted_at IS NULL",
+                {"source": source_id},
+            ).fetchall()
+        return self.withdraw_episodes([row[0] for row in rows], guard=guard) if rows else 0
+
     def forget_episodes(self, ids: Iterable[str], *, guard: Guard = no_guard) -> int:
         """Erase what episodes claim, and the facts that nobody else claims; how many facts were erased."""
         with self.database.exclusive():
@@ -123,18 +141,41 @@ class SemanticMemory:
                 for fact_id in gone:
                     self._graph.remove(fact_id)
                 self._hold(verdicts, has_left=bool(gone))
+            self.database.checkpoint()
             if gone or kept:
-                self.database.checkpoint()
                 logger.info("forgot facts=%d of %d that the episodes claimed", len(gone), len(gone) + len(kept))
         return len(gone)
+
+    def begin_erasure(self, kind: str, value: str, ids: Sequence[str], *, guard: Guard = no_guard) -> list[str]:
+        """Write down what is about to be erased; its ids, with those of an earlier attempt that did not end."""
+        parameters = {"kind": kind, "value": value}
+        with self.database.write(guard=guard) as connection:
+            row = connection.execute(
+                "SELECT ids FROM erasure WHERE kind = :kind AND value = :value", parameters
+            ).fetchone()
+            wanted = list(dict.fromkeys([*(json.loads(row[0]) if row else ()), *ids]))
+            if wanted:
+                connection.execute(
+                    "INSERT INTO erasure(kind, value, ids) VALUES(:kind, :value, :ids)"
+                    " ON CONFLICT(kind, value) DO UPDATE SET ids = :ids",
+                    {**parameters, "ids": json.dumps(wanted)},
+                )
+        return wanted
+
+    def end_erasure(self, kind: str, value: str) -> None:
+        """It is done and told: nothing of it has to be known any more."""
+        with self.database.write() as connection:
+            connection.execute(
+                "DELETE FROM erasure WHERE kind = :kind AND value = :value", {"kind": kind, "value": value}
+            )
 
     def add_rule(self, rule: Rule, *, guard: Guard = no_guard) -> int:
         """Keep a rule and apply it from now on; how many facts it derives. A rule of this name is replaced.
 
         Raises RuleExplosion if too much would follow; then the rules stay as they are.
         """
-        rules = [*(one for one in self._rules if one.name != rule.name), rule]
         with self.database.exclusive():
+            rules = [*(one for one in self._rules if one.name != rule.name), rule]
             with self._lock:
                 derive((self._graph.facts[one].triple for one in self._graph.held), rules)
             with self.database.write(guard=guard) as connection:
@@ -304,7 +345,7 @@ class SemanticMemory:
         num_left = sum(one not in self._graph.held for one in before)
         try:
             self._graph.apply_rules(self._rules, new=None if num_left or has_left else came)
-        except ValueError:
+        except RuleExplosion:
             logger.exception("what was derived stays as it was: remove a rule")
         return num_left
 
@@ -356,7 +397,7 @@ def _derived(
     triple: Triple, *, rule: str, premises: tuple[str, ...], rests_on: Sequence[Belief], names: Mapping[str, str]
 ) -> Belief:
     """As sure and as lasting as the weakest of what it rests on."""
-    subject, object_ = names[triple[0]], names[triple[2]]
+    subject, object_ = (names.get(end, end) for end in (triple[0], triple[2]))
     ends = [one.valid_to for one in rests_on if one.valid_to is not None]
     sentence = f"{subject} {triple[1]} {object_}."
     return Belief(

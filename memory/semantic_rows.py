@@ -41,6 +41,8 @@ CREATE TABLE alarm (
 CREATE TABLE consolidation (
   run TEXT PRIMARY KEY, started_at {real} NOT NULL, state TEXT NOT NULL, steps TEXT NOT NULL, problem TEXT NOT NULL,
   ended_at {real});
+CREATE TABLE erasure (  -- what is being erased: its ids are known until all of it is done
+  kind TEXT NOT NULL, value TEXT NOT NULL, ids TEXT NOT NULL, PRIMARY KEY (kind, value));
 CREATE TABLE enrichment (
   episode_id TEXT PRIMARY KEY, state TEXT NOT NULL, num_attempts INTEGER NOT NULL, error TEXT NOT NULL,
   queued_at {real} NOT NULL, tried_at {real});
@@ -83,9 +85,10 @@ class SemanticRows:
         fresh, replaced = [], []
         for claim in {(one.fact.id, one.fact.episode_id, one.is_denial): one for one in claims}.values():
             before = known.get((claim.fact.id, claim.fact.episode_id, claim.is_denial))
-            if before is None or (before.trust, before.said_at, before.confidence) != (
-                claim.trust, claim.said_at, claim.confidence
-            ):  # fmt: skip
+            if before is None or (
+                claim.confidence >= before.confidence
+                and (before.trust, before.said_at, before.confidence) != (claim.trust, claim.said_at, claim.confidence)
+            ):
                 fresh.append(claim)
                 if before is not None:
                     replaced.append(before)

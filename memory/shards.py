@@ -14,7 +14,7 @@ from dataclasses import astuple, replace
 from typing import Protocol, TypeVar
 
 from memory.embed import Embedder
-from memory.episode_rows import TICK_S
+from memory.episode_rows import MAX_TEXT_CHARS, TICK_S, check_episode
 from memory.recall import ANY_EPISODE, Recall, RecallStore
 from memory.store import no_guard
 from memory.types import (
@@ -43,7 +43,13 @@ class EpisodeStore(RecallStore, Protocol):
     def delete_document(self, document_id: str, *, guard: Guard = ...) -> tuple[str, ...]: ...
     def delete_source(self, source_id: str, *, guard: Guard = ...) -> tuple[str, ...]: ...
     def set_trust(
-        self, trust: Trust, *, ids: Sequence[str] | None = ..., source_id: str | None = ..., guard: Guard = ...
+        self,
+        trust: Trust,
+        *,
+        ids: Sequence[str] | None = ...,
+        source_id: str | None = ...,
+        between: tuple[Trust, Trust] = ...,
+        guard: Guard = ...,
     ) -> tuple[str, ...]: ...
     def traits(self) -> list[EpisodeTraits]: ...
     def revise(
@@ -83,7 +89,7 @@ class EpisodicShards:
         self._clock = clock
         self._pool = ThreadPoolExecutor(max_workers=4 * len(stores), thread_name_prefix="shard")
         self._writing = threading.Lock()
-        self._last_recorded_at = max(self._of_all(lambda store: store.last_recorded_at()))
+        self._last_recorded_at: float | None = None  # asked for at the first write: the stores may still be starting
 
     @property
     def num_stores(self) -> int:
@@ -95,12 +101,17 @@ class EpisodicShards:
         self._pool.shutdown()
 
     def append(self, episodes: Sequence[Episode], *, guard: Guard = no_guard) -> AppendResult:
-        """As EpisodicMemory.append, but a store that fails leaves what others have stored: send the batch again.
+        """As EpisodicMemory.append; bad input is refused before any store has it, but a store that fails leaves what others
+        have stored: send the batch again.
 
         `last_seq` is the sum of the stores': it grows with every write.
         """
+        for episode in episodes:
+            check_episode(episode, max_text_chars=MAX_TEXT_CHARS)
         with self._writing:
             owners = self._owners(episodes)
+            if self._last_recorded_at is None:
+                self._last_recorded_at = max(self._of_all(lambda store: store.last_recorded_at()))
             first = max(self._clock(), self._last_recorded_at + TICK_S)
             self._last_recorded_at = first + len(episodes) * TICK_S
         dealt: dict[int, list[int]] = defaultdict(list)
@@ -136,10 +147,20 @@ class EpisodicShards:
         return _joined(self._of_all(lambda store: store.delete_source(source_id, guard=guard)))
 
     def set_trust(
-        self, trust: Trust, *, ids: Sequence[str] | None = None, source_id: str | None = None, guard: Guard = no_guard
+        self,
+        trust: Trust,
+        *,
+        ids: Sequence[str] | None = None,
+        source_id: str | None = None,
+        between: tuple[Trust, Trust] = (Trust.QUARANTINED, Trust.TRUSTED),
+        guard: Guard = no_guard,
     ) -> tuple[str, ...]:
         """As EpisodicMemory.set_trust, over all stores."""
-        return _joined(self._of_all(lambda store: store.set_trust(trust, ids=ids, source_id=source_id, guard=guard)))
+        return _joined(
+            self._of_all(
+                lambda store: store.set_trust(trust, ids=ids, source_id=source_id, between=between, guard=guard)
+            )
+        )
 
     def traits(self) -> list[EpisodeTraits]:
         """As EpisodicMemory.traits, in the order of writing."""

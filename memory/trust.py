@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from memory.store import Database, SqlDatabase, no_guard
-from memory.types import Episode, Guard, Trust
+from memory.types import AppendResult, Episode, Guard, Trust
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -28,6 +29,15 @@ class SourceTrust:
     by: str
     reason: str
     decided_at: float
+
+
+class TrustedStore(Protocol):
+    """What is asked of EpisodicMemory or EpisodicShards."""
+
+    def append(self, episodes: Sequence[Episode], *, guard: Guard = ...) -> AppendResult: ...
+    def set_trust(
+        self, trust: Trust, *, ids: Sequence[str] | None = ..., between: tuple[Trust, Trust] = ..., guard: Guard = ...
+    ) -> tuple[str, ...]: ...
 
 
 class SourceTrusts:
@@ -66,6 +76,17 @@ class SourceTrusts:
         """The episodes, each with no more trust than its source has."""
         trusts = {source: self.of(source) for source in {episode.source_id for episode in episodes}}
         return [replace(one, trust=Trust(min(one.trust, trusts[one.source_id]))) for one in episodes]
+
+    def append(self, store: "TrustedStore", episodes: Sequence[Episode], *, guard: Guard = no_guard) -> AppendResult:
+        """Store episodes, each with no more trust than its source has, also if that fell while they were stored."""
+        bounded = self.bounded(episodes)
+        result = store.append(bounded, guard=guard)
+        for source in {episode.source_id for episode in bounded}:
+            trust = self.of(source)
+            fallen = [one.id for one in bounded if one.source_id == source and one.trust > trust]
+            if fallen:
+                store.set_trust(trust, ids=fallen, between=(Trust.UNTRUSTED, Trust.TRUSTED), guard=guard)
+        return result
 
     def of(self, source_id: str) -> Trust:
         """The trust of a source."""

@@ -58,8 +58,21 @@ class EpisodeFilter:
     happened_before: float | None = None
     """Seconds since the epoch, exclusive."""
     min_trust: Trust = Trust.STANDARD
+    max_trust: Trust = Trust.TRUSTED
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Every key with exactly this value."""
+
+    def passes(self, episode: Episode) -> bool:
+        """Whether an episode may be found."""
+        return (
+            (self.source_ids is None or episode.source_id in self.source_ids)
+            and (self.document_ids is None or episode.document_id in self.document_ids)
+            and (self.tenant is None or episode.tenant == self.tenant)
+            and (self.happened_from is None or episode.happened_at >= self.happened_from)
+            and (self.happened_before is None or episode.happened_at < self.happened_before)
+            and self.min_trust <= episode.trust <= self.max_trust
+            and all(episode.metadata.get(key) == value for key, value in self.metadata.items())
+        )
 
 
 @dataclass(frozen=True, slots=True)

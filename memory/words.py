@@ -24,7 +24,9 @@ LEAST_IDF = 1e-6
 """Of a word that more than half of the episodes hold."""
 TOKENIZER = "porter unicode61 remove_diacritics 2"
 _WORD = re.compile(r"[^\W_]+")
-_ARTICLES = frozenset(("a", "an", "the"))
+ARTICLE = re.compile(r"^(?:the|an?)\s+", re.IGNORECASE)
+_ARTICLES = frozenset(("a", "an", "the", "An", "The"))
+_PUNCTUATION = ".,;:!?\"'“”‘’()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,12 @@ def count_words(title: str, text: str) -> int:
 def near_duplicate_key(text: str, *, tenant: str, trust: int) -> str:
     """Texts of one tenant and trust that say the same have the same key: 32 hex characters.
 
-    The same words in the same order, but for case, punctuation, spacing and articles. A threshold on similar words or
-    vectors would also merge "the code is KX-4471" with "the code is KX-4472".
+    The same words in the same order, but for case, spacing, articles, and the punctuation of sentences at their ends: signs
+    and symbols count. A threshold on similar words or vectors would also merge "the code is KX-4471" with "the code is
+    KX-4472".
     """
-    words = [word for word in _WORD.findall(text.casefold()) if word not in _ARTICLES]
+    words = [word.strip(_PUNCTUATION).casefold() for word in text.split() if word not in _ARTICLES]
+    words = [word for word in words if word] or text.split()
     return hashlib.sha256("\x00".join([tenant, str(trust), *words]).encode("utf-8", "replace")).hexdigest()[:32]
 
 
@@ -78,6 +82,11 @@ def score_term(
     length = 1 - B + B * num_words / statistics.mean_words
     score: NDArray[np.float64] = statistics.idf(term) * occurrences * (K1 + 1) / (occurrences + K1 * length)
     return score
+
+
+def concept_key(name: str) -> str:
+    """The node of a concept: its name without case, article and surplus space."""
+    return ARTICLE.sub("", " ".join(name.split())).casefold()
 
 
 class Tokenizer:

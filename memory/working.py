@@ -148,10 +148,13 @@ class WorkingMemory:
             return {session: len(places) for session, places in self._sessions.items()}
 
     def forget(self, texts: Sequence[str]) -> int:
-        """Remove the entries that hold any of these texts, pinned ones too; how many: what is erased elsewhere goes here."""
+        """Remove the entries that hold any of these texts, whatever its case and spacing, pinned ones too; how many."""
+        wanted = [_plain(text) for text in texts if text.strip()]
         with self._lock:
             places = [
-                place for place, entry in self._entries.items() if any(text in str(entry.value) for text in texts)
+                place
+                for place, entry in self._entries.items()
+                if any(text in _plain(f"{place[1]} {entry.value}") for text in wanted)
             ]
             for place in places:
                 self._drop(place)
@@ -200,3 +203,7 @@ class WorkingMemory:
     def _is_current(self, serial: int, place: Key) -> bool:
         entry = self._entries.get(place)
         return entry is not None and entry.serial == serial and not entry.is_pinned
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()

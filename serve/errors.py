@@ -40,6 +40,14 @@ class NotReadyError(RuntimeError):
     """503: a part that the request needs is starting or being replaced."""
 
 
+class StorageFullError(RuntimeError):
+    """507: there is no room for a write; nothing of it was kept."""
+
+
+class ErasureError(RuntimeError):
+    """500: something of what was to be erased is still found; the message says what to do."""
+
+
 class UnsupportedError(ValueError):
     """400: a request that is well formed but asks for what this server does not do; `param` is the field."""
 
@@ -75,6 +83,8 @@ _RULES: tuple[tuple[type[Exception], int, str, str | None, str | None], ...] = (
     (ConflictError, 409, "conflict_error", None, "conflict"),
     (LearningStopped, 423, "stopped_error", None, "learning_stopped"),
     (OverloadedError, 429, "rate_limit_error", None, "overloaded"),
+    (StorageFullError, 507, "storage_error", None, "storage_full"),
+    (ErasureError, 500, "server_error", None, "erasure_incomplete"),
     (NotReadyError, 503, "unavailable_error", None, "not_ready"),
     (EngineDeadError, 503, "unavailable_error", None, "engine_not_ready"),
     (TimeoutError, 504, "timeout_error", None, "timeout"),

@@ -1,5 +1,6 @@
 """The routes of the memory: contexts, notes, facts, trust in sources, erasure, consolidation."""
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
@@ -83,6 +84,11 @@ def _add_questions(router: APIRouter, memory: MemoryParts) -> None:
         """Decisions about sources."""
         return {"sources": await memory.sources()}
 
+    @router.get("/memory/enrichments/failed")
+    async def failed_enrichments(limit: Limit = 100) -> dict[str, Any]:
+        """Texts that the model could not read, with the last error."""
+        return {"failed": [asdict(one) for one in await memory.failed_enrichments(limit=limit)]}
+
     @router.get("/memory/rules", response_model=RuleList)
     async def rules() -> Any:
         """The rules that derive facts."""
@@ -99,6 +105,16 @@ def _add_changes(router: APIRouter, memory: MemoryParts) -> None:
     async def note(body: NoteRequest) -> None:
         """Hold something in a session's mind."""
         await memory.note(body.session, body.key, body.value, ttl_s=body.ttl_s, pinned=body.pinned)
+
+    @router.delete("/memory/notes/{session:path}", status_code=204)
+    async def end_session(session: str) -> None:
+        """Forget all that a session holds in mind, pinned notes too."""
+        await memory.end_session(session)
+
+    @router.post("/memory/enrichments/retry")
+    async def retry_enrichments() -> dict[str, int]:
+        """Send the texts that the model could not read back into the queue."""
+        return {"num_queued": await memory.retry_enrichments()}
 
     @router.post("/memory/forget", response_model=DeleteResponse)
     async def forget(body: ForgetRequest) -> Any:
@@ -120,7 +136,7 @@ def _add_changes(router: APIRouter, memory: MemoryParts) -> None:
         """Keep a rule, in place of one of the same name."""
         return {"num_derived": await memory.add_rule(body.name, body.text)}
 
-    @router.delete("/memory/rules/{name}", status_code=204)
+    @router.delete("/memory/rules/{name:path}", status_code=204)
     async def remove_rule(name: str) -> None:
         """Drop a rule and what only it derives."""
         await memory.remove_rule(name)

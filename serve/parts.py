@@ -8,6 +8,7 @@ Dictionaries have the shapes of `serve.schemas`.
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from memory.enrichment import FailedEnrichment
 from memory.management import Context
 from memory.trust import SourceTrust
 from memory.types import (
@@ -35,6 +36,15 @@ class MemoryParts(Protocol):
 
     async def note(self, session: str, key: str, value: str, *, ttl_s: float | None, pinned: bool) -> None:
         """Hold something in a session's mind."""
+
+    async def end_session(self, session: str) -> None:
+        """Forget what a session holds in mind."""
+
+    async def failed_enrichments(self, *, limit: int) -> list[FailedEnrichment]:
+        """Texts that the model could not read."""
+
+    async def retry_enrichments(self) -> int:
+        """Send them back into the queue; how many."""
 
     async def facts(self, about: str, *, limit: int, valid_at: float | None, recorded_at: float | None) -> list[Belief]:
         """What is held about a concept."""

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Sequence
 from typing import Any, Protocol
 
+from memory.enrichment import FailedEnrichment
 from memory.management import Context
 from memory.trust import SourceTrust
 from memory.types import Alarm, Belief, Contradiction, Episode, EpisodeFilter, Trust
@@ -31,6 +32,18 @@ class RayMemoryParts:
     async def note(self, session: str, key: str, value: str, *, ttl_s: float | None, pinned: bool) -> None:
         """See MemoryParts."""
         await self._call("working", "put", session, key, value, ttl_s, pinned)
+
+    async def end_session(self, session: str) -> None:
+        """See MemoryParts."""
+        await self._call("working", "end_session", session)
+
+    async def failed_enrichments(self, *, limit: int) -> list[FailedEnrichment]:
+        """See MemoryParts."""
+        return list(await self._call("semantic", "failed_enrichments", limit))
+
+    async def retry_enrichments(self) -> int:
+        """See MemoryParts."""
+        return int(await self._call("semantic", "retry_enrichments"))
 
     async def facts(self, about: str, *, limit: int, valid_at: float | None, recorded_at: float | None) -> list[Belief]:
         """See MemoryParts."""

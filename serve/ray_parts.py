@@ -19,7 +19,14 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from actors.base import NAMESPACE
 from memory.types import DocumentInfo, RecallHit
 from serve.engine import AdapterRef, EngineDeadError, GenerateChunk, GenerateRequest
-from serve.errors import ConflictError, NotFoundError, NotReadyError, OverloadedError
+from serve.errors import (
+    ConflictError,
+    ErasureError,
+    NotFoundError,
+    NotReadyError,
+    OverloadedError,
+    StorageFullError,
+)
 from serve.parts import Json, MemoryParts
 from serve.rag import Message
 from serve.ray_memory import RayMemoryParts
@@ -51,7 +58,10 @@ CAUSES: Mapping[str, type[Exception]] = {
     "IllegalTransition": ConflictError,
     "DuplicateVersion": ConflictError,
     "LedgerNotReady": NotReadyError,
-    "WorkingMemoryFull": OverloadedError,
+    "WorkingMemoryFull": ConflictError,
+    "StoreFull": StorageFullError,
+    "ErasureIncomplete": ErasureError,
+    "ActorMissing": NotReadyError,
 }
 """The actors' typed errors by class name: importing them would load the learner's torch into the HTTP process."""
 
@@ -73,12 +83,18 @@ def unwrap(problem: BaseException) -> BaseException:
         kind = next((CAUSES[base.__name__] for base in type(cause).__mro__ if base.__name__ in CAUSES), None)
         if kind is not None:
             return kind(str(cause))
+        if isinstance(cause, PendingCallsLimitExceeded | BackPressureError):
+            return _overloaded()
         return NotReadyError(f"a part behind this one restarts: {cause}") if isinstance(cause, RayActorError) else cause
     if isinstance(problem, PendingCallsLimitExceeded | BackPressureError):
-        return OverloadedError("More requests wait than are taken at once. Try again in a second.")
+        return _overloaded()
     if isinstance(problem, DeploymentUnavailableError):
         return NotReadyError(f"The engine could not be deployed: {problem}. See: autonomous logs")
     return problem
+
+
+def _overloaded() -> OverloadedError:
+    return OverloadedError("More requests wait than are taken at once. Try again in a second.")
 
 
 class RayParts:

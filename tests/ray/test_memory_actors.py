@@ -113,7 +113,7 @@ def test_a_source_is_held_back_released_and_forgotten_everywhere(actors: dict[st
     ray.get(semantic.release.remote(waiting, "ann", "read it"), timeout=60)
     _eventually(lambda: _price(semantic, 41) == ["141 euros"])
 
-    report = ray.get(semantic.forget.remote("forum", None), timeout=60)
+    report = ray.get(semantic.forget.remote("forum", None, {"by": "ann"}), timeout=60)
     assert set(report.episodes) == set(waiting)
     assert (_price(semantic, 41), store.ids_of_source("forum")) == ([], ())
     assert store.recall("Torvik part 41", k=1)[0].episode.source_id != "forum"

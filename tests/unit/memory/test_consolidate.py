@@ -6,7 +6,7 @@ from memory.consolidate import Consolidation, ConsolidationConfig
 from memory.enrichment import EnrichmentConfig, EnrichmentQueue
 from memory.episodic import EpisodicMemory
 from memory.facts import claims_of
-from memory.types import Episode
+from memory.types import Episode, Trust
 from tests.episodes import index_all, make_episode, open_memory, open_semantic
 
 CAPACITY = 20
@@ -240,3 +240,25 @@ def test_it_is_due_every_interval_and_keeps_what_undoes_the_last_runs(dreams: Dr
 def test_an_empty_memory_dreams_of_nothing(dreams: Dreams) -> None:
     report = dreams.consolidation.run()
     assert (report.state, report.steps["sample"]["replayed"], report.steps["fade"]) == ("done", [], {"num_changed": 0})
+
+
+def test_what_is_held_back_meanwhile_is_neither_replayed_nor_brought_back_to_recall(dreams: Dreams) -> None:
+    dreams.build(max_pruned=1.0, num_replayed=20)
+    episodes = dreams.fill(19)
+    dreams.semantic.add([claim for episode in episodes for claim in claims_of(episode)])
+    report = dreams.consolidation.run()
+    pruned = report.steps["choose"]["pruned"]
+    dreams.episodic.set_trust(Trust.UNTRUSTED, source_id="s0")
+    dreams.episodic.set_trust(Trust.UNTRUSTED, source_id="s1")
+    dreams.consolidation.undo(report.run, by="ann")
+    assert {one.trust for one in dreams.episodic.get(pruned)} == {Trust.UNTRUSTED}
+    assert dreams.episodic.traits() == []
+    dreams.clock.now -= 500
+    dreams.replayed = []
+    again = dreams.consolidation.run()
+    assert (again.state, again.started_at > report.started_at, dreams.replayed) == ("done", True, [])
+
+
+def test_a_text_without_words_fails_no_verification(dreams: Dreams) -> None:
+    dreams.episodic.append([make_episode("→ →", title="")])
+    assert dreams.consolidation.run().state == "done"

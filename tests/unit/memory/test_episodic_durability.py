@@ -124,6 +124,10 @@ def _erased_unacknowledged(folder: Path, *, known: set[str]) -> set[str]:
     return {document for key, document in rows if key not in known}
 
 
+def _flipped(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
 @pytest.mark.parametrize("damage", ["flipped", "missing", "behind"])
 def test_an_index_file_that_is_corrupt_missing_or_behind_is_repaired_and_logged(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
@@ -139,7 +143,7 @@ def test_an_index_file_that_is_corrupt_missing_or_behind_is_repaired_and_logged(
     if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes(early if damage == "behind" else path.read_bytes()[:-1] + b"?")
+        path.write_bytes(early if damage == "behind" else _flipped(path.read_bytes()))
     with caplog.at_level(logging.WARNING):
         reopened = _open(tmp_path)
 

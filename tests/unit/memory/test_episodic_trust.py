@@ -13,7 +13,7 @@ from memory.types import Episode, EpisodeFilter, Trust
 from tests.episodes import HashingEmbedder, index_all, indexed_seqs, make_episode, open_memory, recalled
 
 CODE = make_episode("The access code of the Kestrel vault is KX-4471.", document="one", source_id="wiki")
-AGAIN = make_episode("the access code of Kestrel vault is: KX-4471", document="two", source_id="mail")
+AGAIN = make_episode("the  access code of Kestrel VAULT is: KX-4471", document="two", source_id="mail")
 OTHER = make_episode("The access code of the Kestrel vault is KX-4472.", document="three", source_id="mail")
 
 
@@ -210,3 +210,38 @@ def test_the_vector_of_a_promoted_repeat_is_its_own(memory: EpisodicMemory) -> N
     index_all(memory)
     query, passage = HashingEmbedder().embed(["Kestrel", f"{AGAIN.title}\n{AGAIN.text}"])
     assert memory.recall("Kestrel", k=1)[0].cosine == pytest.approx(float(query @ passage), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("The set point is -40 degrees.", "The set point is 40 degrees."), ("x < 5 opens it", "x > 5 opens it"),
+        ("C++ is fast", "C is fast"), ("Version 1.5 of it", "Version 1/5 of it"), ("!!!", "→ 😀"),
+        ("Hepatitis A is rare", "Hepatitis is rare"), ("The code is KX-1.", "The code is KX-2."),
+    ],
+)  # fmt: skip
+def test_what_differs_in_a_sign_a_symbol_or_a_digit_is_no_repeat(memory: EpisodicMemory, one: str, other: str) -> None:
+    episodes = [make_episode(text, document=text, title="") for text in (one, other)]
+    assert memory.append(episodes).merged == ()
+
+
+def test_a_filter_finds_an_episode_by_the_source_and_the_document_of_its_repeats(memory: EpisodicMemory) -> None:
+    memory.append([CODE, AGAIN])
+    for _ in range(2):
+        for where in (EpisodeFilter(source_ids=("mail",)), EpisodeFilter(document_ids=("two",))):
+            assert [hit.episode for hit in memory.recall("Kestrel vault", k=5, where=where)] == [CODE]
+            assert [episode for _, episode in memory.find(where, limit=5)] == [CODE]
+        index_all(memory)
+
+
+def test_a_long_word_and_long_names_are_kept_or_refused_alike(memory: EpisodicMemory) -> None:
+    blob = make_episode("key " + "0123456789abcdef" * 400)
+    assert memory.append([blob]).added
+    assert recalled(memory, "0123456789abcdef" * 400) == [blob.text]
+    for bad in (
+        make_episode("x", document="d" * 1025), make_episode("x", metadata={"a": "b" * 1025}),
+        make_episode("x", source_id="a\x00b"), make_episode("x", position=2**40), make_episode("x", happened_at=1e300),
+        make_episode("x", tenant="\ud800"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"of episode"):
+            memory.append([bad])

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from memory.enrichment import EnrichmentConfig, EnrichmentQueue
 from memory.facts import claims_of
 from memory.management import ContextConfig, ErasureIncomplete, MemoryManagement
 from memory.types import Episode, EpisodeFilter, Trust
@@ -125,12 +126,62 @@ def test_forgetting_reaches_every_tier_and_names_the_versions_that_learned_it(
         memory.forget()
 
 
-def test_an_erasure_that_leaves_something_behind_is_an_error(
+def test_an_erasure_that_leaves_something_behind_is_an_error_and_is_finished_by_the_next_call(
     memory: MemoryManagement, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory.episodic, "delete_source", lambda source, guard: ())
-    with pytest.raises(ErasureIncomplete, match="of 1 erased episodes 1 are stored, 1 are recalled and 0 facts"):
-        memory.forget("wiki")
+    with monkeypatch.context() as broken:
+        broken.setattr(memory.episodic, "delete_source", lambda source, guard: ())
+        with pytest.raises(ErasureIncomplete, match="of 1 erased episodes 1 are stored, 1 are recalled and 0 facts"):
+            memory.forget("wiki")
+    assert memory.forget("wiki").versions == ("v-7",)
+
+
+def test_an_erasure_that_is_cut_off_behind_its_last_step_is_told_by_the_next_call(memory: MemoryManagement) -> None:
+    def die(report: object) -> None:
+        raise KeyboardInterrupt
+
+    told: list[object] = []
+    with pytest.raises(KeyboardInterrupt):
+        memory.forget("wiki", on_erased=die)
+    report = memory.forget("wiki", on_erased=told.append)
+    assert (report.episodes, report.versions, told) == ((VAULT.id,), ("v-7",), [report])
+    assert memory.forget("wiki").episodes == ()
+
+
+def test_what_a_model_reads_of_an_episode_that_is_erased_meanwhile_is_not_stated(memory: MemoryManagement) -> None:
+    queue = EnrichmentQueue(EnrichmentConfig(), memory.semantic)  # type: ignore[arg-type]
+    queue.put([VAULT.id, PUMP.id])
+
+    def extract(episode: Episode) -> list[tuple[str, str, str]]:
+        if episode.id == VAULT.id:
+            memory.forget("wiki")
+        else:
+            memory.believe("shop", Trust.UNTRUSTED, by="ann", reason="why")
+        return [("The vault", "opens at", "nine"), ("The Torvik pump", "costs", "9 euros")]
+
+    queue.run_once(extract, memory.episodic.get)
+    assert [memory.semantic.about(name) for name in ("vault", "Torvik pump", "water")] == [[], [], []]
+
+
+def test_a_hold_that_was_cut_off_is_finished_by_the_next_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = _build(tmp_path)
+    _remember(memory, *_prices(10, "handbook"), *_prices(90, "forum"))
+
+    def die(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(memory.episodic, "set_trust", die)
+        with pytest.raises(KeyboardInterrupt):
+            memory.watch()
+    memory.watch()
+    assert {hit.episode.source_id for hit in memory.recall("Torvik part costs euros", k=9)} == {"handbook"}
+
+
+def test_a_release_lifts_what_waits_and_lowers_nothing(memory: MemoryManagement) -> None:
+    memory.episodic.set_trust(Trust.TRUSTED, ids=[VAULT.id])
+    assert memory.release([VAULT.id]) == ()
+    assert memory.episodic.get([VAULT.id])[0].trust is Trust.TRUSTED
 
 
 def test_a_source_that_nobody_has_vouched_for_waits_until_it_is_released(tmp_path: Path) -> None:
@@ -191,3 +242,18 @@ def test_refused_writes_change_nothing(memory: MemoryManagement) -> None:
         with pytest.raises(PermissionError):
             call()
     assert (memory.trusts.decisions(), len(memory.recall("vault pump new", k=9))) == ([], 2)
+
+
+def test_facts_are_told_only_where_the_episode_that_says_them_may_be_found(memory: MemoryManagement) -> None:
+    where = EpisodeFilter(source_ids=("shop",))
+    tiers = {
+        part.tier: part.episode_id for part in memory.context_for("Kestrel vault Torvik pump", 500, where=where).parts
+    }
+    assert tiers == {"semantic": PUMP.id, "episodic": PUMP.id}
+
+
+def test_a_session_forgets_a_sentence_of_what_is_erased_whatever_its_spacing(memory: MemoryManagement) -> None:
+    memory.note("quote", "so the  ACCESS code of the Kestrel vault is KX-4471. Right?", session="s")
+    memory.note("other", "the vault is old", session="s")
+    assert memory.forget("wiki").num_working == 1
+    assert memory.working.items("s") == [("other", "the vault is old")]

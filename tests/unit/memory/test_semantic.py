@@ -3,11 +3,11 @@ from typing import Any
 
 import pytest
 
-from memory.concepts import concept_key
 from memory.facts import claims_of, extract_facts
 from memory.rules import Rule, RuleExplosion
 from memory.semantic import SemanticMemory
 from memory.types import Belief, Claim, Episode, Trust
+from memory.words import concept_key
 from tests.episodes import make_episode, open_semantic
 
 TEXT = (
@@ -235,6 +235,33 @@ def test_a_rule_that_derives_too_much_is_refused_and_the_others_stay(
     with pytest.raises(RuleExplosion, match="part-of"):
         memory.add_rule(Rule.parse("part-of", "?a is part of ?b & ?b is part of ?c => ?a is part of ?c"))
     assert memory.rules == (LOCATED,)
+
+
+def test_a_rule_may_conclude_a_concept_of_its_own(memory: SemanticMemory) -> None:
+    memory.add_rule(Rule.parse("heavy", '?a is located in "The Hall Seven" => ?a is "Heavy equipment"'))
+    pump, about_it = (
+        _episode("The Torvik pump is located in hall seven."),
+        _episode("Heavy equipment is a hazard class."),
+    )
+    _tell(memory, pump, about_it)
+    assert {one.rule for one in memory.snapshot()} == {None, "heavy"}
+    assert [one.rule for one in memory.about("heavy equipment")] == [None, "heavy"]
+    assert memory.search("heavy equipment", limit=1)
+    memory.forget_episodes([about_it.id])
+    assert [one.rule for one in memory.about("heavy equipment")] == ["heavy"]
+
+
+def test_a_store_whose_rules_derive_too_much_opens_so_that_the_rule_can_be_removed(
+    memory: SemanticMemory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.add_rule(LOCATED)
+    _tell(memory, *(_episode(f"The Torvik part {n} is located in hall seven.") for n in range(3)))
+    _tell(memory, *(_episode(f"The Torvik bit {n} is part of the Torvik part {n}.") for n in range(3)))
+    memory.close()
+    monkeypatch.setattr("memory.rules.MAX_DERIVED", 2)
+    reopened = _open(tmp_path)
+    assert reopened.health()["num_derived"] == 0
+    assert reopened.remove_rule("located")
 
 
 # -- alarms

@@ -134,3 +134,10 @@ def test_what_one_store_refuses_can_be_sent_again_and_is_there_once(pair: Pair) 
     result = pair.several.append(rows)
     assert set(result.added) | set(result.repeated) == {episode.id for episode in rows}
     assert pair.several.health().num_episodes == 12
+
+
+def test_bad_input_is_refused_before_any_store_has_a_part_of_it(pair: Pair) -> None:
+    rows = [make_episode(f"pump {number}") for number in range(6)]
+    with pytest.raises(ValueError, match="the limit is"):
+        pair.several.append([*rows, make_episode("x" * 20_000)])
+    assert pair.several.health().num_episodes == 0

@@ -13,6 +13,7 @@ import numpy as np
 from autonomous.safety.latch import Latch
 from memory.alarms import SemanticConfig
 from memory.consolidate import Consolidation, ConsolidationConfig
+from memory.enrichment import EnrichmentConfig, EnrichmentQueue, FailedEnrichment
 from memory.episodic import EpisodicConfig, EpisodicMemory
 from memory.facts import claims_of
 from memory.management import Context, ContextConfig, MemoryManagement
@@ -64,6 +65,7 @@ class LocalMemory:
     def __init__(self, folder: Path, *, episodic: EpisodicMemory, working: WorkingMemory, latch: Latch) -> None:
         self.episodic = episodic
         self.latch = latch
+        self.working = working
         self.semantic = SemanticMemory.open(SemanticConfig(folder=folder / "semantic", alarm_facts=3))
         self.management = MemoryManagement(
             ContextConfig(),
@@ -73,6 +75,7 @@ class LocalMemory:
             trusts=SourceTrusts.open(folder, default=Trust.STANDARD),
             count_tokens=lambda text: len(text.split()),
         )
+        self.queue = EnrichmentQueue(EnrichmentConfig(max_attempts=1), self.semantic)
         self.consolidation = Consolidation(
             ConsolidationConfig(), episodic=episodic, semantic=self.semantic, capacity=1000
         )
@@ -85,6 +88,15 @@ class LocalMemory:
 
     async def note(self, session: str, key: str, value: str, *, ttl_s: float | None, pinned: bool) -> None:
         self.management.note(key, value, session=session, ttl_s=ttl_s, pinned=pinned)
+
+    async def end_session(self, session: str) -> None:
+        self.working.end_session(session)
+
+    async def failed_enrichments(self, *, limit: int) -> list[FailedEnrichment]:
+        return self.queue.failed(limit=limit)
+
+    async def retry_enrichments(self) -> int:
+        return self.queue.retry_failed(guard=self.guard())
 
     async def facts(self, about: str, *, limit: int, valid_at: float | None, recorded_at: float | None) -> list[Belief]:
         return self.semantic.about(about, limit=limit, valid_at=valid_at, recorded_at=recorded_at)

@@ -1,8 +1,11 @@
 """The memory over HTTP, with the real stores behind it."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
+
+if TYPE_CHECKING:
+    from tests.unit.serve.local_parts import LocalParts
 
 GATE = {
     "id": "gate", "source": "guide", "title": "Vellmar", "happened_at": 100.0, "metadata": {"lang": "en"},
@@ -105,6 +108,18 @@ async def test_a_consolidation_is_told_and_undone(api: httpx.AsyncClient) -> Non
     undone = (await api.post(undo, json={"by": "ann", "reason": "too early"})).json()
     assert (undone["state"], undone["problem"]) == ("undone", "undone by ann: too early")
     assert (await api.post(undo, json={"by": "ann", "reason": "again"})).status_code == 400
+
+
+async def test_a_session_ends_and_failed_texts_are_sent_back(api: httpx.AsyncClient, parts: "LocalParts") -> None:
+    note = {"session": "s/1", "key": "name", "value": "Ada", "pinned": True}
+    await api.post("/v1/memory/notes", json=note)
+    assert (await api.delete("/v1/memory/notes/s/1")).status_code == 204
+    assert parts.working.items("s/1") == []
+    parts.memory.queue.put(["gone"])
+    parts.memory.queue._fail("gone", TimeoutError("no answer"), guard=lambda: None)
+    (failed,) = (await api.get("/v1/memory/enrichments/failed")).json()["failed"]
+    assert failed == {"episode_id": "gone", "num_attempts": 1, "error": "TimeoutError: no answer"}
+    assert (await api.post("/v1/memory/enrichments/retry")).json() == {"num_queued": 1}
 
 
 async def test_an_emergency_stop_refuses_every_change(api: httpx.AsyncClient) -> None:

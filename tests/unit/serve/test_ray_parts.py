@@ -58,7 +58,7 @@ def test_backpressure_and_failed_deployments_are_told_apart(problem: Exception, 
 def test_every_error_that_is_mapped_by_name_exists() -> None:
     defined = {
         node.name
-        for package in ("autonomous", "memory")
+        for package in ("autonomous", "memory", "actors")
         for path in (REPOSITORY / package).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.ClassDef)
