@@ -149,6 +149,12 @@ class SemanticRows:
             f"DELETE FROM fact WHERE id {self._database.one_of('gone')}",
         ):
             connection.execute(statement, {"gone": self._database.many(sorted(gone))})
+        for statement in (  # what was held against a source that says nothing of it any more
+            "DELETE FROM conflict WHERE NOT EXISTS (SELECT 1 FROM claim WHERE claim.fact_id = conflict.fact_id"
+            " AND claim.source_id = conflict.source_id)",
+            "DELETE FROM alarm WHERE NOT EXISTS (SELECT 1 FROM conflict WHERE conflict.source_id = alarm.source_id)",
+        ):
+            connection.execute(statement)
         connection.execute(f"DELETE FROM enrichment WHERE episode_id {self._database.one_of('ids')}", ids)
         return gone, kept
 

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import sys
 import uuid
+from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -25,7 +26,7 @@ from serve.answers import (
     open_stream,
 )
 from serve.engine import AdapterRef, GenerateRequest, PromptTooLongError
-from serve.errors import NotFoundError, UnsupportedError
+from serve.errors import ConflictError, NotFoundError, UnsupportedError
 from serve.parts import Json, Parts
 from serve.rag import STOPS_AFTER_PASSAGES, Augmented, Message, build_query, is_follow_up, question_of
 from serve.router import ALIASES, BASE, UnknownModelError, is_alias, requested_name, resolve_version
@@ -195,7 +196,8 @@ async def _recall(context: ServingContext, question: str, *, session: str | None
     if session is not None:
         if is_follow_up(question):
             previous = await context.parts.recall_session(session, QUESTION_KEY)
-        await context.parts.remember(session, QUESTION_KEY, question)
+        with suppress(ConflictError):  # pinned notes have all places: the answer does not depend on it
+            await context.parts.remember(session, QUESTION_KEY, question)
     config = context.rag.config
     query = build_query(question, previous=previous)
     return await context.parts.search(query, k=config.num_passages, min_cosine=config.min_cosine)

@@ -292,6 +292,14 @@ def test_a_source_that_contradicts_many_trusted_facts_raises_an_alarm(tmp_path: 
     assert [one.source_id for one in memory.alarms()] == ["forum"]
 
 
+def test_an_alarm_goes_with_what_raised_it(tmp_path: Path) -> None:
+    memory = _open(tmp_path)
+    poison = _prices(90, source="forum", trust=Trust.STANDARD)
+    _tell(memory, *_prices(10, source="handbook", trust=Trust.TRUSTED), *poison)
+    memory.forget_episodes([episode.id for episode in poison])
+    assert memory.alarms() == []
+
+
 def test_a_source_that_changes_its_own_mind_or_is_right_mostly_raises_none(tmp_path: Path) -> None:
     memory = _open(tmp_path)
     _tell(memory, *_prices(10, source="shop", trust=Trust.STANDARD))
