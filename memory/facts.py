@@ -186,11 +186,14 @@ def extract_facts(text: str, *, title: str, episode_id: str) -> list[Fact]:
 def claims_of(episode: Episode) -> list[Claim]:
     """What one episode says, and what it says is no longer so."""
     told = extract_facts(episode.text, title=episode.title, episode_id=episode.id)
-    ended = extract_facts(_DENIAL.sub(" ", episode.text), title=episode.title, episode_id=episode.id)
     said = {fact.id for fact in told}
+    ended: list[Fact] = []
+    if _DENIAL.search(episode.text):
+        told_or_ended = extract_facts(_DENIAL.sub(" ", episode.text), title=episode.title, episode_id=episode.id)
+        ended = [fact for fact in told_or_ended if fact.id not in said]
     return [
         Claim(fact, episode.source_id, episode.trust, episode.happened_at, is_denial=fact.id not in said)
-        for fact in (*told, *(fact for fact in ended if fact.id not in said))
+        for fact in (*told, *ended)
     ]
 
 
