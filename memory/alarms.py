@@ -89,19 +89,28 @@ class SourceAlarms:
     def open(connection: SqlConnection) -> list[Alarm]:
         """Alarms that nobody has settled, newest first."""
         rows = connection.execute(
-            "SELECT source_id, num_contradicting, num_facts, raised_at FROM alarm WHERE settled_at IS NULL"
+            "SELECT source_id, num_contradicting, num_facts, raised_at, held_at FROM alarm WHERE settled_at IS NULL"
             " ORDER BY raised_at DESC"
         ).fetchall()
         found = []
-        for source_id, num_contradicting, num_facts, raised_at in rows:
+        for source_id, num_contradicting, num_facts, raised_at, held_at in rows:
             sentences = connection.execute(
                 "SELECT DISTINCT sentence FROM claim JOIN conflict ON conflict.fact_id = claim.fact_id"
                 " AND conflict.source_id = claim.source_id WHERE claim.source_id = :source"
                 f" ORDER BY sentence LIMIT {_EXAMPLES}",
                 {"source": source_id},
             ).fetchall()
-            found.append(Alarm(source_id, num_contradicting, num_facts, raised_at, tuple(row[0] for row in sentences)))
+            examples = tuple(row[0] for row in sentences)
+            is_held = held_at is not None
+            found.append(Alarm(source_id, num_contradicting, num_facts, raised_at, examples, is_held))
         return found
+
+    @staticmethod
+    def hold(connection: SqlConnection, source_id: str, *, now: float) -> None:
+        """All that the source has said is held back now."""
+        connection.execute(
+            "UPDATE alarm SET held_at = :now WHERE source_id = :source", {"source": source_id, "now": now}
+        )
 
     @staticmethod
     def settle(connection: SqlConnection, source_id: str, *, by: str, reason: str, now: float) -> bool:
@@ -127,7 +136,8 @@ class SourceAlarms:
         raised = connection.execute(
             "INSERT INTO alarm(source_id, raised_at, num_contradicting, num_facts)"
             " VALUES(:source, :now, :contradicting, :facts) ON CONFLICT(source_id) DO UPDATE SET raised_at = :now,"
-            " num_contradicting = :contradicting, num_facts = :facts, settled_at = NULL, settled_by = NULL, reason = NULL"
+            " num_contradicting = :contradicting, num_facts = :facts, held_at = NULL, settled_at = NULL, settled_by = NULL,"
+            " reason = NULL"
             " WHERE alarm.num_contradicting < :contradicting",
             {"source": source_id, "now": now, "contradicting": num_contradicting, "facts": num_facts},
         ).rowcount

@@ -142,11 +142,12 @@ class Consolidation:
         }
 
     def due(self) -> bool:
-        """Whether a run was cut off, or the last one began an interval ago; the first is due at once."""
+        """Whether a run was cut off, or an interval has passed since the last one began, or since the first fact came in."""
         reports = self.reports(limit=1)
-        if not reports:
+        if reports and reports[0].state == "running":
             return True
-        return reports[0].state == "running" or self._clock() - reports[0].started_at >= self.config.interval_s
+        since = reports[0].started_at if reports else self._semantic.began_at()
+        return since is not None and self._clock() - since >= self.config.interval_s
 
     def run(self, *, guard: Guard = no_guard) -> ConsolidationReport:
         """Go through all steps, or those that a run which was cut off has left. Raises what `guard` raises."""

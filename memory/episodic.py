@@ -212,7 +212,7 @@ class EpisodicMemory:
         with self._changing(guard) as (connection, change):
             rows = self._rows.select(connection, condition, parameters)
             self._rows.move(connection, rows, trust=trust, now=self._clock(), change=change)
-            self._revisions.set_trust(connection, int(trust), ids=ids, source_id=source_id)
+            self._revisions.set_trust(connection, trust, ids=ids, source_id=source_id, between=between)
         return tuple(row["id"] for row in rows)
 
     # -- consolidation

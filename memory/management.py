@@ -97,6 +97,7 @@ class Facts(Protocol):
     def forget_episodes(self, ids: Iterable[str], *, guard: Guard = ...) -> int: ...
     def facts_of_episodes(self, ids: Sequence[str]) -> list[str]: ...
     def alarms(self) -> list[Alarm]: ...
+    def note_hold(self, source_id: str, *, guard: Guard = ...) -> None: ...
     def settle_alarm(self, source_id: str, *, by: str, reason: str, guard: Guard = ...) -> bool: ...
 
 
@@ -292,16 +293,19 @@ class MemoryManagement:
     def watch(self, *, guard: Guard = no_guard) -> list[Alarm]:
         """The open alarms; the sources concerned are held back unless `hold_on_alarm` is off.
 
-        Idempotent: a hold that was cut off is finished by the next call.
+        A hold that was cut off is finished by the next call; what a person releases after one stays released.
         """
         alarms = self.semantic.alarms()
         for alarm in alarms if self._hold_on_alarm else ():
             with self.semantic.stating:
+                if alarm.is_held:
+                    continue
                 if self.trusts.of(alarm.source_id) >= Trust.STANDARD:
                     reason = f"contradicts others with {alarm.num_contradicting} of {alarm.num_facts} facts"
                     self.trusts.decide(alarm.source_id, Trust.UNTRUSTED, by="memory", reason=reason, guard=guard)
                     logger.warning("source=%s is held back: it %s", alarm.source_id, reason)
                 self._set_trust_of(alarm.source_id, Trust.UNTRUSTED, guard=guard)
+                self.semantic.note_hold(alarm.source_id, guard=guard)
         return alarms
 
     # -- helpers

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from memory.episode_rows import EpisodeRows, IndexChange
 from memory.store import SqlConnection, SqlDatabase
+from memory.types import Trust
 
 
 class Revisions:
@@ -89,19 +90,27 @@ class Revisions:
         return num_rows
 
     def set_trust(
-        self, connection: SqlConnection, trust: int, *, ids: Sequence[str] | None, source_id: str | None
+        self,
+        connection: SqlConnection,
+        trust: Trust,
+        *,
+        ids: Sequence[str] | None,
+        source_id: str | None,
+        between: tuple[Trust, Trust],
     ) -> None:
         """What was let go has this trust too, if an undo brings it back."""
         rows = connection.execute(
             "SELECT run, id, before FROM revised WHERE kind = 'pruned' AND (:source IS NULL OR source_id = :source)",
             {"source": source_id},
         ).fetchall()
+        wanted = None if ids is None else set(ids)
+        kept = [(run, key, json.loads(text)) for run, key, text in rows if wanted is None or key in wanted]
         connection.executemany(
             "UPDATE revised SET before = :before WHERE run = :run AND id = :id AND kind = 'pruned'",
             [
-                {"run": run, "id": key, "before": json.dumps({**json.loads(text), "trust": trust})}
-                for run, key, text in rows
-                if ids is None or key in ids
+                {"run": run, "id": key, "before": json.dumps({**row, "trust": int(trust)})}
+                for run, key, row in kept
+                if between[0] <= row["trust"] <= between[1]
             ],
         )
 

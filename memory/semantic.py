@@ -275,6 +275,12 @@ class SemanticMemory:
             found[ids[triple]] = _derived(triple, rule=why.rule, premises=premises, rests_on=rests_on, names=names)
         return list(found.values())
 
+    def began_at(self) -> float | None:
+        """When the first claim came in that is still there, seconds since the epoch; None for an empty memory."""
+        with self.database.read() as connection:
+            row = connection.execute("SELECT recorded_at FROM claim ORDER BY number LIMIT 1").fetchone()
+        return None if row is None else float(row[0])
+
     def neighbours(self, concept: str, *, hops: int = 1) -> list[str]:
         """Names of the concepts within `hops` facts, in either direction, nearest first, then by name."""
         if hops < 1:
@@ -302,6 +308,11 @@ class SemanticMemory:
         """Sources that contradict many facts of others and that nobody has settled, newest first."""
         with self.database.read() as connection:
             return self._alarms.open(connection)
+
+    def note_hold(self, source_id: str, *, guard: Guard = no_guard) -> None:
+        """What the source of an alarm has said is held back now; from here on it is a person's to release."""
+        with self.database.exclusive(), self.database.write(guard=guard) as connection:
+            self._alarms.hold(connection, source_id, now=self.clock())
 
     def settle_alarm(self, source_id: str, *, by: str, reason: str, guard: Guard = no_guard) -> bool:
         """A person has looked at it; it is raised again only by further contradictions. False if there is none."""

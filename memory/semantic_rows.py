@@ -37,7 +37,7 @@ CREATE INDEX conflict_fact ON conflict(fact_id);
 CREATE INDEX conflict_other ON conflict(other_id);
 CREATE TABLE alarm (
   source_id TEXT PRIMARY KEY, raised_at {real} NOT NULL, num_contradicting INTEGER NOT NULL, num_facts INTEGER NOT NULL,
-  settled_at {real}, settled_by TEXT, reason TEXT);
+  held_at {real}, settled_at {real}, settled_by TEXT, reason TEXT);
 CREATE TABLE consolidation (
   run TEXT PRIMARY KEY, started_at {real} NOT NULL, state TEXT NOT NULL, steps TEXT NOT NULL, problem TEXT NOT NULL,
   ended_at {real});

@@ -189,6 +189,8 @@ class Alarm:
     raised_at: float
     examples: tuple[str, ...]
     """Sentences of the source."""
+    is_held: bool
+    """Whether all that it had said by then was held back for it."""
 
 
 @dataclass(frozen=True, slots=True)

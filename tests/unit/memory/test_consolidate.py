@@ -191,7 +191,7 @@ def test_a_run_that_is_cut_off_anywhere_goes_on_and_ends_as_if_it_was_not(tmp_pa
             dreams.episodic.close()
             dreams.semantic.close()
             dreams.__init__(tmp_path / name, max_pruned=1.0)  # type: ignore[misc]
-            assert dreams.consolidation.due()
+            assert dreams.consolidation.due() == (stop_before > 1)
         report = dreams.consolidation.run()
         results.append(
             (
@@ -222,7 +222,10 @@ def test_a_run_that_fails_its_verification_is_undone_by_itself_and_says_so(
 
 
 def test_it_is_due_every_interval_and_keeps_what_undoes_the_last_runs(dreams: Dreams) -> None:
-    dreams.fill(6)
+    assert not dreams.consolidation.due()
+    dreams.semantic.add([claim for episode in dreams.fill(6) for claim in claims_of(episode)])
+    assert not dreams.consolidation.due()  # not in the midst of a first reading
+    dreams.clock.now += 86_400
     runs = []
     for _ in range(5):
         assert dreams.consolidation.due()

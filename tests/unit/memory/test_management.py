@@ -176,6 +176,9 @@ def test_a_hold_that_was_cut_off_is_finished_by_the_next_watch(tmp_path: Path, m
             memory.watch()
     memory.watch()
     assert {hit.episode.source_id for hit in memory.recall("Torvik part costs euros", k=9)} == {"handbook"}
+    released = memory.release([memory.waiting(limit=1)[0].id])
+    memory.watch()
+    assert {hit.episode.id for hit in memory.recall("Torvik part costs euros", k=9)} >= set(released)
 
 
 def test_a_release_lifts_what_waits_and_lowers_nothing(memory: MemoryManagement) -> None:
