@@ -7,13 +7,14 @@ from typing import Any
 
 import ray
 
-from actors.stores import RayStore, StoreHost, StoreShell, episodic_config, shard_name
+from actors.stores import StoreHost, StoreShell, episodic_config, remote_store, shard_name
 from autonomous.ingest import IngestConfig, Prepared, prepare_document
 from autonomous.safety.screen import Level, SafetyScreen
 from memory.embed import MiniLmEmbedder
+from memory.protocols import EpisodeStore
 from memory.recall import ANY_EPISODE
 from memory.settings import MemorySettings
-from memory.shards import EpisodeStore, EpisodicShards
+from memory.shards import EpisodicShards
 from memory.trust import SourceTrusts
 from memory.types import DocumentInfo, Episode, EpisodeFilter, RecallHit, Trust
 from train.data.clean import CleanConfig, DataCleaner
@@ -44,7 +45,7 @@ class EpisodicShell(StoreShell):
             stores: list[EpisodeStore] = [self._host.memory]
         else:
             self._embedder = MiniLmEmbedder(num_threads=1)
-            stores = [RayStore(shard_name(number)) for number in range(settings.num_shards)]
+            stores = [remote_store(shard_name(number)) for number in range(settings.num_shards)]
         self._shards = EpisodicShards(stores, embedder=self._embedder)
         self._store = self._shards
         self._trusts = SourceTrusts.open(folder, default=settings.source_trust, database=settings.database)

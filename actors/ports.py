@@ -13,7 +13,7 @@ from ray import serve as ray_serve
 from ray.exceptions import RayError
 
 from actors.calls import ActorMissing, actor, retried
-from actors.stores import RayStore
+from actors.stores import remote_store
 from autonomous.lessons import Question
 from autonomous.runs import LearningRun, StepReport
 from autonomous.versions.report import EvaluationReport
@@ -33,7 +33,7 @@ class RayMemory:
     """MemoryPort over the episodic actor."""
 
     def __init__(self) -> None:
-        self._store = RayStore("episodic")
+        self._store = remote_store("episodic")
 
     def freshest(self, limit: int, offset: int) -> list[tuple[int, Episode]]:
         """See MemoryPort."""

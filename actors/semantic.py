@@ -17,18 +17,17 @@ from ray.exceptions import RayActorError
 from actors.base import Shell
 from actors.calls import ActorMissing, actor
 from actors.extract import EngineExtractor
-from actors.stores import RayStore
+from actors.stores import remote_store
 from actors.working import RayWorking
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.versions.ledger import VersionLedger
-from memory.alarms import SemanticConfig
+from memory.claims import claims_of
 from memory.consolidate import Consolidation
 from memory.enrichment import EnrichmentQueue, FailedEnrichment
-from memory.facts import claims_of
 from memory.management import Context, ForgetReport, MemoryManagement
 from memory.recall import ANY_EPISODE
 from memory.rules import Rule
-from memory.semantic import SemanticMemory
+from memory.semantic import SemanticConfig, SemanticMemory
 from memory.settings import MemorySettings
 from memory.trust import SourceTrust, SourceTrusts
 from memory.types import Alarm, Belief, Contradiction, Episode, EpisodeFilter, Trust
@@ -65,7 +64,7 @@ class SemanticShell(Shell):
             alarm_share=settings.alarm_share,
         )
         self._memory = SemanticMemory.open(config)
-        self._episodes = RayStore("episodic")
+        self._episodes = remote_store("episodic")
         self._ledger = VersionLedger(ledger)
         self._tokenizer = TokenCounter(base_folder)
         self._management = MemoryManagement(

@@ -6,40 +6,34 @@ A store is idempotent by id, so whoever calls it across Ray repeats a call while
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 
 from actors.base import Shell
 from actors.calls import actor, retried
 from autonomous.safety.latch import Latch
 from memory.embed import MiniLmEmbedder
-from memory.episodic import EpisodicConfig, EpisodicMemory
-from memory.recall import ANY_EPISODE, Candidate
+from memory.episode_backends import EpisodicConfig
+from memory.episodic import EpisodicMemory
+from memory.protocols import EpisodeStore
 from memory.settings import MemorySettings
 from memory.shards import EpisodicShards
 from memory.store import no_guard
 from memory.types import (
-    AppendResult,
-    DocumentInfo,
-    Episode,
-    EpisodeFilter,
-    EpisodeTraits,
     Guard,
     MemoryHealth,
-    RecallHit,
-    Trust,
 )
-from memory.words import WordStatistics
 
 logger = logging.getLogger(__name__)
 
 INDEX_IDLE_S = 0.2
 INDEX_RETRY_S = 5.0
+WRITES = frozenset(("append", "delete_document", "delete_source", "set_trust", "revise", "undo", "forget_revisions"))
+"""Methods of a store that change it: they take a guard."""
 HEALTH_TIMEOUT_S = 5.0
 """Not repeated: whoever asks wants to know how it is now."""
 RESTART_TIMEOUT_S = 60.0
@@ -149,140 +143,23 @@ class EpisodeShardShell(StoreShell):
         self._store = self._host.memory
 
 
-class RayStore:
-    """The store of a StoreShell, called from another process. The guard is the actor's own: both read the same latch."""
+class _RemoteStore:
+    """The methods of a StoreShell's store by their names, called in the actor and repeated while it restarts."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def append(
-        self, episodes: Sequence[Episode], *, guard: Guard = no_guard, recorded_at: Sequence[float] | None = None
-    ) -> AppendResult:
-        """See EpisodicMemory."""
-        guard()
-        result: AppendResult = self._write("append", list(episodes), recorded_at=recorded_at)
-        return result
-
-    def delete_document(self, document_id: str, *, guard: Guard = no_guard) -> tuple[str, ...]:
-        """See EpisodicMemory."""
-        guard()
-        return tuple(self._write("delete_document", document_id))
-
-    def delete_source(self, source_id: str, *, guard: Guard = no_guard) -> tuple[str, ...]:
-        """See EpisodicMemory."""
-        guard()
-        return tuple(self._write("delete_source", source_id))
-
-    def set_trust(
-        self,
-        trust: Trust,
-        *,
-        ids: Sequence[str] | None = None,
-        source_id: str | None = None,
-        between: tuple[Trust, Trust] = (Trust.QUARANTINED, Trust.TRUSTED),
-        guard: Guard = no_guard,
-    ) -> tuple[str, ...]:
-        """See EpisodicMemory."""
-        guard()
-        wanted = None if ids is None else list(ids)
-        return tuple(self._write("set_trust", trust, ids=wanted, source_id=source_id, between=between))
-
-    def revise(
-        self,
-        run: str,
-        step: str,
-        *,
-        saliences: Mapping[str, float] | None = None,
-        prune: Sequence[str] = (),
-        guard: Guard = no_guard,
-    ) -> int:
-        """See EpisodicMemory."""
-        guard()
-        return int(self._write("revise", run, step, saliences=dict(saliences or {}), prune=list(prune)))
-
-    def undo(self, run: str, *, guard: Guard = no_guard) -> int:
-        """See EpisodicMemory."""
-        guard()
-        return int(self._write("undo", run))
-
-    def forget_revisions(self, *, but: Sequence[str], guard: Guard = no_guard) -> int:
-        """See EpisodicMemory."""
-        guard()
-        return int(self._write("forget_revisions", but=list(but)))
-
-    def verify(self) -> None:
-        """See EpisodicMemory."""
-        self._read("verify")
-
-    def traits(self) -> list[EpisodeTraits]:
-        """See EpisodicMemory."""
-        return list(self._read("traits"))
-
-    def recall(
-        self, query: str, *, k: int, min_cosine: float = -1.0, where: EpisodeFilter = ANY_EPISODE
-    ) -> list[RecallHit]:
-        """See EpisodicMemory."""
-        return list(self._read("recall", query, k=k, min_cosine=min_cosine, where=where))
-
-    def word_statistics(self, terms: Sequence[str]) -> WordStatistics:
-        """See EpisodicMemory."""
-        statistics: WordStatistics = self._read("word_statistics", list(terms))
-        return statistics
-
-    def candidates(
-        self,
-        terms: Sequence[str],
-        vector: NDArray[np.float32],
-        *,
-        statistics: WordStatistics,
-        limit: int,
-        where: EpisodeFilter,
-    ) -> list[Candidate]:
-        """See EpisodicMemory."""
-        return list(self._read("candidates", list(terms), vector, statistics=statistics, limit=limit, where=where))
-
-    def find(self, where: EpisodeFilter, *, limit: int, offset: int = 0) -> list[tuple[int, Episode]]:
-        """See EpisodicMemory."""
-        return list(self._read("find", where, limit=limit, offset=offset))
-
-    def episodes_after(self, seq: int, *, limit: int, min_trust: Trust = Trust.STANDARD) -> list[tuple[int, Episode]]:
-        """See EpisodicMemory."""
-        return list(self._read("episodes_after", seq, limit=limit, min_trust=min_trust))
-
-    def freshest(self, *, limit: int, offset: int, min_trust: Trust = Trust.STANDARD) -> list[tuple[int, Episode]]:
-        """See EpisodicMemory."""
-        return list(self._read("freshest", limit=limit, offset=offset, min_trust=min_trust))
-
-    def get(self, ids: Sequence[str]) -> list[Episode]:
-        """See EpisodicMemory."""
-        return list(self._read("get", list(ids)))
-
-    def has(self, ids: Iterable[str]) -> set[str]:
-        """See EpisodicMemory."""
-        return set(self._read("has", list(ids)))
-
-    def documents(self, *, limit: int, offset: int, source_id: str | None = None) -> list[DocumentInfo]:
-        """See EpisodicMemory."""
-        return list(self._read("documents", limit=limit, offset=offset, source_id=source_id))
-
-    def ids_of(self, document_id: str) -> tuple[str, ...]:
-        """See EpisodicMemory."""
-        return tuple(self._read("ids_of", document_id))
-
-    def ids_of_source(self, source_id: str) -> tuple[str, ...]:
-        """See EpisodicMemory."""
-        return tuple(self._read("ids_of_source", source_id))
-
-    def last_recorded_at(self) -> float:
-        """See EpisodicMemory."""
-        return float(self._read("last_recorded_at"))
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        return partial(self._write if method in WRITES else self._read, method)
 
     def health(self) -> MemoryHealth:
-        """See EpisodicMemory. Raises if the store's indexing fails."""
+        """See EpisodicMemory. Raises if the store's indexing fails, or it does not answer soon."""
         health: MemoryHealth = ray.get(actor(self._name).health.remote(), timeout=HEALTH_TIMEOUT_S)
         return health
 
-    def _write(self, method: str, *arguments: Any, **options: Any) -> Any:
+    def _write(self, method: str, *arguments: Any, guard: Guard = no_guard, **options: Any) -> Any:
+        """The guard is asked here; at the commit the actor asks its own, of the same latch."""
+        guard()
         return retried(
             lambda: ray.get(actor(self._name).write.remote(method, arguments, options)), timeout_s=RESTART_TIMEOUT_S
         )
@@ -291,3 +168,8 @@ class RayStore:
         return retried(
             lambda: ray.get(actor(self._name).read.remote(method, arguments, options)), timeout_s=RESTART_TIMEOUT_S
         )
+
+
+def remote_store(name: str) -> EpisodeStore:
+    """The store of the episodic actor, or of one of its shards, from another process."""
+    return cast("EpisodeStore", _RemoteStore(name))

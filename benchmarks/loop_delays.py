@@ -13,7 +13,8 @@ from typing import Any
 
 from autonomous.lessons import answer_hits
 from cluster.bench import BenchContext, Claim, percentile
-from cluster.client import Client, ClientError
+from cluster.client import Client
+from cluster.client_errors import ClientError
 
 SEED = 20250
 POLL_S = 0.01

@@ -65,7 +65,8 @@ def run(context: BenchContext) -> Iterable[Claim]:
 
 
 def _measure(one: Any, embedder: Any, folder: Any, found: Recalls) -> None:
-    from memory.episodic import EpisodicConfig, EpisodicMemory
+    from memory.episode_backends import EpisodicConfig
+    from memory.episodic import EpisodicMemory
     from memory.recall import ANY_EPISODE, Recall
 
     memory = EpisodicMemory.open(EpisodicConfig(folder=folder), embedder=embedder)

@@ -27,9 +27,9 @@ def run(context: BenchContext) -> Iterable[Claim]:
     import faiss
 
     from cluster.bench_episodes import ClusterEmbedder, facts, passages, queries
-    from memory.alarms import SemanticConfig
-    from memory.episodic import EpisodicConfig, EpisodicMemory
-    from memory.semantic import SemanticMemory
+    from memory.episode_backends import EpisodicConfig
+    from memory.episodic import EpisodicMemory
+    from memory.semantic import SemanticConfig, SemanticMemory
 
     faiss.omp_set_num_threads(1)
     size = 20_000 if context.quick else 100_000
@@ -93,7 +93,8 @@ def _vectors(memory: Any, embedder: Any, asked: list[str], size: int) -> Claim:
 def _writes(context: BenchContext) -> Iterable[Claim]:
     """Batches of 100 rows, each on disk before the next; ours with words, totals, tags and the search for repeats."""
     from cluster.bench_episodes import ClusterEmbedder, passages
-    from memory.episodic import EpisodicConfig, EpisodicMemory
+    from memory.episode_backends import EpisodicConfig
+    from memory.episodic import EpisodicMemory
 
     rates: dict[str, list[float]] = {"ours": [], "SQLite": []}
     for number in range(WRITE_ROUNDS):

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from cluster.config import REPOSITORY
-from memory.episodic import EpisodicConfig, EpisodicMemory
+from memory.episode_backends import EpisodicConfig
+from memory.episodic import EpisodicMemory
 from memory.rag_index import RAGIndex, Vectors, decode_vectors
 from memory.types import Episode
 

@@ -13,7 +13,7 @@ import typer
 
 from cluster import cli_data, cli_memory, cli_model, cli_plan, cli_runs, cli_safety, cli_system, cli_train
 from cluster.cli_common import Failure, examples, print_error
-from cluster.client import ApiError, ClientError
+from cluster.client_errors import ApiError, ClientError
 
 app = typer.Typer(
     name="autonomous",

@@ -19,7 +19,8 @@ from cluster.cli_common import (
     table,
     who,
 )
-from cluster.client import Answer, ApiError
+from cluster.client import Answer
+from cluster.client_errors import ApiError
 
 PANEL = "The model"
 NOT_PROMOTED = 3

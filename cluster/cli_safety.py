@@ -23,7 +23,8 @@ from cluster.cli_common import (
     print_json,
     who,
 )
-from cluster.client import Client, ClientError
+from cluster.client import Client
+from cluster.client_errors import ClientError
 
 PANEL = "Safety"
 TELL_TIMEOUT_S = 5.0

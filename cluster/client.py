@@ -4,7 +4,6 @@ In flow plain arguments, out flow the JSON objects of the API (docs: `<url>/docs
 pieces, has a type of its own. The command line, the guided run and the benchmarks use nothing else.
 """
 
-import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +13,8 @@ from urllib.parse import quote
 
 import httpx
 
+from cluster.client_errors import ApiError, ClientError, error_of, reached
+
 Json = dict[str, Any]
 
 UNREACHABLE_TIMEOUT_S = 5.0
@@ -22,37 +23,6 @@ UNREACHABLE_TIMEOUT_S = 5.0
 
 POLL_S = 0.3
 """How often a learning run is asked where it stands."""
-
-
-class ClientError(RuntimeError):
-    """The request has no result; the message is a sentence for the user."""
-
-
-class ServerUnreachable(ClientError):
-    """Nobody answers at the address, or the connection broke before the answer was whole."""
-
-
-class ApiError(ClientError):
-    """The server refused or failed. `status` is the HTTP code, `param` the field that is wrong."""
-
-    def __init__(
-        self, message: str, *, status: int, kind: str = "", param: str | None = None, code: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.kind = kind
-        self.param = param
-        self.code = code
-
-
-class LearningIsStopped(ApiError):
-    """423: the emergency stop is set; only a person resets it."""
-
-
-class TryLater(ApiError):
-    """429: more requests wait than the server takes. `retry_after_s` is its own proposal."""
-
-    retry_after_s: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -144,7 +114,7 @@ class Client:
         start = time.perf_counter()
         pieces: list[str] = []
         facts: Json = {}
-        with _reached(self.base_url), self._http.stream("POST", "/v1/chat/completions", json=body) as response:
+        with reached(self.base_url), self._http.stream("POST", "/v1/chat/completions", json=body) as response:
             if response.status_code >= 400:
                 response.read()
                 raise error_of(response)
@@ -318,7 +288,7 @@ class Client:
     ) -> Json:
         timeout = httpx.USE_CLIENT_DEFAULT if timeout_s is None else httpx.Timeout(timeout_s)
         given = {name: value for name, value in (params or {}).items() if value is not None}
-        with _reached(self.base_url):
+        with reached(self.base_url):
             response = self._http.request(method, path, json=body, params=given, timeout=timeout)
         if response.status_code >= 400:
             raise error_of(response)
@@ -327,43 +297,6 @@ class Client:
         except ValueError:
             reply = {}
         return reply if isinstance(reply, dict) else {"data": reply}
-
-
-@contextlib.contextmanager
-def _reached(base_url: str) -> Iterator[None]:
-    """Turns httpx's transport errors into one sentence."""
-    try:
-        yield
-    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise ServerUnreachable(f"nobody answers at {base_url}; start the system with: autonomous up") from error
-    except httpx.TimeoutException as error:
-        raise ServerUnreachable(f"{base_url} did not answer in time; look at: autonomous logs") from error
-    except httpx.TransportError as error:
-        raise ServerUnreachable(f"the connection to {base_url} broke ({error}); look at: autonomous logs") from error
-
-
-def error_of(response: httpx.Response) -> ApiError:
-    """The typed error of a refused request, with the server's message where it gave one."""
-    try:
-        error = response.json()["error"]
-        message = str(error["message"])
-    except (ValueError, KeyError, TypeError):
-        error = {}
-        message = f"the server answered {response.status_code} {response.reason_phrase}: {response.text[:200].strip()}"
-    facts = {
-        "status": response.status_code,
-        "kind": error.get("type") or "",
-        "param": error.get("param"),
-        "code": error.get("code"),
-    }
-    if response.status_code == httpx.codes.LOCKED:
-        return LearningIsStopped(message, **facts)
-    if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
-        later = TryLater(message, **facts)
-        wait = response.headers.get("retry-after", "")
-        later.retry_after_s = float(wait) if wait.isdigit() else 1.0
-        return later
-    return ApiError(message, **facts)
 
 
 def _chat_body(

@@ -18,7 +18,8 @@ from autonomous.lessons import answer_hits
 from cluster.bench import Claim, describe_machine
 from cluster.cli_common import Failure, table, who
 from cluster.cli_model import gates_table, outcome_sentence
-from cluster.client import Answer, ApiError, Client, ClientError, Json
+from cluster.client import Answer, Client, Json
+from cluster.client_errors import ApiError, ClientError
 from cluster.config import SystemConfig, load_config
 from cluster.feed import FeedReport, feed_source, wait_until_indexed
 from cluster.guided_stop import stop_and_reset

@@ -6,7 +6,8 @@ In flows a client of the running system; out flow the checks, one by one as they
 import time
 from collections.abc import Callable, Iterator
 
-from cluster.client import Answer, ApiError, Client, ClientError, LearningIsStopped
+from cluster.client import Answer, Client
+from cluster.client_errors import ApiError, ClientError, LearningIsStopped
 from cluster.report import Check
 
 ANSWER_TOKENS = 32

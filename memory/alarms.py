@@ -8,13 +8,10 @@ with a large share of its own, raises an alarm that stays until a person settles
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from memory.beliefs import Verdict, order_of_belief
+from memory.claims import is_functional
 from memory.concepts import ConceptGraph, Held
-from memory.facts import is_functional
 from memory.store import SqlConnection
 from memory.types import Alarm, Fact
 from memory.words import concept_key
@@ -24,23 +21,6 @@ logger = logging.getLogger(__name__)
 Conflict = tuple[str, str, str]
 """Source at fault, its fact, the fact that it contradicts."""
 _EXAMPLES = 5
-
-
-class SemanticConfig(BaseModel):
-    """Where facts are kept, and when a source is suspect."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    folder: Path
-    """Holds semantic.db."""
-    database: str = ""
-    """URL of a PostgreSQL database instead; see EpisodicConfig."""
-    namespace: str = "semantic"
-    """The schema there."""
-    alarm_facts: int = Field(5, gt=0)
-    """A source with so many facts that contradict those of others, no less trusted than itself, raises an alarm,"""
-    alarm_share: float = Field(0.2, gt=0, le=1)
-    """if they are so large a share of its facts that have one object at a time."""
 
 
 def conflicts_of(
@@ -70,8 +50,9 @@ def conflicts_of(
 class SourceAlarms:
     """Conflicts and alarms in the rows of SemanticMemory."""
 
-    def __init__(self, config: SemanticConfig) -> None:
-        self._config = config
+    def __init__(self, *, least_facts: int, least_share: float) -> None:
+        self._least_facts = least_facts
+        self._least_share = least_share
 
     def note(self, connection: SqlConnection, conflicts: Iterable[Conflict], *, now: float) -> None:
         """Write conflicts down, and raise what alarms they make due."""
@@ -131,7 +112,7 @@ class SourceAlarms:
             " WHERE source_id = :source AND is_functional = 1 AND retracted_at IS NULL",
             {"source": source_id},
         ).fetchone()
-        if num_contradicting < max(self._config.alarm_facts, self._config.alarm_share * num_facts):
+        if num_contradicting < max(self._least_facts, self._least_share * num_facts):
             return
         raised = connection.execute(
             "INSERT INTO alarm(source_id, raised_at, num_contradicting, num_facts)"

@@ -7,10 +7,11 @@ decision over the claims known then, and equals a replay of the log up to then.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from memory.types import Trust
+from memory.rules import Triple, derived_id
+from memory.types import Belief, Fact, Trust
 
 FOREVER = float("inf")
 LATEST = 1e18
@@ -75,3 +76,35 @@ def order_of_belief(verdict: Verdict) -> tuple[int, float, float, float, str]:
     """Among facts that contradict each other the greatest is believed: newest from the highest trust."""
     claim = verdict.claim
     return claim.trust, claim.confidence, claim.said_at, claim.recorded_at, claim.fact_id
+
+
+def belief_of(triple: tuple[str, str, str], verdict: Verdict, *, fact_id: str) -> Belief:
+    """A fact as its verdict has it; `triple` as it was first written."""
+    claim = verdict.claim
+    return Belief(
+        Fact(fact_id, *triple, claim.sentence, claim.episode_id),
+        trust=claim.trust,
+        confidence=claim.confidence,
+        valid_from=verdict.valid_from,
+        valid_to=verdict.valid_to,
+        recorded_at=claim.recorded_at,
+    )
+
+
+def derived_belief(
+    triple: Triple, *, rule: str, premises: tuple[str, ...], rests_on: Sequence[Belief], names: Mapping[str, str]
+) -> Belief:
+    """As sure and as lasting as the weakest of what it rests on."""
+    subject, object_ = (names.get(end, end) for end in (triple[0], triple[2]))
+    ends = [one.valid_to for one in rests_on if one.valid_to is not None]
+    sentence = f"{subject} {triple[1]} {object_}."
+    return Belief(
+        Fact(derived_id(triple), subject, triple[1], object_, sentence, rests_on[0].fact.episode_id),
+        trust=min(one.trust for one in rests_on),
+        confidence=min(one.confidence for one in rests_on),
+        valid_from=max(one.valid_from for one in rests_on),
+        valid_to=min(ends, default=None),
+        recorded_at=max(one.recorded_at for one in rests_on),
+        rule=rule,
+        premises=premises,
+    )

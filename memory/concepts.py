@@ -5,7 +5,6 @@ MultiDiGraph. Finds what is said about a concept, what is near it, and what fits
 thread-safe: SemanticMemory holds a lock around it.
 """
 
-import hashlib
 import math
 import re
 from collections import defaultdict
@@ -16,7 +15,7 @@ import networkx as nx
 
 from memory.beliefs import Verdict, order_of_belief
 from memory.retrieval import query_terms
-from memory.rules import Derivation, Rule, Triple, check_size, derive
+from memory.rules import Derivation, Rule, Triple, check_size, derive, derived_id
 from memory.types import Trust
 from memory.words import ARTICLE, concept_key
 
@@ -28,11 +27,6 @@ _MAX_EDGES = 200
 _MAX_CONCEPTS = 64
 _VERB_STEM = 4
 """Letters by which a question's verb is known in a relation: lead, leads, leading."""
-
-
-def derived_id(triple: Triple) -> str:
-    """Id of a fact that a rule derived: 32 hex characters."""
-    return hashlib.sha256("\x00".join(("derived", *triple)).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)

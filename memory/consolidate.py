@@ -14,16 +14,17 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from memory.claims import claims_of
 from memory.enrichment import EnrichmentQueue
-from memory.facts import claims_of
+from memory.protocols import Episodes
 from memory.semantic import SemanticMemory
 from memory.store import no_guard
-from memory.types import Episode, EpisodeTraits, Guard, MemoryHealth, RecallHit, Trust
+from memory.types import Episode, Guard, Trust
 
 logger = logging.getLogger(__name__)
 
@@ -73,28 +74,6 @@ class ConsolidationConfig(BaseModel):
     """Of the sampling."""
 
 
-class ConsolidatedEpisodes(Protocol):
-    """What is asked of EpisodicMemory or EpisodicShards."""
-
-    def traits(self) -> list[EpisodeTraits]: ...
-    def get(self, ids: Sequence[str]) -> list[Episode]: ...
-    def has(self, ids: Sequence[str]) -> set[str]: ...
-    def recall(self, query: str, *, k: int) -> list[RecallHit]: ...
-    def revise(
-        self,
-        run: str,
-        step: str,
-        *,
-        saliences: Mapping[str, float] | None = ...,
-        prune: Sequence[str] = ...,
-        guard: Guard = ...,
-    ) -> int: ...
-    def undo(self, run: str, *, guard: Guard = ...) -> int: ...
-    def forget_revisions(self, *, but: Sequence[str], guard: Guard = ...) -> int: ...
-    def verify(self) -> None: ...
-    def health(self) -> MemoryHealth: ...
-
-
 @dataclass(frozen=True, slots=True)
 class ConsolidationReport:
     """What one run did. `steps` holds each step's findings by its name, in JSON's types: sizes and ids, no texts, so that
@@ -116,7 +95,7 @@ class Consolidation:
         self,
         config: ConsolidationConfig,
         *,
-        episodic: ConsolidatedEpisodes,
+        episodic: Episodes,
         semantic: SemanticMemory,
         capacity: int,
         replay: Replay | None = None,

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 _PROBED = 16
 
-SQLITE_SCHEMA = SCHEMA.format(integer="INTEGER", real="REAL", vector="BLOB") + (
+SQLITE_SCHEMA = SCHEMA + (
     f"""
 CREATE VIEW episode_recallable AS SELECT seq, title, text FROM episode WHERE {RECALLABLE};
 CREATE VIRTUAL TABLE episode_words USING fts5(

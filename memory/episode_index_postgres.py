@@ -30,16 +30,14 @@ MAX_TERM_BYTES = 512
 """Of a word as it is; a longer one is known by its hash."""
 
 
-def postgres_schema(dimension: int) -> str:
-    """The tables of episodes with vectors of this dimension."""
-    return (
-        SCHEMA.format(integer="BIGINT", real="DOUBLE PRECISION", vector=f"vector({dimension:d})")
-        + """
+POSTGRES_SCHEMA = (
+    SCHEMA
+    + """
 CREATE TABLE posting (
   term TEXT NOT NULL, seq BIGINT NOT NULL, occurrences DOUBLE PRECISION NOT NULL, PRIMARY KEY (term, seq));
 CREATE INDEX posting_seq ON posting(seq);
 """
-    )
+)
 
 
 class PostgresEpisodeIndex:

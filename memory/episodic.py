@@ -8,43 +8,34 @@ are kept in rows only, in no index, until somebody releases them. Passages that 
 import logging
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from memory.embed import Embedder
-from memory.episode_index import SQLITE_SCHEMA, EpisodeIndex, SqliteEpisodeIndex
+from memory.episode_backends import EpisodicConfig, open_backend
+from memory.episode_index import EpisodeIndex
+from memory.episode_reader import EpisodeReader
 from memory.episode_rows import (
     FIELDS,
-    INDEXED,
-    MAX_TEXT_CHARS,
     PENDING,
     RECALLABLE,
-    SCHEMA_VERSION,
-    TICK_S,
     EpisodeRows,
     IndexChange,
     check_episode,
     embedded_text,
     episode_from,
-    sql_of,
 )
-from memory.rag_index import IndexConfig
 from memory.recall import ANY_EPISODE, Candidate, Recall
 from memory.revisions import Revisions
-from memory.store import Database, SqlConnection, SqlDatabase, no_guard
+from memory.store import SqlConnection, SqlDatabase, no_guard
 from memory.types import (
     AppendResult,
-    DocumentInfo,
     Episode,
     EpisodeFilter,
-    EpisodeTraits,
     Guard,
     MemoryHealth,
     RecallHit,
@@ -57,26 +48,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class EpisodicConfig(BaseModel):
-    """Bounded store of experiences with vector and keyword recall."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    folder: Path
-    """Holds episodic.db (the truth) and episodic.index (rebuildable). One process at a time should write to it."""
-    database: str = ""
-    """URL of a PostgreSQL database with pgvector, postgresql://user@host/name, instead of files in the folder. The password
-    comes from PGPASSWORD or ~/.pgpass. Several processes may write to it."""
-    namespace: str = "episodic"
-    """The schema there."""
-    capacity: int = Field(100_000, gt=0)
-    """Most episodes kept; beyond it repeats go first, then the least salient, the oldest of equal ones."""
-    max_text_chars: int = Field(MAX_TEXT_CHARS, gt=0)
-    """Of one passage. The embedder sees some 1,000 of them."""
-    index: IndexConfig = IndexConfig()
-
-
-class EpisodicMemory:
+class EpisodicMemory(EpisodeReader):
     """See the module. Open with `EpisodicMemory.open`. Every method may be called from any thread."""
 
     def __init__(
@@ -88,10 +60,10 @@ class EpisodicMemory:
         database: SqlDatabase,
         index: EpisodeIndex,
     ) -> None:
+        super().__init__(database)
         self.config = config
         self._recall = Recall(embedder)
         self._clock = clock
-        self._database = database
         self._rows = EpisodeRows(database)
         self._revisions = Revisions(database, self._rows)
         self._index = index  # follows under the writer lock, so in the order of the commits
@@ -108,8 +80,7 @@ class EpisodicMemory:
         Vectors of another embedder are dropped and become pending again. Raises: StoreProblem for a file that a newer
         program wrote, or that is damaged, or a server that does not answer.
         """
-        build = _open_postgres if config.database else _open_sqlite
-        database, index = build(config, embedder=embedder)
+        database, index = open_backend(config, embedder=embedder)
         return cls(config, embedder=embedder, clock=clock, database=database, index=index)
 
     def close(self) -> None:
@@ -217,16 +188,6 @@ class EpisodicMemory:
 
     # -- consolidation
 
-    def traits(self) -> list[EpisodeTraits]:
-        """Of every episode that can be recalled, in the order of the stream."""
-        with self._database.read() as connection:
-            rows = connection.execute(
-                "SELECT id, salience, recorded_at, times_seen + (SELECT coalesce(sum(times_seen), 0) FROM episode AS repeat"
-                " WHERE repeat.duplicate_of = episode.seq AND repeat.deleted_at IS NULL)"
-                f" FROM episode WHERE {RECALLABLE} ORDER BY seq"
-            ).fetchall()
-        return [EpisodeTraits(row[0], row[1], row[2], int(row[3])) for row in rows]
-
     def revise(
         self,
         run: str,
@@ -297,74 +258,7 @@ class EpisodicMemory:
 
         return self._reading(search)
 
-    # -- reading
-
-    def find(self, where: EpisodeFilter, *, limit: int, offset: int = 0) -> list[tuple[int, Episode]]:
-        """One page of the episodes that pass a filter, without repeats, as (order of writing, episode), newest first by
-        when they happened.
-
-        With `min_trust` below STANDARD it lists what waits in quarantine too.
-        """
-        condition, parameters = sql_of(where, self._database)
-        condition = f"duplicate_of IS NULL AND {condition} ORDER BY happened_at DESC, recorded_at DESC"
-        return self._page(condition, limit=limit, offset=offset, **parameters)
-
-    def episodes_after(self, seq: int, *, limit: int, min_trust: Trust = Trust.STANDARD) -> list[tuple[int, Episode]]:
-        """The next live episodes of the stream as (seq, episode), ascending, repeats too: what a follower reads."""
-        condition = "seq > :seq AND trust >= :trust ORDER BY seq"
-        return self._page(condition, limit=limit, order="seq", seq=seq, trust=int(min_trust))
-
-    def freshest(self, *, limit: int, offset: int, min_trust: Trust = Trust.STANDARD) -> list[tuple[int, Episode]]:
-        """One page of live episodes without repeats, most salient first, newest first: the order of learning.
-
-        Each as (order of writing, episode); the order is in microseconds and the same over all shards of a memory.
-        """
-        condition = "duplicate_of IS NULL AND trust >= :trust ORDER BY salience DESC, recorded_at DESC"
-        return self._page(condition, limit=limit, offset=offset, trust=int(min_trust))
-
-    def get(self, ids: Sequence[str]) -> list[Episode]:
-        """The live episodes of these ids, quarantined ones too, in the order of `ids`, without unknown ones."""
-        with self._database.read() as connection:
-            rows = connection.execute(
-                f"SELECT {FIELDS} FROM episode WHERE deleted_at IS NULL AND id {self._database.one_of('ids')}",
-                {"ids": self._database.many(ids)},
-            ).fetchall()
-        found = {row[0]: episode_from(row) for row in rows}
-        return [found[key] for key in ids if key in found]
-
-    def has(self, ids: Iterable[str]) -> set[str]:
-        """Those of `ids` that are stored and not erased."""
-        with self._database.read() as connection:
-            rows = connection.execute(
-                f"SELECT id FROM episode WHERE deleted_at IS NULL AND id {self._database.one_of('ids')}",
-                {"ids": self._database.many(list(ids))},
-            )
-            return {row[0] for row in rows}
-
-    def documents(self, *, limit: int, offset: int, source_id: str | None = None) -> list[DocumentInfo]:
-        """One page of the stored documents, newest first; `trust` is the least of a document's passages."""
-        with self._database.read() as connection:
-            rows = connection.execute(
-                "SELECT document_id, min(source_id), min(title), count(*), min(recorded_at), min(trust) FROM episode"
-                " WHERE deleted_at IS NULL AND (:source IS NULL OR source_id = :source)"
-                f" GROUP BY document_id ORDER BY min(recorded_at) DESC LIMIT {limit:d} OFFSET {offset:d}",
-                {"source": source_id},
-            ).fetchall()
-        return [DocumentInfo(*(*row[:5], Trust(row[5]))) for row in rows]
-
-    def ids_of(self, document_id: str) -> tuple[str, ...]:
-        """Ids of a document's episodes in commit order: quarantined ones, and those that made room, too."""
-        return self._ids("document_id", document_id)
-
-    def ids_of_source(self, source_id: str) -> tuple[str, ...]:
-        """Ids of a source's episodes in commit order: quarantined ones, and those that made room, too."""
-        return self._ids("source_id", source_id)
-
-    def last_recorded_at(self) -> float:
-        """When the newest row was written, seconds since the epoch; 0 for an empty store."""
-        with self._database.read() as connection:
-            (found,) = connection.execute("SELECT last_recorded_at FROM totals").fetchone()
-        return float(found)
+    # -- state
 
     def health(self) -> MemoryHealth:
         """Sizes now. `indexed_seq` is the newest seq up to which every recallable episode has its vector.
@@ -430,70 +324,3 @@ class EpisodicMemory:
                 connection.execute(f"DELETE FROM {table} WHERE {column} = :value", {"value": value})
         logger.info("erased episodes=%d", len(ids))
         return ids
-
-    def _ids(self, column: str, value: str) -> tuple[str, ...]:
-        with self._database.read() as connection:
-            rows = connection.execute(
-                f"SELECT id, seq FROM episode WHERE deleted_at IS NULL AND {column} = :value"
-                f" UNION SELECT id, 0 FROM departed WHERE {column} = :value ORDER BY 2, 1",
-                {"value": value},
-            ).fetchall()
-        return tuple(row[0] for row in rows)
-
-    def _page(
-        self, condition: str, *, limit: int, offset: int = 0, order: str = "recorded_at", **parameters: Any
-    ) -> list[tuple[int, Episode]]:
-        with self._database.read() as connection:
-            rows = connection.execute(
-                f"SELECT {order}, {FIELDS} FROM episode WHERE deleted_at IS NULL AND {condition}"
-                f" LIMIT {limit:d} OFFSET {offset:d}",
-                parameters,
-            ).fetchall()
-        scale = 1 if order == "seq" else round(1 / TICK_S)
-        return [(round(row[0] * scale), episode_from(row[1:])) for row in rows]
-
-
-def _open_sqlite(config: EpisodicConfig, *, embedder: Embedder) -> tuple[SqlDatabase, EpisodeIndex]:
-    database = Database(config.folder / "episodic.db", schema=SQLITE_SCHEMA, version=SCHEMA_VERSION)
-    try:
-        identity = _claim(database, embedder=embedder)
-        path = config.folder / "episodic.index"
-        index = SqliteEpisodeIndex.open(
-            database, path, dimension=embedder.dimension, identity=identity, config=config.index
-        )
-    except BaseException:
-        database.close()
-        raise
-    return database, index
-
-
-def _open_postgres(config: EpisodicConfig, *, embedder: Embedder) -> tuple[SqlDatabase, EpisodeIndex]:
-    from memory.episode_index_postgres import PostgresEpisodeIndex, postgres_schema
-    from memory.postgres import PostgresDatabase
-
-    schema = postgres_schema(embedder.dimension)
-    database = PostgresDatabase(config.database, namespace=config.namespace, schema=schema, version=SCHEMA_VERSION)
-    try:
-        _claim(database, embedder=embedder)
-    except BaseException:
-        database.close()
-        raise
-    return database, PostgresEpisodeIndex(database, dimension=embedder.dimension, config=config.index)
-
-
-def _claim(database: SqlDatabase, *, embedder: Embedder) -> str:
-    """Name the store and its embedder; vectors that another embedder made become pending. The index's identity."""
-    name = f"{embedder.name}/{embedder.dimension}"
-    with database.write() as connection:
-        for key, value in (("store_id", uuid.uuid4().hex), ("embedder", name)):
-            connection.execute(
-                "INSERT INTO meta(key, value) VALUES(:key, :value) ON CONFLICT DO NOTHING", {"key": key, "value": value}
-            )
-        meta = dict(connection.execute("SELECT key, value FROM meta").fetchall())
-        if meta["embedder"] != name:
-            num_dropped = connection.execute(f"UPDATE episode SET embedding = NULL WHERE {INDEXED}").rowcount
-            connection.execute("UPDATE meta SET value = :name WHERE key = 'embedder'", {"name": name})
-            logger.warning(
-                "embedder changed from %s to %s: embedding %d episodes again", meta["embedder"], name, num_dropped
-            )
-    return f"{meta['store_id']} {name}"

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 
 from memory.passages import split_sentences
-from memory.types import Claim, Episode, Fact
+from memory.types import Fact
 
 MAX_SUBJECT_WORDS = 8
 MAX_OBJECT_WORDS = 25
@@ -149,12 +149,6 @@ _MARKUP = [
     (re.compile(r"``?([^`]+)``?_*"), r"\1"),
     (re.compile(r"(?<!\w)(\*\*|__|\*)(\S(?:[^*\n]*?\S)?)\1(?!\w)"), r"\2"),
 ]
-_DENIAL = re.compile(r"(?<=\bis)\s+no longer\s|(?<=\bare)\s+no longer\s|\s+no longer(?=\s+[a-z]+s\b)")
-_OWNED = re.compile(r"(?:The|the) \S[^,]*? of \S.*|\S.*['’]s? \S+(?: \S+)?")
-_ONE_AT_A_TIME = {
-    "costs", "weighs", "lasts", "is located in", "is located at", "was founded in", "was founded by", "is licensed under",
-    "is kept in", "is stored in", "was published in", "was released in", "defaults to", "must be",
-}  # fmt: skip
 _MEASURES = {"cost": "the price", "weigh": "the weight", "last": "the duration", "mean": "the meaning"}
 _PERSON = re.compile(r"^(?:Dr|Mr|Mrs|Ms|Prof|Professor|Sir|Captain|President)\b\.?")
 
@@ -181,30 +175,6 @@ def extract_facts(text: str, *, title: str, episode_id: str) -> list[Fact]:
                 fact = fact_of(*parts, sentence=resolved, episode_id=episode_id)
                 found.setdefault(fact.id, fact)
     return list(found.values())
-
-
-def claims_of(episode: Episode) -> list[Claim]:
-    """What one episode says, and what it says is no longer so."""
-    told = extract_facts(episode.text, title=episode.title, episode_id=episode.id)
-    said = {fact.id for fact in told}
-    ended: list[Fact] = []
-    if _DENIAL.search(episode.text):
-        told_or_ended = extract_facts(_DENIAL.sub(" ", episode.text), title=episode.title, episode_id=episode.id)
-        ended = [fact for fact in told_or_ended if fact.id not in said]
-    return [
-        Claim(fact, episode.source_id, episode.trust, episode.happened_at, is_denial=fact.id not in said)
-        for fact in (*told, *ended)
-    ]
-
-
-def is_functional(fact: Fact) -> bool:
-    """Whether a subject has one such object at a time, so that another object contradicts it.
-
-    "The price of the valve is", "the valve costs", "the office is located in"; not "the valve is" (a part, a product).
-    """
-    if fact.relation in _ONE_AT_A_TIME:
-        return True
-    return fact.relation in {"is", "was"} and _OWNED.fullmatch(fact.subject) is not None
 
 
 def question_of(fact: Fact) -> str:

@@ -8,17 +8,17 @@ The parts are given: objects of this process, or what stands for them elsewhere.
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from memory.passages import split_sentences
+from memory.protocols import Episodes, Facts, Weights, WorkingStore
 from memory.recall import ANY_EPISODE
 from memory.store import no_guard
 from memory.trust import SourceTrusts
-from memory.types import Alarm, AppendResult, Belief, Claim, Episode, EpisodeFilter, Guard, RecallHit, Trust
+from memory.types import Alarm, AppendResult, Episode, EpisodeFilter, Guard, RecallHit, Trust
 
 logger = logging.getLogger(__name__)
 
@@ -47,65 +47,6 @@ class ContextConfig(BaseModel):
     """Most facts of a context."""
     min_cosine: float = Field(-1.0, ge=-1, le=1)
     """Passages that are further from the request are left out."""
-
-
-class WorkingStore(Protocol):
-    """What is asked of WorkingMemory."""
-
-    def put(
-        self, key: str, value: object, *, session: str = ..., ttl_s: float | None = ..., pinned: bool = ...
-    ) -> None: ...
-    def items(self, session: str = ..., *, pinned: bool | None = ...) -> list[tuple[str, object]]: ...
-    def forget(self, texts: Sequence[str]) -> int: ...
-
-
-class Episodes(Protocol):
-    """What is asked of EpisodicMemory or EpisodicShards."""
-
-    def append(self, episodes: Sequence[Episode], *, guard: Guard = ...) -> AppendResult: ...
-    def recall(self, query: str, *, k: int, min_cosine: float = ..., where: EpisodeFilter = ...) -> list[RecallHit]: ...
-    def find(self, where: EpisodeFilter, *, limit: int, offset: int = ...) -> list[tuple[int, Episode]]: ...
-    def get(self, ids: Sequence[str]) -> list[Episode]: ...
-    def has(self, ids: Iterable[str]) -> set[str]: ...
-    def ids_of(self, document_id: str) -> tuple[str, ...]: ...
-    def ids_of_source(self, source_id: str) -> tuple[str, ...]: ...
-    def delete_document(self, document_id: str, *, guard: Guard = ...) -> tuple[str, ...]: ...
-    def delete_source(self, source_id: str, *, guard: Guard = ...) -> tuple[str, ...]: ...
-    def set_trust(
-        self,
-        trust: Trust,
-        *,
-        ids: Sequence[str] | None = ...,
-        source_id: str | None = ...,
-        between: tuple[Trust, Trust] = ...,
-        guard: Guard = ...,
-    ) -> tuple[str, ...]: ...
-
-
-class Facts(Protocol):
-    """What is asked of SemanticMemory."""
-
-    @property
-    def stating(self) -> AbstractContextManager[Any]: ...
-
-    def add(self, claims: Sequence[Claim], *, guard: Guard = ...) -> int: ...
-    def about(self, concept: str, *, limit: int = ...) -> list[Belief]: ...
-    def search(self, question: str, *, limit: int = ...) -> list[Belief]: ...
-    def withdraw_source(self, source_id: str, *, guard: Guard = ...) -> int: ...
-    def begin_erasure(self, kind: str, value: str, ids: Sequence[str], *, guard: Guard = ...) -> list[str]: ...
-    def end_erasure(self, kind: str, value: str) -> None: ...
-    def forget_episodes(self, ids: Iterable[str], *, guard: Guard = ...) -> int: ...
-    def facts_of_episodes(self, ids: Sequence[str]) -> list[str]: ...
-    def alarms(self) -> list[Alarm]: ...
-    def note_hold(self, source_id: str, *, guard: Guard = ...) -> None: ...
-    def settle_alarm(self, source_id: str, *, by: str, reason: str, guard: Guard = ...) -> bool: ...
-
-
-class Weights(Protocol):
-    """What is known of the versions' weights."""
-
-    def versions_that_learned(self, episode_ids: Sequence[str]) -> list[str]:
-        """Ids of the versions whose weights saw any of these episodes."""
 
 
 class NoWeights:

@@ -6,6 +6,7 @@ known, until nothing new comes.
 Source: Abiteboul, Hull and Vianu, Foundations of Databases, ch. 13 (semi-naive evaluation).
 """
 
+import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -66,6 +67,11 @@ class Derivation:
 
     rule: str
     premises: tuple[Triple, ...]
+
+
+def derived_id(triple: Triple) -> str:
+    """Id of a fact that a rule derived: 32 hex characters."""
+    return hashlib.sha256("\x00".join(("derived", *triple)).encode()).hexdigest()[:32]
 
 
 def derive(

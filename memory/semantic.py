@@ -6,24 +6,44 @@ contradictions stand side by side. Rules derive further facts (rules.py). The pl
 with the claims, so a crash neither loses nor repeats an extraction. A fact whose last claim is erased is erased.
 """
 
-import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from memory.alarms import SemanticConfig, SourceAlarms, conflicts_of
-from memory.beliefs import LATEST, KnownClaim, Verdict, decide
-from memory.concepts import ConceptGraph, derived_id
-from memory.facts import is_functional
-from memory.rules import Rule, RuleExplosion, Triple, derive
+from pydantic import BaseModel, ConfigDict, Field
+
+from memory.alarms import SourceAlarms, conflicts_of
+from memory.backends import open_tables
+from memory.beliefs import LATEST, KnownClaim, Verdict, belief_of, decide, derived_belief
+from memory.claims import is_functional
+from memory.concepts import ConceptGraph
+from memory.rules import Rule, RuleExplosion, Triple, derive, derived_id
 from memory.semantic_rows import SCHEMA, SCHEMA_VERSION, SemanticRows
-from memory.store import Database, SqlConnection, SqlDatabase, no_guard
-from memory.types import Alarm, Belief, Claim, Contradiction, Fact, Guard
+from memory.store import SqlConnection, SqlDatabase, no_guard
+from memory.types import Alarm, Belief, Claim, Contradiction, Guard
 from memory.words import concept_key
 
 logger = logging.getLogger(__name__)
+
+
+class SemanticConfig(BaseModel):
+    """Where facts are kept, and when a source is suspect."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path
+    """Holds semantic.db."""
+    database: str = ""
+    """URL of a PostgreSQL database instead; see EpisodicConfig."""
+    namespace: str = "semantic"
+    """The schema there."""
+    alarm_facts: int = Field(5, gt=0)
+    """A source with so many facts that contradict those of others, no less trusted than itself, raises an alarm,"""
+    alarm_share: float = Field(0.2, gt=0, le=1)
+    """if they are so large a share of its facts that have one object at a time."""
 
 
 class SemanticMemory:
@@ -33,7 +53,7 @@ class SemanticMemory:
         self.config = config
         self.database = database
         self._rows = SemanticRows(database)
-        self._alarms = SourceAlarms(config)
+        self._alarms = SourceAlarms(least_facts=config.alarm_facts, least_share=config.alarm_share)
         self.clock = clock
         self.stating = threading.RLock()
         """Held by whoever reads episodes and states what they claim, and by whoever erases or holds episodes: else what was
@@ -57,16 +77,10 @@ class SemanticMemory:
     @classmethod
     def open(cls, config: SemanticConfig, *, clock: Callable[[], float] = time.time) -> "SemanticMemory":
         """Open or create the store. Raises: StoreProblem (newer schema, damaged file, a server that does not answer)."""
-        if config.database:
-            from memory.postgres import PostgresDatabase
-
-            schema = SCHEMA.format(integer="BIGINT", real="DOUBLE PRECISION")
-            server = PostgresDatabase(
-                config.database, namespace=config.namespace, schema=schema, version=SCHEMA_VERSION
-            )
-            return cls(config, server, clock=clock)
-        schema = SCHEMA.format(integer="INTEGER", real="REAL")
-        database = Database(config.folder / "semantic.db", schema=schema, version=SCHEMA_VERSION)
+        database = open_tables(
+            SCHEMA, version=SCHEMA_VERSION, path=config.folder / "semantic.db", url=config.database,
+            namespace=config.namespace,
+        )  # fmt: skip
         database.checkpoint()  # of a process that was killed between an erasure and this
         return cls(config, database, clock=clock)
 
@@ -148,26 +162,13 @@ class SemanticMemory:
 
     def begin_erasure(self, kind: str, value: str, ids: Sequence[str], *, guard: Guard = no_guard) -> list[str]:
         """Write down what is about to be erased; its ids, with those of an earlier attempt that did not end."""
-        parameters = {"kind": kind, "value": value}
         with self.database.write(guard=guard) as connection:
-            row = connection.execute(
-                "SELECT ids FROM erasure WHERE kind = :kind AND value = :value", parameters
-            ).fetchone()
-            wanted = list(dict.fromkeys([*(json.loads(row[0]) if row else ()), *ids]))
-            if wanted:
-                connection.execute(
-                    "INSERT INTO erasure(kind, value, ids) VALUES(:kind, :value, :ids)"
-                    " ON CONFLICT(kind, value) DO UPDATE SET ids = :ids",
-                    {**parameters, "ids": json.dumps(wanted)},
-                )
-        return wanted
+            return self._rows.begin_erasure(connection, kind, value, ids)
 
     def end_erasure(self, kind: str, value: str) -> None:
         """It is done and told: nothing of it has to be known any more."""
         with self.database.write() as connection:
-            connection.execute(
-                "DELETE FROM erasure WHERE kind = :kind AND value = :value", {"kind": kind, "value": value}
-            )
+            self._rows.end_erasure(connection, kind, value)
 
     def add_rule(self, rule: Rule, *, guard: Guard = no_guard) -> int:
         """Keep a rule and apply it from now on; how many facts it derives. A rule of this name is replaced.
@@ -265,14 +266,16 @@ class SemanticMemory:
         for fact_id, subject, relation, object_, _ in facts:
             verdict = decide(claims[fact_id], valid_at=valid_at, recorded_at=recorded_at)
             if verdict is not None:
-                found[fact_id] = _belief((subject, relation, object_), verdict, fact_id=fact_id)
+                found[fact_id] = belief_of((subject, relation, object_), verdict, fact_id=fact_id)
                 ids.setdefault((concept_key(subject), relation, concept_key(object_)), fact_id)
         names = {concept_key(name): name for row in reversed(facts) for name in (row[1], row[3])}
         for triple, why in derive(ids, self._rules).items():
             ids[triple] = derived_id(triple)
             premises = tuple(ids[one] for one in why.premises)
             rests_on = [found[one] for one in premises]
-            found[ids[triple]] = _derived(triple, rule=why.rule, premises=premises, rests_on=rests_on, names=names)
+            found[ids[triple]] = derived_belief(
+                triple, rule=why.rule, premises=premises, rests_on=rests_on, names=names
+            )
         return list(found.values())
 
     def began_at(self) -> float | None:
@@ -381,43 +384,14 @@ class SemanticMemory:
             texts = self._rows.facts_of(connection, stored)
             verdicts = self._verdicts(connection, stored)
         found = {
-            one: _belief(texts[one], verdict, fact_id=one)
+            one: belief_of(texts[one], verdict, fact_id=one)
             for one, verdict in verdicts.items()
             if verdict is not None and one in texts
         }
         for one, (triple, why) in derived.items():
             if all(base in found for base in bases[one]):
                 rests_on = [found[base] for base in bases[one]]
-                found[one] = _derived(triple, rule=why.rule, premises=premises[one], rests_on=rests_on, names=names)
+                found[one] = derived_belief(
+                    triple, rule=why.rule, premises=premises[one], rests_on=rests_on, names=names
+                )
         return [found[one] for one in ids if one in found]
-
-
-def _belief(triple: tuple[str, str, str], verdict: Verdict, *, fact_id: str) -> Belief:
-    claim = verdict.claim
-    return Belief(
-        Fact(fact_id, *triple, claim.sentence, claim.episode_id),
-        trust=claim.trust,
-        confidence=claim.confidence,
-        valid_from=verdict.valid_from,
-        valid_to=verdict.valid_to,
-        recorded_at=claim.recorded_at,
-    )
-
-
-def _derived(
-    triple: Triple, *, rule: str, premises: tuple[str, ...], rests_on: Sequence[Belief], names: Mapping[str, str]
-) -> Belief:
-    """As sure and as lasting as the weakest of what it rests on."""
-    subject, object_ = (names.get(end, end) for end in (triple[0], triple[2]))
-    ends = [one.valid_to for one in rests_on if one.valid_to is not None]
-    sentence = f"{subject} {triple[1]} {object_}."
-    return Belief(
-        Fact(derived_id(triple), subject, triple[1], object_, sentence, rests_on[0].fact.episode_id),
-        trust=min(one.trust for one in rests_on),
-        confidence=min(one.confidence for one in rests_on),
-        valid_from=max(one.valid_from for one in rests_on),
-        valid_to=min(ends, default=None),
-        recorded_at=max(one.recorded_at for one in rests_on),
-        rule=rule,
-        premises=premises,
-    )

@@ -4,12 +4,13 @@ A claim is inserted, taken back (`retracted_at`) or erased, never changed. Times
 the clock does.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from memory.beliefs import FOREVER, KnownClaim
-from memory.facts import is_functional
+from memory.claims import is_functional
 from memory.store import SqlConnection, SqlDatabase
 from memory.types import Claim, Fact, Trust
 
@@ -157,6 +158,25 @@ class SemanticRows:
             connection.execute(statement)
         connection.execute(f"DELETE FROM enrichment WHERE episode_id {self._database.one_of('ids')}", ids)
         return gone, kept
+
+    @staticmethod
+    def begin_erasure(connection: SqlConnection, kind: str, value: str, ids: Sequence[str]) -> list[str]:
+        """Write down what is about to be erased; these ids, and those of an attempt that did not end."""
+        parameters = {"kind": kind, "value": value}
+        row = connection.execute("SELECT ids FROM erasure WHERE kind = :kind AND value = :value", parameters).fetchone()
+        wanted = list(dict.fromkeys([*(json.loads(row[0]) if row else ()), *ids]))
+        if wanted:
+            connection.execute(
+                "INSERT INTO erasure(kind, value, ids) VALUES(:kind, :value, :ids)"
+                " ON CONFLICT(kind, value) DO UPDATE SET ids = :ids",
+                {**parameters, "ids": json.dumps(wanted)},
+            )
+        return wanted
+
+    @staticmethod
+    def end_erasure(connection: SqlConnection, kind: str, value: str) -> None:
+        """It is over."""
+        connection.execute("DELETE FROM erasure WHERE kind = :kind AND value = :value", {"kind": kind, "value": value})
 
     def claims_of(self, connection: SqlConnection, fact_ids: Iterable[str]) -> list[KnownClaim]:
         """All claims about these facts."""

@@ -2,11 +2,11 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from memory.alarms import SemanticConfig
 from memory.consolidate import ConsolidationConfig
 from memory.enrichment import EnrichmentConfig
 from memory.management import ContextConfig
 from memory.rag_index import IndexConfig
+from memory.semantic import SemanticConfig
 from memory.types import Trust
 from memory.working import WorkingConfig
 

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
-from memory.store import Database, SqlDatabase, no_guard
+from memory.backends import open_tables
+from memory.protocols import Episodes
+from memory.store import SqlDatabase, no_guard
 from memory.types import AppendResult, Episode, Guard, Trust
 
 SCHEMA_VERSION = 1
@@ -31,15 +32,6 @@ class SourceTrust:
     decided_at: float
 
 
-class TrustedStore(Protocol):
-    """What is asked of EpisodicMemory or EpisodicShards."""
-
-    def append(self, episodes: Sequence[Episode], *, guard: Guard = ...) -> AppendResult: ...
-    def set_trust(
-        self, trust: Trust, *, ids: Sequence[str] | None = ..., between: tuple[Trust, Trust] = ..., guard: Guard = ...
-    ) -> tuple[str, ...]: ...
-
-
 class SourceTrusts:
     """See the module. Thread-safe."""
 
@@ -59,14 +51,10 @@ class SourceTrusts:
         clock: Callable[[], float] = time.time,
     ) -> "SourceTrusts":
         """Open or create trust.db in the folder, or a schema of a PostgreSQL database. Raises StoreProblem."""
-        if database:
-            from memory.postgres import PostgresDatabase
-
-            schema = _SCHEMA.format(real="DOUBLE PRECISION")
-            server = PostgresDatabase(database, namespace=namespace, schema=schema, version=SCHEMA_VERSION)
-            return cls(server, default=default, clock=clock)
-        schema = _SCHEMA.format(real="REAL")
-        return cls(Database(folder / "trust.db", schema=schema, version=SCHEMA_VERSION), default=default, clock=clock)
+        opened = open_tables(
+            _SCHEMA, version=SCHEMA_VERSION, path=folder / "trust.db", url=database, namespace=namespace
+        )
+        return cls(opened, default=default, clock=clock)
 
     def close(self) -> None:
         """Close the database."""
@@ -77,7 +65,7 @@ class SourceTrusts:
         trusts = {source: self.of(source) for source in {episode.source_id for episode in episodes}}
         return [replace(one, trust=Trust(min(one.trust, trusts[one.source_id]))) for one in episodes]
 
-    def append(self, store: "TrustedStore", episodes: Sequence[Episode], *, guard: Guard = no_guard) -> AppendResult:
+    def append(self, store: Episodes, episodes: Sequence[Episode], *, guard: Guard = no_guard) -> AppendResult:
         """Store episodes, each with no more trust than its source has, also if that fell while they were stored."""
         bounded = self.bounded(episodes)
         result = store.append(bounded, guard=guard)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from memory.alarms import SemanticConfig
-from memory.episodic import EpisodicConfig, EpisodicMemory
+from memory.episode_backends import EpisodicConfig
+from memory.episodic import EpisodicMemory
 from memory.rag_index import Vectors
-from memory.semantic import SemanticMemory
+from memory.semantic import SemanticConfig, SemanticMemory
 from memory.trust import SourceTrusts
 from memory.types import Episode, Trust, episode_id
 

@@ -1,5 +1,6 @@
 """The memory as actors: two stores behind one front, facts that follow, and what survives when any of them is killed."""
 
+import inspect
 import os
 import signal
 import time
@@ -11,9 +12,10 @@ import pytest
 import ray
 
 from actors.registry import ACTORS, check_num_shards, ensure_actor, shard_specs
-from actors.stores import RayStore, shard_name
+from actors.stores import WRITES, remote_store, shard_name
 from autonomous.ingest import IngestConfig
 from memory.embed import model_folder
+from memory.episodic import EpisodicMemory
 from memory.settings import MemorySettings
 from memory.types import Trust
 
@@ -98,14 +100,14 @@ def test_a_killed_actor_comes_back_and_nothing_acknowledged_is_lost_or_twice(act
     os.kill(ray.get(actors[name].identity.remote(), timeout=60).pid, signal.SIGKILL)
     again = _eventually(lambda: _ingest(actors["episodic"], [_part(n, source) for n in range(20, 26)]))
     assert again == ["repeated"] * 6
-    store = RayStore("episodic")
+    store = remote_store("episodic")
     assert len(_eventually(lambda: store.ids_of_source(source))) == 6
     _eventually(lambda: _price(actors["semantic"], 25) == ["125 euros"])
     assert ray.get(actors[name].identity.remote(), timeout=60).is_restart
 
 
 def test_a_source_is_held_back_released_and_forgotten_everywhere(actors: dict[str, Any]) -> None:
-    semantic, store = actors["semantic"], RayStore("episodic")
+    semantic, store = actors["semantic"], remote_store("episodic")
     ray.get(semantic.believe.remote("forum", int(Trust.UNTRUSTED), "ann", "unknown"), timeout=60)
     assert _ingest(actors["episodic"], [_part(n, "forum") for n in range(40, 43)]) == ["quarantined"] * 3
     waiting = [episode.id for episode in ray.get(semantic.waiting.remote(9, 0), timeout=60)]
@@ -120,12 +122,18 @@ def test_a_source_is_held_back_released_and_forgotten_everywhere(actors: dict[st
 
 
 def test_a_consolidation_runs_beside_and_is_undone(actors: dict[str, Any]) -> None:
-    before = RayStore("episodic").traits()
+    before = remote_store("episodic").traits()
     report = ray.get(actors["semantic"].consolidate.remote(), timeout=120)
     sizes = [report["steps"][step]["num_episodes"] for step in ("snapshot", "verify")]
     assert (report["state"], sizes[0] >= len(before), sizes[0] - sizes[1]) == ("done", True, 0)
     ray.get(actors["semantic"].undo_consolidation.remote(report["run"], "ann"), timeout=60)
-    assert RayStore("episodic").traits() == before
+    assert remote_store("episodic").traits() == before
+
+
+def test_what_changes_a_store_is_called_as_a_write() -> None:
+    methods = inspect.getmembers(EpisodicMemory, inspect.isfunction)
+    guarded = {name for name, method in methods if "guard" in inspect.signature(method).parameters and name[0] != "_"}
+    assert guarded == WRITES
 
 
 def test_another_number_of_stores_than_they_were_written_with_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.versions.ledger import VersionLedger
 from cluster import logs
+from cluster.bench import FOLDER
 from cluster.cli import run
 from cluster.config import ConfigError, load_config
 
@@ -356,7 +357,8 @@ def test_the_end_of_a_large_log_is_read_without_the_rest(tmp_path: Path) -> None
 
 def test_an_unknown_benchmark_lists_the_known_ones(capsys: Captured) -> None:
     assert run(["bench", "nothing-like-it"]) == 1
-    assert "loop_delays, memory_recall" in capsys.readouterr().err
+    names = capsys.readouterr().err.strip().partition("there are: ")[2].split(", ")
+    assert names == sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
 def test_an_error_of_the_configuration_is_a_value_error_for_the_user() -> None:

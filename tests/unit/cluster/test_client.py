@@ -5,7 +5,8 @@ import socket
 import httpx
 import pytest
 
-from cluster.client import ApiError, Client, ClientError, LearningIsStopped, ServerUnreachable, TryLater, error_of
+from cluster.client import Client
+from cluster.client_errors import ApiError, ClientError, LearningIsStopped, ServerUnreachable, TryLater, error_of
 
 TEXT = "Brindle is a weather station in Oslo. Brindle requires a valid permit of the harbour office."
 

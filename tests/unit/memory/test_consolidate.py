@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from memory.claims import claims_of
 from memory.consolidate import Consolidation, ConsolidationConfig
 from memory.enrichment import EnrichmentConfig, EnrichmentQueue
 from memory.episodic import EpisodicMemory
-from memory.facts import claims_of
 from memory.types import Episode, Trust
 from tests.episodes import index_all, make_episode, open_memory, open_semantic
 

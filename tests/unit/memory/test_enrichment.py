@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from memory.claims import claims_of
 from memory.enrichment import EnrichmentConfig, EnrichmentQueue
-from memory.facts import claims_of
 from memory.semantic import SemanticMemory
 from memory.types import Episode
 from tests.episodes import make_episode, open_semantic

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from memory.claims import claims_of
 from memory.enrichment import EnrichmentConfig, EnrichmentQueue
-from memory.facts import claims_of
 from memory.management import ContextConfig, ErasureIncomplete, MemoryManagement
 from memory.types import Episode, EpisodeFilter, Trust
 from memory.working import WorkingConfig, WorkingMemory

@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 
-from memory.facts import claims_of, extract_facts
+from memory.claims import claims_of
+from memory.facts import extract_facts
 from memory.rules import Rule, RuleExplosion
 from memory.semantic import SemanticMemory
 from memory.types import Belief, Claim, Episode, Trust

@@ -11,15 +11,15 @@ from typing import Any, Literal
 import numpy as np
 
 from autonomous.safety.latch import Latch
-from memory.alarms import SemanticConfig
+from memory.claims import claims_of
 from memory.consolidate import Consolidation, ConsolidationConfig
 from memory.enrichment import EnrichmentConfig, EnrichmentQueue, FailedEnrichment
-from memory.episodic import EpisodicConfig, EpisodicMemory
-from memory.facts import claims_of
+from memory.episode_backends import EpisodicConfig
+from memory.episodic import EpisodicMemory
 from memory.management import Context, ContextConfig, MemoryManagement
 from memory.passages import split_passages
 from memory.rules import Rule
-from memory.semantic import SemanticMemory
+from memory.semantic import SemanticConfig, SemanticMemory
 from memory.trust import SourceTrust, SourceTrusts
 from memory.types import (
     Alarm,

@@ -1,0 +1,23 @@
+"""Opens a store's tables: in a SQLite file, or in a schema of a PostgreSQL database where a URL names one.
+
+Schemas are scripts of CREATE statements with {integer} and {real} for the types that the two call otherwise.
+"""
+
+from pathlib import Path
+
+from memory.store import Database, SqlDatabase
+
+
+def open_tables(
+    schema: str, *, version: int, path: Path, url: str, namespace: str, vector: str | None = None
+) -> SqlDatabase:
+    """The database with these tables, created when absent; `vector` is the type of {vector} in PostgreSQL.
+
+    Raises StoreProblem for tables of another version, a damaged file, or a server that does not answer.
+    """
+    if url:
+        from memory.postgres import PostgresDatabase  # psycopg is loaded only where it is used
+
+        types = {"integer": "BIGINT", "real": "DOUBLE PRECISION", "vector": vector}
+        return PostgresDatabase(url, namespace=namespace, schema=schema.format(**types), version=version)
+    return Database(path, schema=schema.format(integer="INTEGER", real="REAL", vector="BLOB"), version=version)
