@@ -1,5 +1,6 @@
 """Calls to named actors that may be restarting."""
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -8,8 +9,12 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError
 
 from actors.base import NAMESPACE
+from memory.store import StoreAway
+
+logger = logging.getLogger(__name__)
 
 RETRY_PAUSE_S = 0.5
+SERVER_PAUSE_S = 5.0
 
 T = TypeVar("T")
 
@@ -32,7 +37,20 @@ def retried(call: Callable[[], T], *, timeout_s: float) -> T:
     while True:
         try:
             return call()
-        except (RayActorError, ActorUnavailableError, ActorMissing):
+        except (RayActorError, ActorUnavailableError, ActorMissing, StoreAway):
             if time.monotonic() > deadline:
                 raise
             time.sleep(RETRY_PAUSE_S)
+
+
+def when_there(open_store: Callable[[], T]) -> T:
+    """Open a store in an actor's constructor; wait while its database server is away.
+
+    An actor whose constructor raises is never started again by Ray, so it could not come back when the server does.
+    """
+    while True:
+        try:
+            return open_store()
+        except StoreAway as error:
+            logger.warning("waiting for the database server: %s", error)
+            time.sleep(SERVER_PAUSE_S)

@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from actors.stores import StoreHost, StoreShell, episodic_config, remote_store, shard_name
+from actors.stores import StoreHost, StoreShell, episodic_config, open_trusts, remote_store, shard_name
 from autonomous.ingest import IngestConfig, Prepared, prepare_document
 from autonomous.safety.screen import Level, SafetyScreen
 from memory.embed import MiniLmEmbedder
@@ -15,7 +15,6 @@ from memory.protocols import EpisodeStore
 from memory.recall import ANY_EPISODE
 from memory.settings import MemorySettings
 from memory.shards import EpisodicShards
-from memory.trust import SourceTrusts
 from memory.types import DocumentInfo, Episode, EpisodeFilter, RecallHit, Trust
 from train.data.clean import CleanConfig, DataCleaner
 from train.data.document import RawDocument
@@ -48,7 +47,7 @@ class EpisodicShell(StoreShell):
             stores = [remote_store(shard_name(number)) for number in range(settings.num_shards)]
         self._shards = EpisodicShards(stores, embedder=self._embedder)
         self._store = self._shards
-        self._trusts = SourceTrusts.open(folder, default=settings.source_trust, database=settings.database)
+        self._trusts = open_trusts(folder, settings)
         self._cleaner = DataCleaner(CleanConfig())
         self._screen = SafetyScreen(level)
         self._ingest = ingest

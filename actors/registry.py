@@ -28,7 +28,9 @@ from actors.working import WorkingShell
 from autonomous.config import AutonomousConfig
 from autonomous.ingest import IngestConfig
 from autonomous.safety.latch import Latch
+from memory.backends import check_server
 from memory.settings import MemorySettings
+from memory.store import StoreProblem
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +79,10 @@ def ensure_all(
     ingest: IngestConfig,
     memory: MemorySettings,
 ) -> dict[str, int]:
-    """Create, adopt or replace every actor, and wait until all answer. Returns pids by name."""
+    """Create, adopt or replace every actor, and wait until all answer. Returns pids by name.
+
+    Raises StoreProblem for a database server that does not answer, or another number of shards than before.
+    """
     latch = home / "safety" / "latch"
     arguments: dict[str, dict[str, Any]] = {
         "safety": {"latch": latch, "ledger": home / "ledger.sqlite"},
@@ -110,10 +115,12 @@ def ensure_all(
         folder = home / "memory" / shard_name(number)
         arguments[shard_name(number)] = {"number": number, "folder": folder, "latch": latch, "settings": memory}
     check_num_shards(home / "memory", num_shards=memory.num_shards)
+    check_server(memory.database)
     handles = {name: ensure_actor(name, spec, arguments[name]) for name, spec in specs.items()}
     identities: list[ActorIdentity] = ray.get(
         [handle.identity.remote() for handle in handles.values()], timeout=CREATE_TIMEOUT_S
     )
+    note_num_shards(home / "memory", num_shards=memory.num_shards)
     return {identity.name: identity.pid for identity in identities}
 
 
@@ -124,16 +131,21 @@ def shard_specs(num_shards: int) -> dict[str, ActorSpec]:
 
 
 def check_num_shards(folder: Path, *, num_shards: int) -> None:
-    """Episodes lie where their number of stores put them. Raises ValueError for another number than they were written with."""
+    """Episodes lie where their number of stores put them. Raises StoreProblem for another number than `note_num_shards`
+    wrote.
+    """
     path = folder / "num_shards"
-    folder.mkdir(parents=True, exist_ok=True)
-    written = int(path.read_text(encoding="utf-8")) if path.exists() else num_shards
-    if written != num_shards:
-        raise ValueError(
+    if path.exists() and (written := int(path.read_text(encoding="utf-8"))) != num_shards:
+        raise StoreProblem(
             f"memory.num_shards = {num_shards}, but the episodes in {folder} were written with {written}: set it back, or "
             "give the system another home and add the documents there"
         )
-    path.write_text(f"{num_shards}\n", encoding="utf-8")
+
+
+def note_num_shards(folder: Path, *, num_shards: int) -> None:
+    """From now on episodes are written with so many stores."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "num_shards").write_text(f"{num_shards}\n", encoding="utf-8")
 
 
 def ensure_actor(name: str, spec: ActorSpec, arguments: Mapping[str, Any]) -> Any:

@@ -15,9 +15,9 @@ import ray
 from ray.exceptions import RayActorError
 
 from actors.base import Shell
-from actors.calls import ActorMissing, actor
+from actors.calls import ActorMissing, actor, when_there
 from actors.extract import EngineExtractor
-from actors.stores import remote_store
+from actors.stores import open_trusts, remote_store
 from actors.working import RayWorking
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.versions.ledger import VersionLedger
@@ -29,7 +29,7 @@ from memory.recall import ANY_EPISODE
 from memory.rules import Rule
 from memory.semantic import SemanticConfig, SemanticMemory
 from memory.settings import MemorySettings
-from memory.trust import SourceTrust, SourceTrusts
+from memory.trust import SourceTrust
 from memory.types import Alarm, Belief, Contradiction, Episode, EpisodeFilter, Trust
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class SemanticShell(Shell):
             alarm_facts=settings.alarm_facts,
             alarm_share=settings.alarm_share,
         )
-        self._memory = SemanticMemory.open(config)
+        self._memory = when_there(lambda: SemanticMemory.open(config))
         self._episodes = remote_store("episodic")
         self._ledger = VersionLedger(ledger)
         self._tokenizer = TokenCounter(base_folder)
@@ -72,7 +72,7 @@ class SemanticShell(Shell):
             episodic=self._episodes,
             semantic=self._memory,
             working=RayWorking(),
-            trusts=SourceTrusts.open(folder, default=settings.source_trust, database=settings.database),
+            trusts=open_trusts(folder, settings),
             count_tokens=self._tokenizer.count,
             weights=self._ledger,
             hold_on_alarm=settings.hold_on_alarm,
@@ -245,9 +245,9 @@ class SemanticShell(Shell):
         if not episodes:
             return 0
         claims = {episode.id: claims_of(episode) for episode in episodes}
-        self._memory.add([one for said in claims.values() for one in said], places=behind, guard=guard)
-        if self._settings.enrich:
+        if self._settings.enrich:  # before the places move: a crash in between queues again what is queued
             self._queue.put([key for key, said in claims.items() if not said], guard=guard)
+        self._memory.add([one for said in claims.values() for one in said], places=behind, guard=guard)
         return len(episodes)
 
     def _dream_for_ever(self) -> None:

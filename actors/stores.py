@@ -14,7 +14,7 @@ from typing import Any, cast
 import ray
 
 from actors.base import Shell
-from actors.calls import actor, retried
+from actors.calls import actor, retried, when_there
 from autonomous.safety.latch import Latch
 from memory.embed import MiniLmEmbedder
 from memory.episode_backends import EpisodicConfig
@@ -23,10 +23,8 @@ from memory.protocols import EpisodeStore
 from memory.settings import MemorySettings
 from memory.shards import EpisodicShards
 from memory.store import no_guard
-from memory.types import (
-    Guard,
-    MemoryHealth,
-)
+from memory.trust import SourceTrusts
+from memory.types import Guard, MemoryHealth
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +54,17 @@ def episodic_config(settings: MemorySettings, *, folder: Path, number: int) -> E
     )
 
 
+def open_trusts(folder: Path, settings: MemorySettings) -> SourceTrusts:
+    """The decisions about sources, in an actor's constructor."""
+    return when_there(lambda: SourceTrusts.open(folder, default=settings.source_trust, database=settings.database))
+
+
 class StoreHost:
     """An EpisodicMemory and the thread that embeds what was acknowledged; until it has, words find a passage."""
 
     def __init__(self, config: EpisodicConfig) -> None:
         self.embedder = MiniLmEmbedder(num_threads=1)
-        self.memory = EpisodicMemory.open(config, embedder=self.embedder)
+        self.memory = when_there(lambda: EpisodicMemory.open(config, embedder=self.embedder))
         self.wake = threading.Event()
         self._error = ""
         threading.Thread(target=self._index_for_ever, name="index", daemon=True).start()

@@ -250,21 +250,25 @@ def _deploy_from_here(
 def deploy(config: SystemConfig, *, model_folder: Path, http_port: int, clock: StageClock) -> dict[str, int]:
     """Create or adopt the actors and the Serve application on the connected cluster; wait until all answer.
 
-    Returns the pids of the actors by name.
+    Returns the pids of the actors by name. Raises BringUpError if the memory cannot be opened.
     """
     from actors.registry import ensure_all, prepare_home
+    from memory.store import StoreProblem
     from serve.deployments import deploy_application
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with clock("actors"):
         prepare_home(config.home, model_folder=model_folder, agent=config.agent)
-        pids = ensure_all(
-            config.home,
-            model_folder=model_folder,
-            agent=config.agent,
-            ingest=config.ingest,
-            memory=config.memory,
-        )
+        try:
+            pids = ensure_all(
+                config.home,
+                model_folder=model_folder,
+                agent=config.agent,
+                ingest=config.ingest,
+                memory=config.memory,
+            )
+        except StoreProblem as error:
+            raise BringUpError(f"the memory cannot be opened: {error}") from error
     with clock("serve and engine"):
         deploy_application(
             config.http,

@@ -21,3 +21,11 @@ def open_tables(
         types = {"integer": "BIGINT", "real": "DOUBLE PRECISION", "vector": vector}
         return PostgresDatabase(url, namespace=namespace, schema=schema.format(**types), version=version)
     return Database(path, schema=schema.format(integer="INTEGER", real="REAL", vector="BLOB"), version=version)
+
+
+def check_server(url: str) -> None:
+    """Raises StoreAway if a URL is given and no PostgreSQL server answers there."""
+    if url:
+        from memory.postgres import connect
+
+        connect(url).close()

@@ -10,8 +10,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from memory.rules import Triple, derived_id
+from memory.rules import Rule, Triple, derive, derived_id
 from memory.types import Belief, Fact, Trust
+from memory.words import concept_key
 
 FOREVER = float("inf")
 LATEST = 1e18
@@ -108,3 +109,31 @@ def derived_belief(
         rule=rule,
         premises=premises,
     )
+
+
+def beliefs_as_of(
+    facts: Mapping[str, Triple],
+    claims: Mapping[str, Sequence[KnownClaim]],
+    rules: Sequence[Rule],
+    *,
+    valid_at: float,
+    recorded_at: float,
+) -> list[Belief]:
+    """What is held of these facts at a world time as known at a record time, and what rules derive from it, which comes last.
+
+    `facts` are subject, relation and object by id, oldest first, `claims` all that is claimed about them.
+    """
+    found: dict[str, Belief] = {}
+    ids: dict[Triple, str] = {}
+    for fact_id, (subject, relation, object_) in facts.items():
+        verdict = decide(claims[fact_id], valid_at=valid_at, recorded_at=recorded_at)
+        if verdict is not None:
+            found[fact_id] = belief_of((subject, relation, object_), verdict, fact_id=fact_id)
+            ids.setdefault((concept_key(subject), relation, concept_key(object_)), fact_id)
+    names = {concept_key(name): name for triple in [*facts.values()][::-1] for name in (triple[0], triple[2])}
+    for triple, why in derive(ids, rules).items():
+        ids[triple] = derived_id(triple)
+        premises = tuple(ids[one] for one in why.premises)
+        rests_on = [found[one] for one in premises]
+        found[ids[triple]] = derived_belief(triple, rule=why.rule, premises=premises, rests_on=rests_on, names=names)
+    return list(found.values())

@@ -52,6 +52,13 @@ class ColumnView:
         found = np.minimum(np.searchsorted(self.seq, seqs), len(self.seq) - 1)
         return found, self.seq[found] == seqs
 
+    def holds(self, seqs: Seqs) -> Mask:
+        """For each row whether its seq is one of these."""
+        positions, is_there = self.positions(seqs)
+        found = np.zeros(len(self.seq), dtype=np.bool_)
+        found[positions[is_there]] = True
+        return found
+
 
 _TYPES: dict[str, type[np.generic]] = {
     "seq": np.int64, "num_words": np.int32, "source": np.int32, "tenant": np.int32, "happened_at": np.float64,
@@ -115,16 +122,15 @@ class EpisodeColumns:
     def select(
         self, view: ColumnView, where: EpisodeFilter, *, only: Sequence[Seqs] = (), repeated: Seqs | None = None
     ) -> Mask:
-        """Which rows of the view pass the filter and are in each of `only`. Its documents and metadata are not looked at:
-        whoever can ask for their seqs gives them as `only`. Rows of `repeated` are of the filter's sources too.
+        """Which rows of the view pass the filter and are in each of `only`, or are in `repeated`.
+
+        The filter's documents and metadata are not looked at: whoever can ask for their seqs gives them as `only`. `repeated`
+        are the rows of which a repeat passes; of these only the trust is looked at.
         """
-        mask = view.is_live & (view.trust >= int(where.min_trust)) & (view.trust <= int(where.max_trust))
+        visible = view.is_live & (view.trust >= int(where.min_trust)) & (view.trust <= int(where.max_trust))
+        mask = visible.copy()
         if where.source_ids is not None:
-            of_source = np.isin(view.source, [self._codes.get(f"source {name}", -1) for name in where.source_ids])
-            if repeated is not None and len(repeated):
-                positions, is_there = view.positions(repeated)
-                of_source[positions[is_there]] = True
-            mask &= of_source
+            mask &= np.isin(view.source, [self._codes.get(f"source {name}", -1) for name in where.source_ids])
         if where.tenant is not None:
             mask &= view.tenant == self._codes.get(f"tenant {where.tenant}", -1)
         if where.happened_from is not None:
@@ -132,10 +138,9 @@ class EpisodeColumns:
         if where.happened_before is not None:
             mask &= view.happened_at < where.happened_before
         for seqs in only:
-            positions, is_there = view.positions(seqs)
-            wanted = np.zeros(len(mask), dtype=np.bool_)
-            wanted[positions[is_there]] = True
-            mask &= wanted
+            mask &= view.holds(seqs)
+        if repeated is not None:
+            mask |= visible & view.holds(repeated)
         return mask
 
     def _code(self, name: str) -> int:

@@ -8,14 +8,14 @@ thread-safe: SemanticMemory holds a lock around it.
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
 
 from memory.beliefs import Verdict, order_of_belief
 from memory.retrieval import query_terms
-from memory.rules import Derivation, Rule, Triple, check_size, derive, derived_id
+from memory.rules import Closure, Derivation, Rule, Triple, derived_id
 from memory.types import Trust
 from memory.words import ARTICLE, concept_key
 
@@ -56,6 +56,7 @@ class ConceptGraph:
         self.facts: dict[str, StoredFact] = {}
         self.held: dict[str, Held] = {}
         self.derived: dict[str, tuple[Triple, Derivation]] = {}
+        self._closure: Closure | None = None  # none without rules, or when they derive too much
         self._names: dict[str, str] = {}
         self._about: dict[str, dict[str, None]] = defaultdict(dict)
         self._concepts_with: dict[str, dict[str, None]] = defaultdict(dict)
@@ -120,29 +121,32 @@ class ConceptGraph:
 
     # -- rules
 
-    def apply_rules(self, rules: Sequence[Rule], *, new: Iterable[str] | None) -> None:
-        """Derive what follows from the held facts. `new` are those that came since the last time, if none left since.
+    def use_rules(self, rules: Sequence[Rule]) -> None:
+        """Derive all that follows from the held facts, in the place of what was derived before.
 
-        Raises RuleExplosion; then what was derived before stays.
+        Raises RuleExplosion; then what was derived before stays, and nothing is added to it until this is called again.
         """
-        if new is None or not rules:
-            derived = derive((self.facts[one].triple for one in self.held), rules) if rules else {}
-            for fact_id, (triple, _) in self.derived.items():
-                self._unlink(triple[0], triple[2], fact_id)
-            self.derived = {}
-        else:
-            known = [self.facts[one].triple for one in self.held]
-            known += [triple for triple, _ in self.derived.values()]
-            derived = derive(known, rules, new=[self.facts[one].triple for one in new])
-            check_size(len(self.derived) + len(derived), rules)
-            for one in new:  # what was derived and is read now is no longer derived
-                key = derived_id(self.facts[one].triple)
-                if self.derived.pop(key, None):
-                    self._unlink(self.facts[one].triple[0], self.facts[one].triple[2], key)
-        for triple, why in derived.items():
-            key = derived_id(triple)
-            self.derived[key] = (triple, why)
-            self.graph.add_edge(triple[0], triple[2], key=key, relation=triple[1])
+        self._closure = None
+        closure = Closure(rules)
+        derived = closure.add(self.facts[one].triple for one in self.held) if rules else {}
+        for fact_id, (triple, _) in self.derived.items():
+            self._unlink(triple[0], triple[2], fact_id)
+        self.derived = {}
+        self._link(derived)
+        self._closure = closure if rules else None
+
+    def derive_from(self, came: Iterable[str]) -> None:
+        """Derive what follows from facts that are held since the last time, if none left since. Raises as `use_rules`."""
+        if self._closure is None:
+            return
+        triples = [self.facts[one].triple for one in came]
+        closure, self._closure = self._closure, None
+        derived = closure.add(triples)
+        for triple in triples:  # what was derived and is read now is no longer derived
+            if self.derived.pop(key := derived_id(triple), None):
+                self._unlink(triple[0], triple[2], key)
+        self._link(derived)
+        self._closure = closure
 
     def ids_of(self, triple: Triple) -> list[str]:
         """Ids of the held or derived facts with these keys."""
@@ -242,6 +246,12 @@ class ConceptGraph:
         return [
             key for key in self._concepts_with[rarest] if all(key in self._concepts_with[other] for other in others)
         ]
+
+    def _link(self, derived: Mapping[Triple, Derivation]) -> None:
+        for triple, why in derived.items():
+            key = derived_id(triple)
+            self.derived[key] = (triple, why)
+            self.graph.add_edge(triple[0], triple[2], key=key, relation=triple[1])
 
     def _unlink(self, subject: str, object_: str, fact_id: str) -> None:
         self.graph.remove_edge(subject, object_, key=fact_id)

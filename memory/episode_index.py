@@ -6,7 +6,7 @@ lock. Each is rebuilt from the rows when it is missing, behind or damaged.
 
 import logging
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory.columns import ColumnRow, ColumnView, EpisodeColumns, Mask, Seqs
-from memory.episode_rows import INDEXED, RECALLABLE, SCHEMA, IndexChange
+from memory.episode_rows import INDEXED, RECALLABLE, REPEATED, SCHEMA, IndexChange, own_conditions
 from memory.rag_index import IndexConfig, RAGIndex, Vectors, decode_vectors, encode_vector
 from memory.store import Database, SqlConnection
 from memory.types import EpisodeFilter
@@ -276,14 +276,17 @@ class SqliteEpisodeIndex:
         """BM25 of every row of the view."""
         scores = np.zeros(len(view.seq))
         for term in terms:
-            rows = connection.execute(
-                "SELECT doc, col = 'title' FROM episode_occurrences WHERE term = :term", {"term": term}
-            ).fetchall()
-            if not rows:
+            found = connection.execute(
+                "SELECT group_concat(doc), group_concat(doc) FILTER (WHERE col = 'title') FROM episode_occurrences"
+                " WHERE term = :term",
+                {"term": term},
+            ).fetchone()
+            if found[0] is None:
                 continue
-            occurrences = np.asarray(rows, dtype=np.int64)
-            positions, is_there = view.positions(occurrences[:, 0])
-            weights = np.where(occurrences[:, 1] == 1, TITLE_WEIGHT, 1.0) * is_there
+            in_any, in_titles = (np.fromstring(one or "", dtype=np.int64, sep=",") for one in found)
+            occurrences = np.concatenate([in_any, in_titles])
+            positions, is_there = view.positions(occurrences)
+            weights = np.repeat([1.0, TITLE_WEIGHT - 1.0], [len(in_any), len(in_titles)]) * is_there
             counts = np.bincount(positions, weights=weights, minlength=len(scores)).astype(np.float64)
             holds = np.flatnonzero(counts)
             scores[holds] += score_term(counts[holds], view.num_words[holds], term=term, statistics=statistics)
@@ -294,28 +297,21 @@ class SqliteEpisodeIndex:
         only = []
         if where.document_ids is not None:
             rows = connection.execute(
-                "SELECT coalesce(duplicate_of, seq) FROM episode WHERE deleted_at IS NULL AND document_id"
-                f" {self._database.one_of('ids')}",
+                f"SELECT seq FROM episode WHERE deleted_at IS NULL AND document_id {self._database.one_of('ids')}",
                 {"ids": self._database.many(where.document_ids)},
             )
-            only.append(np.fromiter((row[0] for row in rows), dtype=np.int64))
+            only.append(_seqs(rows))
         for key, value in where.metadata.items():
             rows = connection.execute(
                 "SELECT seq FROM episode_tag WHERE key = :key AND value = :value", {"key": key, "value": value}
             )
-            only.append(np.fromiter((row[0] for row in rows), dtype=np.int64))
+            only.append(_seqs(rows))
         return only
 
-    def _repeated(self, connection: SqlConnection, where: EpisodeFilter) -> Seqs:
-        """Episodes that one of the filter's sources repeats."""
-        if where.source_ids is None:
-            return np.empty(0, dtype=np.int64)
-        rows = connection.execute(
-            "SELECT duplicate_of FROM episode WHERE duplicate_of IS NOT NULL AND deleted_at IS NULL AND source_id"
-            f" {self._database.one_of('ids')}",
-            {"ids": self._database.many(where.source_ids)},
-        )
-        return np.fromiter((row[0] for row in rows), dtype=np.int64)
+    def _repeated(self, connection: SqlConnection, where: EpisodeFilter) -> Seqs | None:
+        """Episodes of which a repeat passes the filter; None if there is nothing to pass."""
+        condition, values = own_conditions(where, self._database)
+        return _seqs(connection.execute(f"{REPEATED} AND {condition}", values)) if condition else None
 
     def _allow(self, seqs: Seqs, view: ColumnView, mask: Mask) -> Mask:
         """Which vectors may be found. Where the vectors' ids stand among the rows is kept until either changes."""
@@ -335,6 +331,10 @@ class SqliteEpisodeIndex:
         vectors = decode_vectors([row[1] for row in rows], dimension=self.vectors.dimension)
         cosines = np.clip(vectors @ vector, -1.0, 1.0)
         return dict(zip((row[0] for row in rows), cosines.tolist(), strict=True))
+
+
+def _seqs(rows: Iterable[tuple[int]]) -> Seqs:
+    return np.fromiter((row[0] for row in rows), dtype=np.int64)
 
 
 def _is_damage_of_words(error: sqlite3.DatabaseError) -> bool:

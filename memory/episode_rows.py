@@ -351,17 +351,27 @@ class EpisodeRows:
 
 
 def sql_of(where: EpisodeFilter, database: SqlDatabase) -> tuple[str, dict[str, Any]]:
-    """A filter as a condition on the rows, and its parameters."""
+    """A filter as a condition on the rows, and its parameters. An episode passes if it or a repeat of it does."""
     conditions = ["trust >= :min_trust", "trust <= :max_trust"]
     values: dict[str, Any] = {"min_trust": int(where.min_trust), "max_trust": int(where.max_trust)}
     if where.max_trust < Trust.STANDARD:
         conditions.append("trust < 2")  # as the index of what waits says it
+    own, own_values = own_conditions(where, database)
+    if own:
+        conditions.append(f"({own} OR seq IN ({REPEATED} AND {own}))")
+    return " AND ".join(conditions), values | own_values
+
+
+REPEATED = "SELECT duplicate_of FROM episode WHERE duplicate_of IS NOT NULL AND deleted_at IS NULL"
+"""Seqs of the episodes that have repeats."""
+
+
+def own_conditions(where: EpisodeFilter, database: SqlDatabase) -> tuple[str, dict[str, Any]]:
+    """What a filter asks of a row but trust, as one condition, "" for nothing, and its parameters."""
+    conditions, values = [], dict[str, Any]()
     for name, column in (("source_ids", "source_id"), ("document_ids", "document_id")):
         if getattr(where, name) is not None:
-            among = f"{column} {database.one_of(name)}"  # what repeats it may be of them: it says the same
-            conditions.append(
-                f"({among} OR seq IN (SELECT duplicate_of FROM episode WHERE duplicate_of IS NOT NULL AND {among}))"
-            )
+            conditions.append(f"{column} {database.one_of(name)}")
             values[name] = database.many(getattr(where, name))
     for name, condition in (
         ("tenant", "tenant = :tenant"),

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from memory.store import SqlConnection, StoreFull, StoreProblem, no_guard, statements_of
+from memory.store import SqlConnection, StoreAway, StoreFull, StoreProblem, no_guard, statements_of
 from memory.types import Guard
 
 if TYPE_CHECKING:
@@ -58,14 +58,31 @@ def _translated(sql: str) -> str:
     return _PARAMETER.sub(r"%(\1)s", sql.replace("%", "%%"))
 
 
+def connect(url: str) -> "psycopg.Connection[Any]":
+    """A connection that commits each statement by itself. Raises StoreAway if the server does not answer."""
+    import psycopg
+
+    try:
+        return psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S)
+    except psycopg.OperationalError as error:
+        raise _away(url, error) from error
+
+
+def _away(url: str, error: Exception) -> StoreAway:
+    return StoreAway(
+        f"PostgreSQL at {url} does not answer ({str(error).strip()}): start it, or correct the URL. What was acknowledged "
+        "is safe; send again what was not."
+    )
+
+
 class PostgresDatabase:
     """One schema of a PostgreSQL database. Thread-safe. See SqlDatabase and `memory.store.Database`."""
 
     def __init__(self, url: str, *, namespace: str, schema: str, version: int) -> None:
         """Connect, and create the namespace and its tables when they are absent.
 
-        Raises: ValueError for a URL with a password in it, or a namespace that is no plain name; StoreProblem for a server
-        that does not answer, or tables of another version.
+        Raises: ValueError for a URL with a password in it, or a namespace that is no plain name; StoreAway for a
+        server that does not answer, StoreProblem for tables of another version.
         """
         if urlsplit(url).password:
             raise ValueError(
@@ -85,14 +102,7 @@ class PostgresDatabase:
         self._ensure_schema(schema, version)
 
     def _connect(self) -> _Connection:
-        import psycopg
-
-        try:
-            connection = psycopg.connect(self.url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S)
-        except psycopg.OperationalError as error:
-            raise StoreProblem(
-                f"PostgreSQL at {self.url} does not answer ({str(error).strip()}): start it, or correct the URL"
-            ) from error
+        connection = connect(self.url)
         connection.execute(f"SET search_path TO {self.namespace}, public")
         connection.execute("SET synchronous_commit TO on")
         return _Connection(connection)
@@ -130,8 +140,7 @@ class PostgresDatabase:
 
         with self._write_lock:
             self._check_open()
-            if self._writer.raw.broken or self._writer.raw.closed:
-                self._writer = self._connect()
+            self._writer = self._living(self._writer)
             try:
                 with self._writer.raw.transaction():
                     self._writer.raw.execute(f"SELECT pg_advisory_xact_lock({self._lock_key})")
@@ -142,22 +151,31 @@ class PostgresDatabase:
                     f"the server of {self.namespace} has no room ({error}). Nothing of this write was kept, what was "
                     "acknowledged before is safe: free disk space there, then send it again."
                 ) from error
+            except psycopg.OperationalError as error:
+                if self._writer.raw.closed:
+                    raise _away(self.url, error) from error
+                raise
 
     @contextmanager
     def read(self) -> Iterator[SqlConnection]:
         """See SqlDatabase."""
+        import psycopg
+
         self._check_open()
         with self._readers_lock:
             connection = self._readers.pop() if self._readers else None
-        if connection is None or connection.raw.broken or connection.raw.closed:
-            connection = self._connect()
+        connection = self._living(connection)
         try:
             with connection.raw.transaction():
                 connection.raw.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
                 yield connection
+        except psycopg.OperationalError as error:
+            if connection.raw.closed:
+                raise _away(self.url, error) from error
+            raise
         finally:
             with self._readers_lock:
-                is_kept = not self._is_closed and len(self._readers) < IDLE_CONNECTIONS and not connection.raw.broken
+                is_kept = not self._is_closed and len(self._readers) < IDLE_CONNECTIONS and not connection.raw.closed
                 if is_kept:
                     self._readers.append(connection)
             if not is_kept:
@@ -202,6 +220,18 @@ class PostgresDatabase:
             for connection in (*self._readers, self._writer):
                 connection.raw.close()
             self._readers.clear()
+
+    def _living(self, connection: _Connection | None) -> _Connection:
+        """A connection that answers: this one, or a new one if there is none or the server ended it (it was restarted)."""
+        import psycopg
+
+        if connection is not None:
+            try:
+                connection.raw.execute("")
+                return connection
+            except psycopg.OperationalError:
+                connection.raw.close()
+        return self._connect()
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -1,7 +1,7 @@
 """Forward rule application: from facts that are held to facts that follow, with the premises of each.
 
 A rule is a conjunction of triples with variables and one triple that follows, for instance "?a is part of ?b" and "?b
-is located in ?c" give "?a is located in ?c". `derive` works semi-naively: each round joins what is new with all that is
+is located in ?c" give "?a is located in ?c". A Closure works semi-naively: each round joins what is new with all that is
 known, until nothing new comes.
 Source: Abiteboul, Hull and Vianu, Foundations of Databases, ch. 13 (semi-naive evaluation).
 """
@@ -74,60 +74,71 @@ def derived_id(triple: Triple) -> str:
     return hashlib.sha256("\x00".join(("derived", *triple)).encode()).hexdigest()[:32]
 
 
-def derive(
-    known: Iterable[Triple], rules: Sequence[Rule], *, new: Iterable[Triple] | None = None
-) -> dict[Triple, Derivation]:
-    """What follows from `known` and is not in it. `new`, a part of `known`, is all that was not joined before.
-
-    Raises RuleExplosion beyond MAX_DERIVED facts.
-    """
-    facts = _Facts(known)
-    derived: dict[Triple, Derivation] = {}
-    fresh = list(facts.all if new is None else new)
-    while fresh and rules:
-        found: dict[Triple, Derivation] = {}
-        for rule in rules:
-            for number, condition in enumerate(rule.conditions):
-                for fact in fresh:
-                    binding = _match(condition, fact, {})
-                    if binding is None:
-                        continue
-                    others = [other for place, other in enumerate(rule.conditions) if place != number]
-                    for bound, premises in _join(others, binding, facts):
-                        conclusion = _apply(rule.conclusion, bound)
-                        if conclusion not in facts.all and conclusion not in found:
-                            found[conclusion] = Derivation(rule.name, (fact, *premises))
-                            check_size(len(derived) + len(found), rules)
-        derived |= found
-        facts.add(found)
-        fresh = list(found)
-    return derived
+def derive(known: Iterable[Triple], rules: Sequence[Rule]) -> dict[Triple, Derivation]:
+    """What follows from `known` and is not in it. Raises RuleExplosion beyond MAX_DERIVED facts."""
+    return Closure(rules).add(known)
 
 
-def check_size(num_derived: int, rules: Sequence[Rule]) -> None:
-    """Raises RuleExplosion for more derived facts than can be held."""
-    if num_derived > MAX_DERIVED:
-        names = ", ".join(rule.name for rule in rules)
-        raise RuleExplosion(f"the rules {names} derive more than {MAX_DERIVED} facts")
+class Closure:
+    """Stated facts that come bit by bit, and what follows from them. What comes is joined with what is there, by index."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self._rules = tuple(rules)
+        self._facts = _Facts()
+        self._derived: set[Triple] = set()
+
+    def add(self, stated: Iterable[Triple]) -> dict[Triple, Derivation]:
+        """What follows now and did not before. A derived fact that is stated now is no longer derived.
+
+        Raises RuleExplosion beyond MAX_DERIVED facts in all; then the closure is of no use any more.
+        """
+        stated = list(stated)
+        self._derived.difference_update(stated)
+        fresh = self._facts.add(stated)
+        derived: dict[Triple, Derivation] = {}
+        while fresh and self._rules:
+            found: dict[Triple, Derivation] = {}
+            for rule in self._rules:
+                for place, condition in enumerate(rule.conditions):
+                    others = [*rule.conditions[:place], *rule.conditions[place + 1 :]]
+                    for fact in fresh:
+                        binding = _match(condition, fact, {})
+                        if binding is None:
+                            continue
+                        for bound, premises in _join(others, binding, self._facts):
+                            conclusion = _apply(rule.conclusion, bound)
+                            if conclusion not in self._facts.all and conclusion not in found:
+                                found[conclusion] = Derivation(rule.name, (fact, *premises))
+                                self._check_size(len(found))
+            derived |= found
+            self._derived |= found.keys()
+            fresh = self._facts.add(found)
+        return derived
+
+    def _check_size(self, num_more: int) -> None:
+        if len(self._derived) + num_more > MAX_DERIVED:
+            names = ", ".join(rule.name for rule in self._rules)
+            raise RuleExplosion(f"the rules {names} derive more than {MAX_DERIVED} facts")
 
 
 class _Facts:
     """Triples by relation and subject, and by relation and object."""
 
-    def __init__(self, triples: Iterable[Triple]) -> None:
-        self.all: dict[Triple, None] = {}
+    def __init__(self) -> None:
+        self.all: set[Triple] = set()
         self.by_subject: dict[tuple[str, str], list[Triple]] = defaultdict(list)
         self.by_object: dict[tuple[str, str], list[Triple]] = defaultdict(list)
         self.by_relation: dict[str, list[Triple]] = defaultdict(list)
-        self.add(triples)
 
-    def add(self, triples: Iterable[Triple]) -> None:
-        for triple in triples:
-            if triple not in self.all:
-                self.all[triple] = None
-                self.by_subject[triple[1], triple[0]].append(triple)
-                self.by_object[triple[1], triple[2]].append(triple)
-                self.by_relation[triple[1]].append(triple)
+    def add(self, triples: Iterable[Triple]) -> list[Triple]:
+        """Those that were not there, each once, in their order."""
+        new = [triple for triple in dict.fromkeys(triples) if triple not in self.all]
+        for triple in new:
+            self.all.add(triple)
+            self.by_subject[triple[1], triple[0]].append(triple)
+            self.by_object[triple[1], triple[2]].append(triple)
+            self.by_relation[triple[1]].append(triple)
+        return new
 
     def matching(self, triple: Triple) -> Sequence[Triple]:
         subject, relation, object_ = triple

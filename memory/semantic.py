@@ -9,7 +9,7 @@ with the claims, so a crash neither loses nor repeats an extraction. A fact whos
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from memory.alarms import SourceAlarms, conflicts_of
 from memory.backends import open_tables
-from memory.beliefs import LATEST, KnownClaim, Verdict, belief_of, decide, derived_belief
+from memory.beliefs import LATEST, KnownClaim, Verdict, belief_of, beliefs_as_of, decide, derived_belief
 from memory.claims import is_functional
 from memory.concepts import ConceptGraph
-from memory.rules import Rule, RuleExplosion, Triple, derive, derived_id
+from memory.rules import Rule, RuleExplosion, derive
 from memory.semantic_rows import SCHEMA, SCHEMA_VERSION, SemanticRows
 from memory.store import SqlConnection, SqlDatabase, no_guard
 from memory.types import Alarm, Belief, Claim, Contradiction, Guard
@@ -61,16 +61,13 @@ class SemanticMemory:
         self._lock = threading.Lock()  # of the graph; taken after the writer lock, never before
         self._graph = ConceptGraph()
         with database.read() as connection:
-            facts, claims = self._rows.everything(connection)
-            self._rules = [
-                Rule.parse(name, text)
-                for name, text in connection.execute("SELECT name, text FROM rule ORDER BY name").fetchall()
-            ]
+            facts, claims = self._rows.log(connection)
+            self._rules = self._rows.rules(connection, recorded_at=LATEST)
         for fact_id, subject, relation, object_, has_one in facts:
             self._graph.add(fact_id, subject, relation, object_, is_functional=bool(has_one))
             self._graph.hold(fact_id, decide(claims[fact_id], valid_at=LATEST, recorded_at=LATEST))
         try:
-            self._graph.apply_rules(self._rules, new=None)
+            self._graph.use_rules(self._rules)
         except RuleExplosion:
             logger.exception("nothing is derived: remove a rule")
 
@@ -180,10 +177,7 @@ class SemanticMemory:
             with self._lock:
                 derive((self._graph.facts[one].triple for one in self._graph.held), rules)
             with self.database.write(guard=guard) as connection:
-                connection.execute(
-                    "INSERT INTO rule(name, text) VALUES(:name, :text) ON CONFLICT(name) DO UPDATE SET text = :text",
-                    {"name": rule.name, "text": str(rule)},
-                )
+                self._rows.set_rule(connection, rule.name, str(rule), now=self.clock())
             self._use_rules(rules)
             return sum(why.rule == rule.name for _, why in self._graph.derived.values())
 
@@ -191,7 +185,7 @@ class SemanticMemory:
         """Drop a rule and what only it derives; False if there is none of this name."""
         with self.database.exclusive():
             with self.database.write(guard=guard) as connection:
-                connection.execute("DELETE FROM rule WHERE name = :name", {"name": name})
+                self._rows.set_rule(connection, name, None, now=self.clock())
             rules = [rule for rule in self._rules if rule.name != name]
             was_there = len(rules) < len(self._rules)
             self._use_rules(rules)
@@ -221,7 +215,7 @@ class SemanticMemory:
         if valid_at is not None or recorded_at is not None:
             with self._lock:
                 wanted = self._graph.stored_about(concept)
-            beliefs = {one.fact.id: one for one in self.snapshot(valid_at=valid_at, recorded_at=recorded_at)}
+            beliefs = {one.fact.id: one for one in self._as_of(wanted, valid_at=valid_at, recorded_at=recorded_at)}
             key = concept_key(concept)
             derived = [
                 one.fact.id
@@ -257,26 +251,7 @@ class SemanticMemory:
 
     def snapshot(self, *, valid_at: float | None = None, recorded_at: float | None = None) -> list[Belief]:
         """All that was held of a moment of the world as known at a moment, derived facts last."""
-        valid_at = LATEST if valid_at is None else valid_at
-        recorded_at = LATEST if recorded_at is None else recorded_at
-        with self.database.read() as connection:
-            facts, claims = self._rows.everything(connection)
-        found: dict[str, Belief] = {}
-        ids: dict[Triple, str] = {}
-        for fact_id, subject, relation, object_, _ in facts:
-            verdict = decide(claims[fact_id], valid_at=valid_at, recorded_at=recorded_at)
-            if verdict is not None:
-                found[fact_id] = belief_of((subject, relation, object_), verdict, fact_id=fact_id)
-                ids.setdefault((concept_key(subject), relation, concept_key(object_)), fact_id)
-        names = {concept_key(name): name for row in reversed(facts) for name in (row[1], row[3])}
-        for triple, why in derive(ids, self._rules).items():
-            ids[triple] = derived_id(triple)
-            premises = tuple(ids[one] for one in why.premises)
-            rests_on = [found[one] for one in premises]
-            found[ids[triple]] = derived_belief(
-                triple, rule=why.rule, premises=premises, rests_on=rests_on, names=names
-            )
-        return list(found.values())
+        return self._as_of(None, valid_at=valid_at, recorded_at=recorded_at)
 
     def began_at(self) -> float | None:
         """When the first claim came in that is still there, seconds since the epoch; None for an empty memory."""
@@ -344,6 +319,18 @@ class SemanticMemory:
 
     # -- helpers
 
+    def _as_of(
+        self, wanted: Collection[str] | None, *, valid_at: float | None, recorded_at: float | None
+    ) -> list[Belief]:
+        """Of these facts, or of all, what was held; all, and what follows from them, where rules were applied then."""
+        known_at = LATEST if recorded_at is None else recorded_at
+        with self.database.read() as connection:
+            rules = self._rows.rules(connection, recorded_at=known_at)
+            facts, claims = self._rows.log(connection, fact_ids=None if rules else wanted)
+        names = {row[0]: (row[1], row[2], row[3]) for row in facts}
+        at = LATEST if valid_at is None else valid_at
+        return beliefs_as_of(names, claims, rules, valid_at=at, recorded_at=known_at)
+
     def _verdicts(self, connection: SqlConnection, fact_ids: Iterable[str]) -> dict[str, Verdict | None]:
         claims: dict[str, list[KnownClaim]] = {one: [] for one in fact_ids}
         for claim in self._rows.claims_of(connection, list(claims)):
@@ -358,7 +345,10 @@ class SemanticMemory:
         came = [one for one in verdicts if one in self._graph.held and one not in before]
         num_left = sum(one not in self._graph.held for one in before)
         try:
-            self._graph.apply_rules(self._rules, new=None if num_left or has_left else came)
+            if num_left or has_left:
+                self._graph.use_rules(self._rules)
+            else:
+                self._graph.derive_from(came)
         except RuleExplosion:
             logger.exception("what was derived stays as it was: remove a rule")
         return num_left
@@ -366,7 +356,7 @@ class SemanticMemory:
     def _use_rules(self, rules: list[Rule]) -> None:
         with self._lock:
             self._rules = rules
-            self._graph.apply_rules(rules, new=None)
+            self._graph.use_rules(rules)
 
     def _beliefs(self, ids: Sequence[str]) -> list[Belief]:
         """The held and derived facts of these ids, in their order, without those that left meanwhile."""

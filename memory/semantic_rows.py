@@ -6,15 +6,16 @@ the clock does.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from memory.beliefs import FOREVER, KnownClaim
 from memory.claims import is_functional
+from memory.rules import Rule
 from memory.store import SqlConnection, SqlDatabase
 from memory.types import Claim, Fact, Trust
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCHEMA = """
 CREATE TABLE fact (
   id TEXT PRIMARY KEY, subject TEXT NOT NULL, relation TEXT NOT NULL, object TEXT NOT NULL,
@@ -30,7 +31,8 @@ CREATE TABLE totals (
   only_row INTEGER PRIMARY KEY CHECK (only_row = 1), last_number {integer} NOT NULL, last_recorded_at {real} NOT NULL);
 INSERT INTO totals VALUES (1, 0, 0);
 CREATE TABLE place (shard INTEGER PRIMARY KEY, seq {integer} NOT NULL);
-CREATE TABLE rule (name TEXT PRIMARY KEY, text TEXT NOT NULL);
+CREATE TABLE rule (
+  name TEXT NOT NULL, text TEXT NOT NULL, recorded_at {real} NOT NULL, removed_at {real}, PRIMARY KEY (name, recorded_at));
 CREATE TABLE conflict (
   source_id TEXT NOT NULL, fact_id TEXT NOT NULL REFERENCES fact(id) ON DELETE CASCADE,
   other_id TEXT NOT NULL REFERENCES fact(id) ON DELETE CASCADE, PRIMARY KEY (source_id, fact_id, other_id));
@@ -126,8 +128,15 @@ class SemanticRows:
         return new, {claim.fact.id for claim in fresh}
 
     def withdraw(self, connection: SqlConnection, episode_ids: Sequence[str], *, now: float) -> set[str]:
-        """Take back what episodes claim: ids of the facts concerned. The claims stay for questions as of earlier."""
+        """Take back what episodes claim: ids of the facts concerned. The claims stay for questions as of earlier.
+
+        If the episodes are released, a model may read them again.
+        """
         _, recorded_at = self._tick(connection, 0, now=now)
+        connection.execute(
+            f"DELETE FROM enrichment WHERE episode_id {self._database.one_of('ids')}",
+            {"ids": self._database.many(episode_ids)},
+        )
         rows = connection.execute(
             f"UPDATE claim SET retracted_at = :now WHERE retracted_at IS NULL AND episode_id"
             f" {self._database.one_of('ids')} RETURNING fact_id",
@@ -158,6 +167,28 @@ class SemanticRows:
             connection.execute(statement)
         connection.execute(f"DELETE FROM enrichment WHERE episode_id {self._database.one_of('ids')}", ids)
         return gone, kept
+
+    def set_rule(self, connection: SqlConnection, name: str, text: str | None, *, now: float) -> None:
+        """Apply a rule from now on, in the place of the one of this name; no text: apply it no longer."""
+        _, recorded_at = self._tick(connection, 0, now=now)
+        connection.execute(
+            "UPDATE rule SET removed_at = :now WHERE name = :name AND removed_at IS NULL",
+            {"name": name, "now": recorded_at},
+        )
+        if text is not None:
+            connection.execute(
+                "INSERT INTO rule(name, text, recorded_at, removed_at) VALUES(:name, :text, :now, NULL)",
+                {"name": name, "text": text, "now": recorded_at},
+            )
+
+    @staticmethod
+    def rules(connection: SqlConnection, *, recorded_at: float) -> list[Rule]:
+        """Those that were applied at a moment of the record, by name."""
+        rows = connection.execute(
+            "SELECT name, text FROM rule WHERE recorded_at <= :at AND (removed_at IS NULL OR removed_at > :at) ORDER BY name",
+            {"at": recorded_at},
+        )
+        return [Rule.parse(name, text) for name, text in rows.fetchall()]
 
     @staticmethod
     def begin_erasure(connection: SqlConnection, kind: str, value: str, ids: Sequence[str]) -> list[str]:
@@ -194,15 +225,23 @@ class SemanticRows:
         )
         return {row[0]: tuple(row[1:]) for row in rows}
 
-    @staticmethod
-    def everything(connection: SqlConnection) -> tuple[list[tuple[Any, ...]], dict[str, list[KnownClaim]]]:
-        """(id, subject, relation, object, is functional) of all facts, the oldest first, and the claims by fact."""
+    def log(
+        self, connection: SqlConnection, *, fact_ids: Collection[str] | None = None
+    ) -> tuple[list[tuple[Any, ...]], dict[str, list[KnownClaim]]]:
+        """Rows of all facts, or of these, the oldest first, and the claims by fact.
+
+        A row is (id, subject, relation, object, whether a subject has one object at a time).
+        """
+        fact = claim = ""
+        parameters = {}
+        if fact_ids is not None:
+            fact, claim = (f"WHERE {name} {self._database.one_of('ids')}" for name in ("id", "fact_id"))
+            parameters["ids"] = self._database.many(list(fact_ids))
         claims: dict[str, list[KnownClaim]] = defaultdict(list)
-        for row in connection.execute(f"SELECT {_CLAIM} FROM claim ORDER BY number"):
+        for row in connection.execute(f"SELECT {_CLAIM} FROM claim {claim} ORDER BY number", parameters):
             claims[row[0]].append(claim_from(row))
-        facts = {
-            row[0]: row for row in connection.execute("SELECT id, subject, relation, object, is_functional FROM fact")
-        }
+        rows = connection.execute(f"SELECT id, subject, relation, object, is_functional FROM fact {fact}", parameters)
+        facts = {row[0]: row for row in rows}
         return [facts[key] for key in claims], claims
 
     @staticmethod

@@ -28,6 +28,10 @@ class StoreProblem(ValueError):
     """The database file cannot be used as it is. It is left untouched."""
 
 
+class StoreAway(StoreProblem):
+    """The database server does not answer. It may be there again soon."""
+
+
 class StoreFull(RuntimeError):
     """There was no room for a write. Nothing of it was written; the store stays open and can be read."""
 

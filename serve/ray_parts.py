@@ -62,6 +62,7 @@ CAUSES: Mapping[str, type[Exception]] = {
     "StoreFull": StorageFullError,
     "ErasureIncomplete": ErasureError,
     "ActorMissing": NotReadyError,
+    "StoreAway": NotReadyError,
 }
 """The actors' typed errors by class name: importing them would load the learner's torch into the HTTP process."""
 

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import ray
 
-from actors.registry import ACTORS, check_num_shards, ensure_actor, shard_specs
+from actors.calls import when_there
+from actors.registry import ACTORS, ensure_actor, shard_specs
 from actors.stores import WRITES, remote_store, shard_name
 from autonomous.ingest import IngestConfig
 from memory.embed import model_folder
 from memory.episodic import EpisodicMemory
 from memory.settings import MemorySettings
+from memory.store import StoreAway, StoreProblem
 from memory.types import Trust
 
 WARM_S = 240
@@ -136,8 +138,16 @@ def test_what_changes_a_store_is_called_as_a_write() -> None:
     assert guarded == WRITES
 
 
-def test_another_number_of_stores_than_they_were_written_with_is_refused(tmp_path: Path) -> None:
-    check_num_shards(tmp_path, num_shards=2)
-    check_num_shards(tmp_path, num_shards=2)
-    with pytest.raises(ValueError, match=r"memory.num_shards = 3.*were written with 2: set it back"):
-        check_num_shards(tmp_path, num_shards=3)
+def test_an_actor_that_starts_without_its_database_server_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.calls.SERVER_PAUSE_S", 0.0)
+    answers = iter([StoreAway("no"), StoreAway("no"), StoreProblem("another version"), "opened"])
+
+    def open_store() -> str:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with pytest.raises(StoreProblem, match="another version"):
+        when_there(open_store)
+    assert when_there(open_store) == "opened"

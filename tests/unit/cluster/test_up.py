@@ -11,11 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from actors.registry import note_num_shards
 from cluster.config import SystemConfig, load_config
 from cluster.processes import HOME_VARIABLE, end_processes, find_processes
 from cluster.state import RunningState, read_state, write_state
 from cluster.stop import NotUp, bring_down
-from cluster.up import AlreadyUp, BringUpError, PortInUse, bring_up, prepare_model
+from cluster.up import AlreadyUp, BringUpError, PortInUse, StageClock, bring_up, deploy, prepare_model
 from tests.tiny_model import write_tiny_llama
 
 
@@ -54,6 +55,18 @@ def test_model_folder_with_a_missing_shard_is_named_with_the_fix(tmp_path: Path)
     config = config_of(tmp_path, **{"model.source": str(folder)})
     with pytest.raises(BringUpError, match=r"model-00002-of-00002\.safetensors"):
         prepare_model(config)
+
+
+def test_a_memory_that_cannot_be_opened_is_told_before_an_actor_is_created(tmp_path: Path) -> None:
+    def deployed(**memory: object) -> None:
+        config = config_of(tmp_path, **{f"memory.{name}": value for name, value in memory.items()})
+        deploy(config, model_folder=tmp_path, http_port=1, clock=StageClock(quiet))
+
+    with pytest.raises(BringUpError, match="PostgreSQL at .* does not answer"):
+        deployed(database="postgresql://nobody@127.0.0.1:1/none")
+    note_num_shards(tmp_path / "home" / "memory", num_shards=2)
+    with pytest.raises(BringUpError, match=r"memory.num_shards = 3.*were written with 2: set it back"):
+        deployed(num_shards=3)
 
 
 def test_running_system_and_left_processes_refuse_a_second_start_and_down_ends_exactly_them(tmp_path: Path) -> None:

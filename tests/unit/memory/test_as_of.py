@@ -9,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memory.facts import fact_of
+from memory.rules import Rule
 from memory.types import Claim, Trust
 from tests.episodes import open_semantic
 
 FACTS = [("pump", "costs", "9"), ("pump", "costs", "11"), ("seal", "is", "blue")]
+RULE = Rule.parse("priced", '?a costs ?b => ?a is "priced"')
+PRICED = ("pump", "is", "priced")
 EPISODES = ["e0", "e1", "e2", "e3"]
 
 
@@ -35,6 +38,7 @@ events = st.one_of(
     ),
     st.builds(Event, st.just("withdraw"), st.sampled_from(EPISODES)),
     st.builds(Event, st.just("forget"), st.sampled_from(EPISODES)),
+    st.builds(Event, st.sampled_from(["add rule", "remove rule"]), st.just("")),
 )  # fmt: skip
 
 
@@ -49,7 +53,7 @@ def _replay(log: list[Event], *, until: int, valid_at: float) -> set[tuple[str, 
                 key = (event.episode, event.fact, event.is_denial)
                 if key not in said or (said[key][1].trust, said[key][1].said_at) != (event.trust, event.said_at):
                     said[key] = (number, event)
-            else:
+            elif event.action == "withdraw":
                 said = {key: value for key, value in said.items() if key[0] != event.episode}
     held = set()
     for fact in FACTS:
@@ -59,6 +63,9 @@ def _replay(log: list[Event], *, until: int, valid_at: float) -> set[tuple[str, 
         newest = max((one.said_at for _, one in claims), default=None)
         if any(one.said_at == newest and not one.is_denial for _, one in claims):
             held.add(fact)
+    rules = [event.action for event in log[: until + 1] if event.action.endswith("rule")]
+    if rules[-1:] == ["add rule"] and any(relation == "costs" for _, relation, _ in held):
+        held.add(PRICED)
     return held
 
 
@@ -76,8 +83,12 @@ def test_every_moment_of_the_record_and_the_world_equals_a_replay_of_the_log(log
                 memory.add([Claim(fact, source, event.trust, event.said_at, is_denial=event.is_denial)])
             elif event.action == "withdraw":
                 memory.withdraw_episodes([event.episode])
-            else:
+            elif event.action == "forget":
                 memory.forget_episodes([event.episode])
+            elif event.action == "add rule":
+                memory.add_rule(RULE)
+            else:
+                memory.remove_rule("priced")
             times.append(float(next(ticks)))
 
         for (number, recorded_at), valid_at in itertools.product(enumerate(times), (-1.0, 0.0, 2.5, 4.0)):
@@ -91,6 +102,9 @@ def test_every_moment_of_the_record_and_the_world_equals_a_replay_of_the_log(log
                 if one.valid_to is not None:
                     after = memory.snapshot(valid_at=one.valid_to, recorded_at=recorded_at)
                     assert one.fact.id not in {other.fact.id for other in after}
+            for concept in ("pump", "seal"):
+                part = memory.about(concept, valid_at=valid_at, recorded_at=recorded_at)
+                assert part == [one for one in held if concept in (one.fact.subject, one.fact.object)]
         now = {(one.fact.subject, one.fact.relation, one.fact.object) for one in memory.snapshot()}
         assert now == _replay(log, until=len(log), valid_at=1e9)
         found = {

@@ -85,3 +85,15 @@ def test_an_erased_episode_leaves_the_queue(memory: SemanticMemory, queue: Enric
     queue.put([TEXT.id])
     memory.forget_episodes([TEXT.id])
     assert memory.health()["num_enrichments_waiting"] == 0
+
+
+def test_what_was_held_back_is_read_again_after_its_release(memory: SemanticMemory, queue: EnrichmentQueue) -> None:
+    def read_once() -> int:
+        queue.put([TEXT.id])
+        return queue.run_once(lambda episode: [("Torvik", "moved its pumps to", "hall seven")], _read)
+
+    assert (read_once(), read_once()) == (1, 0)
+    memory.withdraw_source(TEXT.source_id)
+    assert memory.about("Torvik") == []
+
+    assert (read_once(), len(memory.about("Torvik"))) == (1, 1)

@@ -3,6 +3,7 @@
 import logging
 import sqlite3
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,19 +91,34 @@ def _passes(episode: Episode, where: EpisodeFilter) -> bool:
 
 @pytest.fixture(scope="module")
 def filled() -> EpisodicMemory:
-    """80 episodes, of which the last 20 wait for their vector."""
+    """80 episodes, of which the last 20 wait for their vector and the first 20 are repeated by others."""
     folder = tempfile.mkdtemp()
     memory = open_memory(Path(folder))
     memory.append(_texts(60))
     index_all(memory)
     memory.append(_texts(80)[60:])
+    memory.append(list(_repeats().values()))
     return memory
+
+
+def _repeats() -> dict[str, Episode]:
+    """By the id of what they repeat."""
+    return {
+        one.id: replace(
+            one, id=f"again {one.id}", source_id="s1", document_id="d1", happened_at=one.happened_at + 5,
+            metadata={"kind": "k1", "lang": "en"},
+        )
+        for one in _texts(20)
+    }  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None)
 @given(filters)
-def test_every_filter_finds_what_a_look_at_every_episode_finds(filled: EpisodicMemory, where: EpisodeFilter) -> None:
-    wanted = {episode.id for episode in _texts(80) if _passes(episode, where)}
+def test_every_filter_finds_what_a_look_at_every_episode_and_its_repeats_finds(
+    filled: EpisodicMemory, where: EpisodeFilter
+) -> None:
+    repeats = _repeats()
+    wanted = {one.id for one in _texts(80) if _passes(one, where) or _passes(repeats.get(one.id, one), where)}
     found = filled.recall(" ".join(WORDS.split()), k=80, where=where)
 
     assert {hit.episode.id for hit in found} == wanted
