@@ -62,7 +62,7 @@ def test_a_memory_that_cannot_be_opened_is_told_before_an_actor_is_created(tmp_p
         config = config_of(tmp_path, **{f"memory.{name}": value for name, value in memory.items()})
         deploy(config, model_folder=tmp_path, http_port=1, clock=StageClock(quiet))
 
-    with pytest.raises(BringUpError, match="PostgreSQL at .* does not answer"):
+    with pytest.raises(BringUpError, match=r"PostgreSQL at .* does not answer"):
         deployed(database="postgresql://nobody@127.0.0.1:1/none")
     note_num_shards(tmp_path / "home" / "memory", num_shards=2)
     with pytest.raises(BringUpError, match=r"memory.num_shards = 3.*were written with 2: set it back"):
