@@ -283,13 +283,14 @@ class SqliteEpisodeIndex:
             ).fetchone()
             if found[0] is None:
                 continue
-            in_any, in_titles = (np.fromstring(one or "", dtype=np.int64, sep=",") for one in found)
-            occurrences = np.concatenate([in_any, in_titles])
-            positions, is_there = view.positions(occurrences)
-            weights = np.repeat([1.0, TITLE_WEIGHT - 1.0], [len(in_any), len(in_titles)]) * is_there
-            counts = np.bincount(positions, weights=weights, minlength=len(scores)).astype(np.float64)
-            holds = np.flatnonzero(counts)
-            scores[holds] += score_term(counts[holds], view.num_words[holds], term=term, statistics=statistics)
+            (seqs, num), (of_titles, num_in_titles) = (
+                np.unique(np.fromstring(one or "", dtype=np.int64, sep=","), return_counts=True) for one in found
+            )
+            occurrences = num.astype(np.float64)
+            occurrences[np.searchsorted(seqs, of_titles)] -= (1 - TITLE_WEIGHT) * num_in_titles
+            positions, is_there = view.positions(seqs)
+            holds = positions[is_there]
+            scores[holds] += score_term(occurrences[is_there], view.num_words[holds], term=term, statistics=statistics)
         return scores
 
     def _only(self, connection: SqlConnection, where: EpisodeFilter) -> list[Seqs]:
