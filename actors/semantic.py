@@ -83,6 +83,7 @@ class SemanticShell(Shell):
             episodic=self._episodes,
             semantic=self._memory,
             capacity=settings.capacity,
+            weights=self._ledger,
             enrichment=self._queue if settings.enrich else None,
         )
         self._error = ""

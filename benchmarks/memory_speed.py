@@ -53,6 +53,7 @@ def run(context: BenchContext) -> Iterable[Claim]:
     yield from _writes(context)
     yield from _contexts(memory, semantic, asked, size)
     yield _approximate(embedder, size)
+    memory.save_index()
     health = memory.health()
     yield Claim(
         "bytes of an episode", "told", round(health.size_bytes / size), "B", None,

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from memory.claims import claims_of
 from memory.enrichment import EnrichmentQueue
-from memory.protocols import Episodes
+from memory.protocols import Episodes, Weights
 from memory.semantic import SemanticMemory
 from memory.store import no_guard
 from memory.types import Episode, Guard, Trust
@@ -70,6 +70,8 @@ class ConsolidationConfig(BaseModel):
     """but no more than this share of all in one run."""
     kept_runs: int = Field(3, ge=1)
     """Runs that can be undone."""
+    remember_departed_s: float = Field(2 * 86_400.0, ge=0)
+    """How long it is known at least that an episode left or was erased; longer while a fact or a version has it."""
     seed: int = 0
     """Of the sampling."""
 
@@ -98,6 +100,7 @@ class Consolidation:
         episodic: Episodes,
         semantic: SemanticMemory,
         capacity: int,
+        weights: Weights,
         replay: Replay | None = None,
         enrichment: EnrichmentQueue | None = None,
     ) -> None:
@@ -105,6 +108,7 @@ class Consolidation:
         self._episodic = episodic
         self._semantic = semantic
         self._capacity = capacity
+        self._weights = weights
         self._replay = replay
         self._enrichment = enrichment
         self._database = semantic.database
@@ -141,6 +145,7 @@ class Consolidation:
         report = self._end(report.run, "done", problem="", guard=guard)
         kept = [one.run for one in self.reports(limit=self.config.kept_runs)]
         self._episodic.forget_revisions(but=kept, guard=guard)
+        self._forget_departed(guard)
         logger.info("consolidated run=%s %s", report.run, json.dumps({**report.steps["fade"], **report.steps["prune"]}))
         return report
 
@@ -276,6 +281,19 @@ class Consolidation:
         return self._sizes()
 
     # -- helpers
+
+    def _forget_departed(self, guard: Guard) -> None:
+        """Of episodes that left long ago, and whose claims and versions are gone too, nothing is known any more."""
+        before, last = self._clock() - self.config.remember_departed_s, ""
+        while ids := self._episodic.departed(before=before, after=last, limit=_PAGE):
+            last = ids[-1]
+            with self._semantic.stating:
+                needed = self._semantic.claiming(ids) | self._weights.learned(ids)
+                unneeded = [one for one in ids if one not in needed]
+                if self._enrichment is not None:
+                    self._enrichment.forget(ids, guard=guard)
+                self._episodic.forget_departed(unneeded, erased_before=before, guard=guard)
+        self._episodic.forget_departed([], erased_before=before, guard=guard)
 
     def _believed(self, ids: Sequence[str]) -> list[Episode]:
         """Those that are still there and not held back: neither is replayed."""

@@ -95,6 +95,14 @@ class EnrichmentQueue:
                     self._drop(key, guard=guard)
         return len(ids)
 
+    def forget(self, episode_ids: Sequence[str], *, guard: Guard = no_guard) -> None:
+        """These are gone: they need not be read, nor is it of use that they were."""
+        with self._database.write(guard=guard) as connection:
+            connection.execute(
+                f"DELETE FROM enrichment WHERE episode_id {self._database.one_of('ids')}",
+                {"ids": self._database.many(list(episode_ids))},
+            )
+
     def failed(self, *, limit: int = 100) -> list[FailedEnrichment]:
         """What could not be read, with the last error."""
         with self._database.read() as connection:

@@ -24,12 +24,15 @@ from memory.words import TITLE_WEIGHT, TOKENIZER, Tokenizer, WordStatistics, sco
 logger = logging.getLogger(__name__)
 
 _PROBED = 16
+_MERGE_PAGES, _MERGES = 64, 20
+"""Of the keyword index that one write merges, some 10 ms, and writes of one call of `maintain`."""
 
 SQLITE_SCHEMA = SCHEMA + (
     f"""
 CREATE VIEW episode_recallable AS SELECT seq, title, text FROM episode WHERE {RECALLABLE};
 CREATE VIRTUAL TABLE episode_words USING fts5(
   title, text, content='episode_recallable', content_rowid='seq', tokenize='{TOKENIZER}');
+INSERT INTO episode_words(episode_words, rank) VALUES('usermerge', 2);
 CREATE VIRTUAL TABLE episode_terms USING fts5vocab(episode_words, 'row');
 CREATE VIRTUAL TABLE episode_occurrences USING fts5vocab(episode_words, 'instance');
 """
@@ -100,6 +103,7 @@ class SqliteEpisodeIndex:
         self._path = path
         self._columns = columns
         self.vectors = vectors
+        self._merged_version = 0  # of the columns, when the keyword index had nothing to merge
         self._places: tuple[tuple[int, int], NDArray[np.int64], Mask] | None = None
 
     @classmethod
@@ -220,7 +224,29 @@ class SqliteEpisodeIndex:
 
     def maintain(self) -> bool:
         """See EpisodeIndex."""
+        self._merge_words()
         return self.vectors.train_if_due()
+
+    def _merge_words(self) -> None:
+        """Postings of what left stay in FTS5's segments until these are merged: it does that late by itself, and the file
+        would grow to twice what it holds.
+        """
+        version = self._columns.view.version
+        for _ in range(_MERGES if version != self._merged_version else 0):
+            with self._database.exclusive(), self._database.write() as connection:
+                (before,) = connection.execute("SELECT total_changes()").fetchone()
+                try:
+                    connection.execute(
+                        f"INSERT INTO episode_words(episode_words, rank) VALUES('merge', {_MERGE_PAGES})"
+                    )
+                except sqlite3.DatabaseError as error:
+                    if not _is_damage_of_words(error):
+                        raise
+                    _rebuild_words(connection, problem=str(error))
+                (after,) = connection.execute("SELECT total_changes()").fetchone()
+            if after - before < 2:  # FTS5 had nothing to do
+                self._merged_version = version
+                return
 
     def save(self) -> None:
         """See EpisodeIndex."""

@@ -75,6 +75,15 @@ class EpisodeReader:
         """Ids of a source's episodes in commit order: quarantined ones, and those that made room, too."""
         return self._ids("source_id", source_id)
 
+    def departed(self, *, before: float, after: str = "", limit: int) -> list[str]:
+        """One page of the ids of episodes that made room before a time, seconds since the epoch; ascending, behind `after`."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                f"SELECT id FROM departed WHERE departed_at < :before AND id > :after ORDER BY id LIMIT {limit:d}",
+                {"before": before, "after": after},
+            ).fetchall()
+        return [row[0] for row in rows]
+
     def last_recorded_at(self) -> float:
         """When the newest row was written, seconds since the epoch; 0 for an empty store."""
         with self._database.read() as connection:

@@ -18,7 +18,7 @@ from memory.store import SqlConnection, SqlDatabase
 from memory.types import Episode, EpisodeFilter, Trust
 from memory.words import count_words, near_duplicate_key
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MAX_TEXT_CHARS = 16_384
 """Of a passage. The embedder sees some 1,000 of them."""
 MAX_NAME_CHARS = 1024
@@ -51,8 +51,9 @@ CREATE INDEX episode_waiting ON episode(happened_at) WHERE trust < 2 AND deleted
 CREATE TABLE episode_tag (
   key TEXT NOT NULL, value TEXT NOT NULL, seq {integer} NOT NULL, PRIMARY KEY (key, value, seq));
 CREATE INDEX episode_tag_seq ON episode_tag(seq);
+CREATE INDEX episode_erased ON episode(deleted_at) WHERE deleted_at IS NOT NULL;
 CREATE TABLE departed (  -- evicted and pruned episodes: what was derived from them can still be erased with their source
-  id TEXT PRIMARY KEY, document_id TEXT NOT NULL, source_id TEXT NOT NULL);
+  id TEXT PRIMARY KEY, document_id TEXT NOT NULL, source_id TEXT NOT NULL, departed_at {real} NOT NULL);
 CREATE INDEX departed_document ON departed(document_id);
 CREATE INDEX departed_source ON departed(source_id);
 CREATE TABLE revision (  -- what consolidation did, and what was there before
@@ -240,7 +241,7 @@ class EpisodeRows:
         self._count(connection, added, sign=1)
         change.added += added
 
-    def evict(self, connection: SqlConnection, *, capacity: int, change: IndexChange) -> int:
+    def evict(self, connection: SqlConnection, *, capacity: int, now: float, change: IndexChange) -> int:
         """Delete what is beyond the capacity: repeats first, then the least salient, the oldest of equal ones."""
         (num_rows,) = connection.execute("SELECT num_rows FROM totals").fetchone()
         surplus = num_rows - capacity
@@ -253,16 +254,16 @@ class EpisodeRows:
                 "duplicate_of IS NULL AND deleted_at IS NULL ORDER BY salience, recorded_at",
                 limit=surplus - len(rows),
             )
-        self.depart(connection, rows, change=change)
+        self.depart(connection, rows, now=now, change=change)
         return len(rows)
 
-    def depart(self, connection: SqlConnection, rows: Sequence[Row], *, change: IndexChange) -> None:
+    def depart(self, connection: SqlConnection, rows: Sequence[Row], *, now: float, change: IndexChange) -> None:
         """Delete rows of which only id, document and source are remembered."""
         self.delete(connection, rows, change=change)
         connection.executemany(
-            "INSERT INTO departed(id, document_id, source_id) VALUES(:id, :document_id, :source_id)"
+            "INSERT INTO departed(id, document_id, source_id, departed_at) VALUES(:id, :document_id, :source_id, :now)"
             " ON CONFLICT DO NOTHING",
-            rows,
+            [{**row, "now": now} for row in rows],
         )
 
     def delete(self, connection: SqlConnection, rows: Sequence[Row], *, change: IndexChange) -> None:

@@ -107,10 +107,11 @@ class EpisodicMemory(EpisodeReader):
         for episode in episodes:
             check_episode(episode, max_text_chars=self.config.max_text_chars)
         with self._changing(guard) as (connection, change):
+            now = self._clock()
             added, repeated, merged = self._rows.append(
-                connection, episodes, now=self._clock(), recorded_at=recorded_at, change=change
+                connection, episodes, now=now, recorded_at=recorded_at, change=change
             )
-            num_evicted = self._rows.evict(connection, capacity=self.config.capacity, change=change)
+            num_evicted = self._rows.evict(connection, capacity=self.config.capacity, now=now, change=change)
             (last_seq,) = connection.execute("SELECT last_seq FROM totals").fetchone()
         if num_evicted:
             logger.warning("evicted episodes=%d: the capacity is %d", num_evicted, self.config.capacity)
@@ -202,7 +203,9 @@ class EpisodicMemory(EpisodeReader):
         How many rows were changed. A step that was done already changes nothing and tells what it did.
         """
         with self._changing(guard) as (connection, change):
-            return self._revisions.apply(connection, run, step, saliences=saliences or {}, prune=prune, change=change)
+            return self._revisions.apply(
+                connection, run, step, saliences=saliences or {}, prune=prune, now=self._clock(), change=change
+            )
 
     def undo(self, run: str, *, guard: Guard = no_guard) -> int:
         """Take back what a run of consolidation changed, but for what was changed or erased since; how many rows."""
@@ -213,6 +216,17 @@ class EpisodicMemory(EpisodeReader):
         """Keep what is needed to undo these runs, and no others; how many rows went."""
         with self._changing(guard) as (connection, _):
             return self._revisions.forget(connection, but=but)
+
+    def forget_departed(self, ids: Sequence[str], *, erased_before: float, guard: Guard = no_guard) -> int:
+        """Know no longer of these episodes that they left, nor of erased ones that there were any; how many rows went."""
+        with self._changing(guard) as (connection, _):
+            num_rows: int = connection.execute(
+                f"DELETE FROM departed WHERE id {self._database.one_of('ids')}", {"ids": self._database.many(ids)}
+            ).rowcount
+            num_rows += connection.execute(
+                "DELETE FROM episode WHERE deleted_at < :before", {"before": erased_before}
+            ).rowcount
+        return num_rows
 
     # -- recall
 

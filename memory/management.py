@@ -57,6 +57,11 @@ class NoWeights:
         del episode_ids
         return []
 
+    def learned(self, episode_ids: Sequence[str]) -> set[str]:
+        """None."""
+        del episode_ids
+        return set()
+
 
 @dataclass(frozen=True, slots=True)
 class ContextPart:

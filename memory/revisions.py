@@ -26,6 +26,7 @@ class Revisions:
         *,
         saliences: Mapping[str, float],
         prune: Sequence[str],
+        now: float,
         change: IndexChange,
     ) -> int:
         """Do a step, or tell how many rows it changed when it was done."""
@@ -54,7 +55,7 @@ class Revisions:
             if row["id"] not in known
         ]
         self._remember(connection, run, "pruned", gone, {})
-        self._rows.depart(connection, gone, change=change)
+        self._rows.depart(connection, gone, now=now, change=change)
         num_rows = len(changed) + len(gone)
         connection.execute(
             "INSERT INTO revision(run, step, num_rows) VALUES(:run, :step, :num)", {**parameters, "num": num_rows}

@@ -271,6 +271,15 @@ class SemanticMemory:
         with self.database.read() as connection:
             return self._rows.claims_of(connection, [fact_id])
 
+    def claiming(self, ids: Sequence[str]) -> set[str]:
+        """Those of these episodes of which claims are kept, believed or not."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                f"SELECT DISTINCT episode_id FROM claim WHERE episode_id {self.database.one_of('ids')}",
+                {"ids": self.database.many(ids)},
+            )
+            return {row[0] for row in rows}
+
     def facts_of_episodes(self, ids: Sequence[str]) -> list[str]:
         """Ids of the facts that these episodes claim."""
         with self.database.read() as connection:

@@ -146,6 +146,15 @@ class EpisodicShards:
         """As EpisodicMemory.forget_revisions, over all stores."""
         return sum(self._of_all(lambda store: store.forget_revisions(but=but, guard=guard)))
 
+    def departed(self, *, before: float, after: str = "", limit: int) -> list[str]:
+        """As EpisodicMemory.departed."""
+        found = self._of_all(lambda store: store.departed(before=before, after=after, limit=limit))
+        return sorted({key for keys in found for key in keys})[:limit]
+
+    def forget_departed(self, ids: Sequence[str], *, erased_before: float, guard: Guard = no_guard) -> int:
+        """As EpisodicMemory.forget_departed, over all stores."""
+        return sum(self._of_all(lambda store: store.forget_departed(ids, erased_before=erased_before, guard=guard)))
+
     def verify(self) -> None:
         """As EpisodicMemory.verify, over all stores."""
         self._of_all(lambda store: store.verify())

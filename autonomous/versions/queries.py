@@ -93,6 +93,12 @@ class LedgerQueries:
         with self._database.read() as connection:
             return [row[0] for row in connection.execute(DESCENDANTS, {"episodes": json.dumps(list(episode_ids))})]
 
+    def learned(self, episode_ids: Sequence[str]) -> set[str]:
+        """Those of these episodes that any version was trained on."""
+        query = "SELECT DISTINCT episode_id FROM version_episodes WHERE episode_id IN (SELECT value FROM json_each(?))"
+        with self._database.read() as connection:
+            return {row[0] for row in connection.execute(query, (json.dumps(list(episode_ids)),))}
+
     def held_back(self) -> set[str]:
         """Episodes of rejected and rolled back versions: not to be learned again."""
         with self._database.read() as connection:

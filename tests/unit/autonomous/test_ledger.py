@@ -382,6 +382,7 @@ def test_lineage_runs_from_the_root_and_erasing_an_episode_names_all_versions_th
     assert ledger.versions_that_learned(["a", "unknown"]) == [first, second]
     assert ledger.versions_that_learned(["b", "c"]) == [second, other]
     assert ledger.versions_that_learned([]) == []
+    assert ledger.learned(["a", "c", "unknown"]) == {"a", "c"}
 
 
 def test_an_unknown_name_says_where_the_names_are(ledger: VersionLedger):

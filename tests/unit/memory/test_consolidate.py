@@ -6,7 +6,8 @@ from memory.claims import claims_of
 from memory.consolidate import Consolidation, ConsolidationConfig
 from memory.enrichment import EnrichmentConfig, EnrichmentQueue
 from memory.episodic import EpisodicMemory
-from memory.types import Episode, Trust
+from memory.facts import fact_of
+from memory.types import Claim, Episode, Trust
 from tests.episodes import index_all, make_episode, open_memory, open_semantic
 
 CAPACITY = 20
@@ -29,6 +30,7 @@ class Dreams:
         self.queue = EnrichmentQueue(EnrichmentConfig(), self.semantic)
         self.replayed: list[Episode] = []
         self.losses: dict[str, float] = {}
+        self.learned_ids: set[str] = set()
         self.build(**config)
 
     def build(self, **config: object) -> None:
@@ -37,6 +39,7 @@ class Dreams:
             episodic=self.episodic,
             semantic=self.semantic,
             capacity=CAPACITY,
+            weights=self,
             replay=self.replay,
             enrichment=self.queue,
         )
@@ -44,6 +47,12 @@ class Dreams:
     def replay(self, episodes: list[Episode]) -> dict[str, float]:
         self.replayed = list(episodes)
         return self.losses
+
+    def learned(self, ids: list[str]) -> set[str]:
+        return self.learned_ids & set(ids)
+
+    def versions_that_learned(self, ids: list[str]) -> list[str]:
+        return ["v-1"] if self.learned(ids) else []
 
     def fill(self, num: int) -> list[Episode]:
         episodes = [
@@ -108,6 +117,33 @@ def test_the_sample_prefers_salient_episodes(tmp_path: Path) -> None:
     dreams.episodic.append([*dull, *salient])
     dreams.consolidation.run()
     assert {one.id for one in dreams.replayed} <= {one.id for one in salient}
+
+
+def test_of_what_left_long_ago_only_that_is_known_which_a_fact_or_a_version_came_from(dreams: Dreams) -> None:
+    gone = [make_episode(f"Rain on day {n}", document=f"r{n}", source_id="rain", salience=0.01) for n in range(6)]
+    dreams.episodic.append(gone)
+    dreams.semantic.add(
+        [Claim(fact_of("rain", "is", "wet", sentence="x", episode_id=gone[0].id), "rain", Trust(2), 1.0)]
+    )
+    dreams.learned_ids = {gone[1].id}
+    dreams.queue.put([gone[2].id])
+    dreams.fill(CAPACITY)
+    dreams.episodic.delete_source("s0")
+    assert set(dreams.episodic.ids_of_source("rain")) == {one.id for one in gone}
+
+    dreams.clock.now += 86_400
+    dreams.consolidation.run()
+    assert (len(dreams.episodic.ids_of_source("rain")), _num_erased(dreams.episodic)) == (6, CAPACITY // 2)
+    dreams.clock.now += 86_401
+    dreams.consolidation.run()
+    assert set(dreams.episodic.ids_of_source("rain")) == {gone[0].id, gone[1].id}
+    assert (_num_erased(dreams.episodic), dreams.semantic.health()["num_enrichments_waiting"]) == (0, 0)
+
+
+def _num_erased(memory: EpisodicMemory) -> int:
+    with memory._database.read() as connection:
+        (num,) = connection.execute("SELECT count(*) FROM episode WHERE deleted_at IS NOT NULL").fetchone()
+    return int(num)
 
 
 def test_a_nearly_full_store_lets_the_least_salient_go_whose_facts_are_held(dreams: Dreams) -> None:

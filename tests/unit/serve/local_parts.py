@@ -16,7 +16,7 @@ from memory.consolidate import Consolidation, ConsolidationConfig
 from memory.enrichment import EnrichmentConfig, EnrichmentQueue, FailedEnrichment
 from memory.episode_backends import EpisodicConfig
 from memory.episodic import EpisodicMemory
-from memory.management import Context, ContextConfig, MemoryManagement
+from memory.management import Context, ContextConfig, MemoryManagement, NoWeights
 from memory.passages import split_passages
 from memory.rules import Rule
 from memory.semantic import SemanticConfig, SemanticMemory
@@ -77,7 +77,7 @@ class LocalMemory:
         )
         self.queue = EnrichmentQueue(EnrichmentConfig(max_attempts=1), self.semantic)
         self.consolidation = Consolidation(
-            ConsolidationConfig(), episodic=episodic, semantic=self.semantic, capacity=1000
+            ConsolidationConfig(), episodic=episodic, semantic=self.semantic, capacity=1000, weights=NoWeights()
         )
 
     def guard(self) -> Guard:
