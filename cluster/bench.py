@@ -33,7 +33,10 @@ class UnknownBenchmark(ValueError):
 
 @dataclass(frozen=True)
 class Claim:
-    """One measured promise. `ok` is None where nothing could be decided; `conditions` say how it was measured."""
+    """One measured promise. `ok` is None where nothing could be decided; `conditions` say how it was measured.
+
+    What has the target "reported" promises nothing.
+    """
 
     name: str
     target: str
@@ -41,6 +44,12 @@ class Claim:
     unit: str
     ok: bool | None
     conditions: str
+
+    @property
+    def verdict(self) -> str:
+        """Of the target, for a table."""
+        verdicts = {True: "met", False: "MISSED", None: "-" if self.target == "reported" else "undecided"}
+        return verdicts[self.ok]
 
 
 @dataclass

@@ -97,8 +97,7 @@ def bench(
         print_json(report.to_json())
     else:
         console = output()
-        verdicts = {True: "met", False: "MISSED", None: "undecided"}
-        rows = [(c.name, c.target, c.measured, c.unit, verdicts[c.ok], c.conditions) for c in report.claims]
+        rows = [(c.name, c.target, c.measured, c.unit, c.verdict, c.conditions) for c in report.claims]
         console.print(
             table(
                 "Claims", ("claim", "target", "measured", "unit", "target is", "conditions"), rows, right=("measured",)

@@ -353,8 +353,7 @@ class GuidedRun:
         steps = [(step.name, step.seconds, step.result) for step in self.report.steps]
         self._console.print(table("\nWhat happened", ("step", "seconds", "result"), steps, right=("seconds",)))
         if self.report.targets:
-            verdicts = {True: "met", False: "MISSED", None: "-"}
-            rows = [(c.name, c.target, c.measured, c.unit, verdicts[c.ok]) for c in self.report.targets]
+            rows = [(c.name, c.target, c.measured, c.unit, c.verdict) for c in self.report.targets]
             self._console.print(
                 table("Targets", ("claim", "target", "measured", "unit", "is"), rows, right=("measured",))
             )
