@@ -1,13 +1,16 @@
 """Questions whose answer is known to stand in certain passages, for the measurement of recall.
 
-faq            the questions of Python's and Django's FAQ pages, answered by the sections below them
+faq            the questions of the FAQ pages of Python, Django and seven other projects, answered by the sections below them
 sections       titles of sections of Python's library reference, answered by the sections, whose titles are taken away
 conversations  generated: two people over twenty dated sessions, with facts that change, facts that are told in passing,
                and others like them; single facts, facts in other words, changes, lists over several sessions, dates
 locomo         the public LoCoMo file (locomo10.json) where AUTONOMOUS_LOCOMO names it: a conversation each, turn by turn
 longmemeval    a LongMemEval file where AUTONOMOUS_LONGMEMEVAL names it: a question each, session by session
 
-The documentation is what configs/data/small.toml names, unpacked under ~/.autonomous/corpus. Generated sets have a
+The documentation is what configs/data/small.toml names, unpacked under ~/.autonomous/corpus; the other projects' FAQ pages are
+unpacked in the same way under ~/.autonomous/faq:
+    apt-get download borgbackup-doc python-{celery,jinja2,pymongo,scrapy,sqlalchemy,tornado}-doc
+Generated sets have a
 development seed, which weights are chosen by, and a test seed, which only the benchmark uses.
 """
 
@@ -28,6 +31,14 @@ from memory.types import Episode, episode_id
 LOCOMO_VARIABLE, LONGMEMEVAL_VARIABLE = "AUTONOMOUS_LOCOMO", "AUTONOMOUS_LONGMEMEVAL"
 DEVELOPMENT_SEED, TEST_SEED = 1, 2
 MAX_CHARS = 700
+_FAQ = Path("~/.autonomous/faq/usr/share/doc")
+FAQ_FOLDERS = (
+    CORPUS / "python3.11/html/faq",
+    CORPUS / "python-django-doc/html/faq",
+    _FAQ / "python-sqlalchemy-doc/html/faq",
+    *(_FAQ / f"python-{name}-doc/html/faq.html" for name in ("celery", "jinja2", "pymongo", "scrapy", "tornado")),
+    _FAQ / "borgbackup/html/faq.html",
+)
 
 
 @dataclass(frozen=True)
@@ -54,20 +65,22 @@ class QuestionSet:
 def load_documentation(seed: int) -> list[QuestionSet]:
     """faq and sections; the seed halves the questions between development and test."""
     found = []
-    faq = [*_pages("python3.11/html", "faq"), *_pages("python-django-doc/html", "faq")]
+    faq = [page for folder in FAQ_FOLDERS for page in _pages(folder)]
     found.append(_sections_set("faq", faq, wanted=lambda title: title.endswith("?"), seed=seed))
-    library = _pages("python3.11/html", "library")
+    library = _pages(CORPUS / "python3.11/html/library")
     found.append(_sections_set("sections", library, wanted=lambda title: len(title.split()) > 2, seed=seed))
     return found
 
 
-def _pages(package: str, folder: str) -> list[Path]:
-    path = CORPUS.expanduser() / package / folder
-    if not path.is_dir():
+def _pages(path: Path) -> list[Path]:
+    """The page, or the pages of a folder."""
+    path = path.expanduser()
+    if not path.exists():
         raise FileNotFoundError(
-            f"{path} is not there: fetch and unpack the documentation packages as configs/data/small.toml says at its top"
+            f"{path} is not there: fetch and unpack the documentation packages as cluster/bench_questions.py and "
+            "configs/data/small.toml say at their top"
         )
-    return sorted(path.glob("*.html"))
+    return [path] if path.is_file() else sorted(path.glob("*.html"))
 
 
 def _sections_set(
@@ -77,7 +90,8 @@ def _sections_set(
     questions: list[Question] = []
     for page in pages:
         for number, (title, text) in enumerate(_sections(page)):
-            document = f"{page.parent.parent.parent.name}/{page.name}#{number}"
+            package = page.parts[page.parts.index("doc") + 1]
+            document = f"{package}/{page.name}#{number}"
             own = [
                 _passage(document, place, part) for place, part in enumerate(split_passages(text, max_chars=MAX_CHARS))
             ]

@@ -203,7 +203,8 @@ class PostgresDatabase:
         with self._write_lock:
             self._writer = self._living(self._writer)
             tables = self._writer.raw.execute(
-                "SELECT relname FROM pg_stat_user_tables WHERE schemaname = %s AND n_mod_since_analyze > 500 + n_live_tup / 10",
+                "SELECT relname FROM pg_stat_user_tables WHERE schemaname = %s"
+                " AND n_mod_since_analyze > 500 + n_live_tup / 10",
                 (self.namespace,),
             ).fetchall()
             for (table,) in tables:
