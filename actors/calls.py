@@ -37,7 +37,7 @@ def retried(call: Callable[[], T], *, timeout_s: float) -> T:
     while True:
         try:
             return call()
-        except (RayActorError, ActorUnavailableError, ActorMissing, StoreAway):
+        except (RayActorError, ActorUnavailableError, ActorMissing):
             if time.monotonic() > deadline:
                 raise
             time.sleep(RETRY_PAUSE_S)

@@ -40,6 +40,10 @@ class NotReadyError(RuntimeError):
     """503: a part that the request needs is starting or being replaced."""
 
 
+class StorageAwayError(RuntimeError):
+    """503: the memory's database server does not answer. Not waited for: it may be away for hours."""
+
+
 class StorageFullError(RuntimeError):
     """507: there is no room for a write; nothing of it was kept."""
 
@@ -83,6 +87,7 @@ _RULES: tuple[tuple[type[Exception], int, str, str | None, str | None], ...] = (
     (ConflictError, 409, "conflict_error", None, "conflict"),
     (LearningStopped, 423, "stopped_error", None, "learning_stopped"),
     (OverloadedError, 429, "rate_limit_error", None, "overloaded"),
+    (StorageAwayError, 503, "storage_error", None, "storage_away"),
     (StorageFullError, 507, "storage_error", None, "storage_full"),
     (ErasureError, 500, "server_error", None, "erasure_incomplete"),
     (NotReadyError, 503, "unavailable_error", None, "not_ready"),

@@ -25,6 +25,7 @@ from serve.errors import (
     NotFoundError,
     NotReadyError,
     OverloadedError,
+    StorageAwayError,
     StorageFullError,
 )
 from serve.parts import Json, MemoryParts
@@ -62,7 +63,7 @@ CAUSES: Mapping[str, type[Exception]] = {
     "StoreFull": StorageFullError,
     "ErasureIncomplete": ErasureError,
     "ActorMissing": NotReadyError,
-    "StoreAway": NotReadyError,
+    "StoreAway": StorageAwayError,
 }
 """The actors' typed errors by class name: importing them would load the learner's torch into the HTTP process."""
 
