@@ -12,6 +12,7 @@ from autonomous.evaluation import SelfEvaluationSystem
 from autonomous.lessons import Question
 from autonomous.safety.latch import Latch
 from autonomous.versions.report import EvaluationReport
+from memory.types import Episode
 
 
 class EvaluatorShell(Shell):
@@ -42,3 +43,10 @@ class EvaluatorShell(Shell):
         return self._system.evaluate(
             candidate, parent=parent, questions=questions, earlier=earlier, training=training, guard=guard
         )
+
+    @ray.method
+    def surprise(self, episodes: Sequence[Episode], adapter: Path | None) -> dict[str, float]:
+        """How little a version knows of what episodes teach. Raises LearningStopped."""
+        guard = self._latch.permit("evaluation").check
+        self._system.start()
+        return self._system.surprise(episodes, adapter=adapter, guard=guard)

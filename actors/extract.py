@@ -15,6 +15,14 @@ _PROMPT = (
     "List the facts that the text states, one per line, as: subject | relation | object\n"
     "Use only words of the text. Write nothing else.\n\nText:\n{text}"
 )
+_EXAMPLES = (
+    ("Marie Curie, who was born in Warsaw, won two Nobel prizes.",
+     "Marie Curie | was born in | Warsaw\nMarie Curie | won | two Nobel prizes"),
+    ("Last year Kestrel sold its old server to a school in Ghent.", "Kestrel | sold its old server to | a school in Ghent"),
+    ("In 2004 the council closed the harbour, because it was too shallow.",
+     "the council | closed | the harbour\nthe harbour | was | too shallow"),
+)  # fmt: skip
+"""Without them a small model answers in sentences."""
 
 
 class EngineExtractor:
@@ -23,9 +31,16 @@ class EngineExtractor:
     def extract(self, episode: Episode) -> list[tuple[str, str, str]]:
         """The triples of the answer's lines. Raises what the engine raises, TimeoutError."""
         handle: Any = ray_serve.get_deployment_handle(ENGINE_DEPLOYMENT, SERVE_APPLICATION)
-        messages = [{"role": "user", "content": _PROMPT.format(text=episode.text)}]
-        answer: str = handle.ask.remote(messages, MAX_TOKENS).result(timeout_s=TIMEOUT_S)
+        answer: str = handle.ask.remote(messages_for(episode.text), MAX_TOKENS).result(timeout_s=TIMEOUT_S)
         return read_triples(answer)
+
+
+def messages_for(text: str) -> list[dict[str, str]]:
+    """The question with its examples."""
+    turns = [
+        turn for example, lines in _EXAMPLES for turn in (("user", _PROMPT.format(text=example)), ("assistant", lines))
+    ]
+    return [{"role": role, "content": said} for role, said in (*turns, ("user", _PROMPT.format(text=text)))]
 
 
 def read_triples(answer: str) -> list[tuple[str, str, str]]:

@@ -7,6 +7,8 @@ daily consolidation. None of it needs a language model but enrichment, which is 
 import logging
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from actors.extract import EngineExtractor
 from actors.stores import open_trusts, remote_store
 from actors.working import RayWorking
 from autonomous.safety.latch import Latch, LearningStopped
-from autonomous.versions.ledger import VersionLedger
+from autonomous.versions.ledger import LedgerNotReady, VersionLedger
 from memory.claims import claims_of
 from memory.consolidate import Consolidation
 from memory.enrichment import EnrichmentQueue, FailedEnrichment
@@ -37,6 +39,8 @@ logger = logging.getLogger(__name__)
 BATCH = 64
 IDLE_S = 1.0
 RETRY_S = 5.0
+REPLAYED_AT_ONCE = 16
+"""Episodes of one call of the evaluator."""
 DREAM_CHECK_S = 60.0
 """How often it is looked whether a consolidation is due."""
 
@@ -84,6 +88,7 @@ class SemanticShell(Shell):
             semantic=self._memory,
             capacity=settings.capacity,
             weights=self._ledger,
+            replay=self._replay,
             enrichment=self._queue if settings.enrich else None,
         )
         self._error = ""
@@ -264,6 +269,18 @@ class SemanticShell(Shell):
             except Exception as error:  # the thread must live: the failure is shown by health() and retried
                 logger.exception("consolidation failed")
                 self._dream_error = f"{type(error).__name__}: {error}"
+
+    def _replay(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        """What of a dream surprises the version that serves; in parts, so that a candidate that is judged waits for one."""
+        adapter: Path | None = None
+        with suppress(LedgerNotReady):
+            record = self._ledger.get(self._ledger.pointers().v2)
+            adapter = record.folder if record.adapter_number is not None else None
+        losses: dict[str, float] = {}
+        for start in range(0, len(episodes), REPLAYED_AT_ONCE):
+            part = list(episodes[start : start + REPLAYED_AT_ONCE])
+            losses |= ray.get(actor("evaluator").surprise.remote(part, adapter))
+        return losses
 
     def _enrich_for_ever(self) -> None:
         extractor = EngineExtractor()

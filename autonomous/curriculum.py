@@ -19,6 +19,8 @@ from train.continual.items import LearningItem
 from train.continual.replay import ExperienceReplay, num_replay
 
 PAGE = 256
+REPLAY_CHOICE, LEAST_SALIENCE = 4, 1e-3
+"""Replayed episodes are chosen from so many times as many, by salience, of which this is the least."""
 UNDECIDED_STATES = (State.CANDIDATE, State.EVALUATING, State.GATED, State.SHADOW)
 """Trained, and cut off before the end: the next cycle takes them up."""
 WAITING_STATES = (*UNDECIDED_STATES, State.AWAITING_APPROVAL, State.CANARY)
@@ -77,7 +79,8 @@ class Curriculum:
         """Old items for all steps of a batch, drawn from what the parent's line has learned and what still exists.
 
         As many as the steps have room for: with a pool of one step's worth, the loss on the earlier batch was measured to
-        rise by a quarter instead of falling.
+        rise by a quarter instead of falling. Of a uniform draw those are likelier that are more salient: consolidation
+        raises the salience of what the serving version no longer knows.
         """
         config = self._config
         buffer: ExperienceReplay[str] = ExperienceReplay(config.replay_capacity, seed=config.seed)
@@ -86,7 +89,10 @@ class Curriculum:
         if wanted == 0 or len(buffer) == 0:
             return []
         rng = np.random.default_rng([config.seed, len(buffer)])
-        episodes = self._memory.get(buffer.sample(min(wanted, len(buffer)), rng))
+        drawn = self._memory.get(buffer.sample(min(REPLAY_CHOICE * wanted, len(buffer)), rng))
+        weights = np.array([max(episode.salience, LEAST_SALIENCE) for episode in drawn])
+        order = np.argsort(-(rng.random(len(drawn)) ** (1 / weights)))
+        episodes = [drawn[place] for place in order[:wanted].tolist()]
         return list(build_lessons(episodes, max_items=wanted).items)
 
     def _decided_episodes(self) -> set[str]:

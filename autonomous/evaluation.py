@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from autonomous.config import GateConfig
-from autonomous.lessons import Question, answer_hits
+from autonomous.lessons import Question, answer_hits, build_lessons
 from autonomous.suite import SUITES, load_suite
 from autonomous.versions.report import EarlierBatch, EvaluationReport, ProbeScores, SafetyProbe
-from memory.types import Guard
+from memory.types import Episode, Guard
 from train.adapt.base import BaseModelInMemory, load_base_model, pick_device
 from train.adapt.lora import attach_saved, detach_adapter
 from train.adapt.scoring import answer_questions, score_items, score_tokens
@@ -27,6 +27,8 @@ from train.continual.items import LearningItem, render_chat, text_item
 from train.dtype import TrainingDtype
 
 CANDIDATE, PARENT = "candidate", "parent"
+SURPRISE_ITEMS = 4
+"""Most lessons of an episode that its surprise is the mean of."""
 
 
 class SelfEvaluationSystem:
@@ -90,6 +92,28 @@ class SelfEvaluationSystem:
             return self._report(panel, questions=questions, earlier=earlier, training=training, start=start)
         finally:
             detach_adapter(adapted)
+
+    def surprise(self, episodes: Sequence[Episode], *, adapter: Path | None, guard: Guard) -> dict[str, float]:
+        """How little a version knows of what episodes teach: mean loss of their lessons by episode id, nats per target token.
+
+        `adapter` None asks the frozen original. Episodes that teach nothing are left out. `guard` is called once before.
+        Raises AdapterError.
+        """
+        lessons = {one.id: build_lessons([one], max_items=SURPRISE_ITEMS).items for one in episodes}
+        items = [item for taught in lessons.values() for item in taught]
+        guard()
+        if adapter is None:
+            losses = score_items(self.base.model, items, base=self.base)
+        else:
+            adapted = attach_saved(self.base.model, {CANDIDATE: adapter})
+            try:
+                losses = score_items(adapted, items, base=self.base)
+            finally:
+                detach_adapter(adapted)
+        found: dict[str, list[float]] = {}
+        for item, loss in zip(items, losses, strict=True):
+            found.setdefault(item.episode_id, []).append(loss)
+        return {key: sum(values) / len(values) for key, values in found.items()}
 
     def _report(
         self,

@@ -34,7 +34,7 @@ _VERIFIED = 16
 _PAGE = 256
 
 Replay = Callable[[Sequence[Episode]], Mapping[str, float]]
-"""Gives episodes to the learner; what surprised it, as a loss in nats by id, or nothing."""
+"""Shows episodes to what was learned; what surprised it, as a loss in nats by id, or nothing."""
 
 
 class VerificationFailed(RuntimeError):

@@ -12,14 +12,17 @@ import pytest
 import ray
 
 from actors.calls import when_there
+from actors.extract import messages_for, read_triples
 from actors.registry import ACTORS, ensure_actor, shard_specs
 from actors.stores import WRITES, remote_store, shard_name
+from autonomous.config import GateConfig
 from autonomous.ingest import IngestConfig
 from memory.embed import model_folder
 from memory.episodic import EpisodicMemory
 from memory.settings import MemorySettings
 from memory.store import StoreAway, StoreProblem
 from memory.types import Trust
+from tests.tiny_model import write_tiny_llama
 
 WARM_S = 240
 """Four processes import their libraries at once, on two cores."""
@@ -49,6 +52,10 @@ def actors(home: Path) -> dict[str, Any]:
             "settings": SETTINGS,
         },
     )  # fmt: skip
+    base = write_tiny_llama(home / "tiny")
+    handles["evaluator"] = ensure_actor(
+        "evaluator", ACTORS["evaluator"], {"config": GateConfig(), "base_folder": base, "latch": latch}
+    )
     ray.get([handle.identity.remote() for handle in handles.values()], timeout=WARM_S)
     ray.get(handles["semantic"].context_for.remote("loads the embedder and the tokenizer", 10), timeout=WARM_S)
     return handles
@@ -128,6 +135,9 @@ def test_a_consolidation_runs_beside_and_is_undone(actors: dict[str, Any]) -> No
     report = ray.get(actors["semantic"].consolidate.remote(), timeout=120)
     sizes = [report["steps"][step]["num_episodes"] for step in ("snapshot", "verify")]
     assert (report["state"], sizes[0] >= len(before), sizes[0] - sizes[1]) == ("done", True, 0)
+    replay = report["steps"]["replay"]
+    assert replay["num_replayed"] == len(replay["losses"]) > 0
+    assert all(loss > 1 for loss in replay["losses"].values())
     ray.get(actors["semantic"].undo_consolidation.remote(report["run"], "ann"), timeout=60)
     assert remote_store("episodic").traits() == before
 
@@ -136,6 +146,17 @@ def test_what_changes_a_store_is_called_as_a_write() -> None:
     methods = inspect.getmembers(EpisodicMemory, inspect.isfunction)
     guarded = {name for name, method in methods if "guard" in inspect.signature(method).parameters and name[0] != "_"}
     assert guarded == WRITES
+
+
+def test_a_model_is_shown_examples_and_only_lines_of_three_parts_are_read() -> None:
+    messages = messages_for("The valve is red.")
+    assert [one["role"] for one in messages[-2:]] == ["assistant", "user"]
+    assert "The valve is red." in messages[-1]["content"]
+    assert all(read_triples(one["content"]) for one in messages if one["role"] == "assistant")
+    answer = (
+        "Facts:\n- Torvik | moved its pumps to | hall seven\n2. pump | costs | 9 | euros\nTorvik moved.\n | is | red"
+    )
+    assert read_triples(answer) == [("Torvik", "moved its pumps to", "hall seven")]
 
 
 def test_an_actor_that_starts_without_its_database_server_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

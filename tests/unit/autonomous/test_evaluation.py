@@ -8,11 +8,13 @@ import pytest
 
 from autonomous.config import GateConfig
 from autonomous.evaluation import SUITES, SelfEvaluationSystem, load_suite
-from autonomous.lessons import Question
+from autonomous.lessons import Question, build_lessons
 from autonomous.versions.report import EvaluationReport
+from tests.episodes import make_episode
 from tests.tiny_model import write_adapter, write_tiny_llama
 from train.adapt.base import weights_sha256
 from train.adapt.lora import AdapterError
+from train.adapt.scoring import score_items
 
 CONFIG = GateConfig(max_answer_tokens=4)
 
@@ -74,6 +76,29 @@ def test_a_report_has_a_paired_number_for_every_item(system: SelfEvaluationSyste
     assert report.training == {"num_steps": 3}
     assert report.seconds > 0
     assert EvaluationReport.from_dict(report.to_dict()) == report
+
+
+def test_surprise_is_the_mean_loss_of_what_an_episode_teaches_as_the_version_has_it(
+    system: SelfEvaluationSystem, adapters: tuple[Path, Path]
+) -> None:
+    told = make_episode("The Torvik pump costs 40 euros. The Torvik pump is located in hall seven.")
+    plain = make_episode("Rain again, and again rain.")
+    (fact, *_), (text,) = (build_lessons([one], max_items=4).items for one in (told, plain))
+    found = system.surprise([told, plain], adapter=adapters[0], guard=lambda: None)
+    original = system.surprise([told, plain], adapter=None, guard=lambda: None)
+
+    assert list(found) == list(original) == [told.id, plain.id]
+    assert original[plain.id] == pytest.approx(score_items(system.base.model, [text], base=system.base)[0], rel=1e-5)
+    assert found[plain.id] != original[plain.id]
+    losses = score_items(system.base.model, build_lessons([told], max_items=4).items, base=system.base)
+    assert (len(losses), original[told.id]) == (4, pytest.approx(sum(losses) / 4, rel=1e-5))
+    assert fact.episode_id == told.id
+    with pytest.raises(Stopped):
+        system.surprise([told], adapter=None, guard=_stop)
+
+
+def _stop() -> None:
+    raise Stopped
 
 
 def test_candidate_parent_and_original_are_scored_as_themselves(
