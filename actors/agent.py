@@ -59,7 +59,11 @@ class AgentShell(Shell):
     def versions(self) -> dict[str, Any]:
         """Pointers and all versions, newest first."""
         ledger = self._agent.ledger
-        return {"pointers": asdict(ledger.pointers()), "versions": [record.to_dict() for record in ledger.list(100)]}
+        return {
+            "pointers": asdict(ledger.pointers()),
+            "frozen": ledger.frozen(),
+            "versions": [record.to_dict() for record in ledger.list(100)],
+        }
 
     @ray.method(concurrency_group="read")
     def version(self, version_id: str) -> dict[str, Any]:
@@ -114,6 +118,11 @@ class AgentShell(Shell):
         start = time.monotonic()
         bad, restored = self._agent.rollback(by=by, reason=reason)
         return {"from": bad, "to": restored, "seconds": round(time.monotonic() - start, 4)}
+
+    @ray.method(concurrency_group="control")
+    def unlock(self, reason: str, by: str) -> None:
+        """A person lets versions be promoted again after rollbacks."""
+        self._agent.ledger.unlock_promotions(by=by, reason=reason)
 
     @ray.method(concurrency_group="learn")
     def forget_document(self, document_id: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from autonomous.config import GateConfig
 from autonomous.evaluation import SelfEvaluationSystem
 from autonomous.lessons import Question
 from autonomous.safety.latch import Latch
+from autonomous.safety.processes import register
 from autonomous.versions.report import EvaluationReport
 from memory.types import Episode
 
@@ -22,10 +23,12 @@ class EvaluatorShell(Shell):
         super().__init__("evaluator", settings_sha256)
         self._system = SelfEvaluationSystem(config, base_folder=base_folder)
         self._latch = Latch.open(latch)
+        register(latch.parent, role="evaluator", within="learner")
 
     @ray.method
     def warm_up(self) -> None:
-        """Load the base model; idempotent."""
+        """Load the base model; idempotent. Raises LearningStopped."""
+        self._latch.permit("evaluation", within="learner")
         self._system.start()
 
     @ray.method
@@ -38,7 +41,7 @@ class EvaluatorShell(Shell):
         training: dict[str, Any],
     ) -> EvaluationReport:
         """Score a candidate. Raises LearningStopped between two parts of the evaluation."""
-        guard = self._latch.permit("evaluation").check
+        guard = self._latch.permit("evaluation", within="learner").check
         self._system.start()
         return self._system.evaluate(
             candidate, parent=parent, questions=questions, earlier=earlier, training=training, guard=guard
@@ -47,6 +50,6 @@ class EvaluatorShell(Shell):
     @ray.method
     def surprise(self, episodes: Sequence[Episode], adapter: Path | None) -> dict[str, float]:
         """How little a version knows of what episodes teach. Raises LearningStopped."""
-        guard = self._latch.permit("evaluation").check
+        guard = self._latch.permit("evaluation", within="learner").check
         self._system.start()
         return self._system.surprise(episodes, adapter=adapter, guard=guard)

@@ -11,6 +11,7 @@ from autonomous.online import OnlineLearningModule
 from autonomous.runs import LearningRun, StepReport
 from autonomous.safety.latch import Latch
 from autonomous.safety.monitor import SafetyMonitor
+from autonomous.safety.processes import register
 from autonomous.versions.ledger import VersionLedger
 from train.continual.items import LearningItem
 
@@ -26,6 +27,7 @@ class LearnerShell(Shell):
         self._latch = Latch.open(latch)
         self._monitor = SafetyMonitor(self._latch, audit=VersionLedger(ledger).append_audit)
         self._progress: StepReport | None = None
+        register(latch.parent, role="learner", within="learner")
 
     @ray.method
     def learn(
@@ -37,7 +39,7 @@ class LearnerShell(Shell):
         out_folder: Path,
     ) -> LearningRun:
         """Train one batch and write the adapter. Raises LearningStopped, NonFiniteLoss: then nothing was written."""
-        guard = self._latch.permit("optimizer step").check
+        guard = self._latch.permit("optimizer step", within="learner").check
         self._module.start()
         try:
             return self._module.learn(

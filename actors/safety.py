@@ -6,7 +6,7 @@ from typing import Any
 import ray
 
 from actors.base import Shell
-from autonomous.safety.latch import Latch
+from autonomous.safety.latch import Latch, Scope
 from autonomous.safety.monitor import SafetyMonitor
 from autonomous.versions.ledger import VersionLedger
 
@@ -25,13 +25,12 @@ class SafetyShell(Shell):
         return self._monitor.status()
 
     @ray.method(concurrency_group="control")
-    def stop(self, reason: str, by: str, category: str) -> dict[str, Any]:
-        """Stop or pause all learning, memory writes and promotions. Idempotent; answers after the latch is on disk."""
-        return (
-            self._monitor.pause(reason=reason, by=by)
-            if category == "pause"
-            else self._monitor.stop(reason=reason, by=by)
-        )
+    def stop(self, reason: str, by: str, category: str, scope: Scope) -> dict[str, Any]:
+        """Pause, stop or kill what the scope names. Idempotent; answers after the latch is on disk, and after a kill when the
+        processes are gone.
+        """
+        pull = {"pause": self._monitor.pause, "stop": self._monitor.stop, "kill": self._monitor.kill}[category]
+        return pull(reason=reason, by=by, scope=scope)
 
     @ray.method
     def reset(self, reason: str, by: str) -> dict[str, Any]:

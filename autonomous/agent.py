@@ -33,7 +33,14 @@ from autonomous.versions.gates import (
     decide_promotion,
     gate_probe_parity,
 )
-from autonomous.versions.ledger import LedgerNotReady, PromotionRefused, UnknownVersion, VersionLedger, VersionRecord
+from autonomous.versions.ledger import (
+    LedgerNotReady,
+    PromotionRefused,
+    PromotionsFrozen,
+    UnknownVersion,
+    VersionLedger,
+    VersionRecord,
+)
 from autonomous.versions.states import State
 from train.adapt.reference import AdapterRef
 
@@ -134,15 +141,16 @@ class AutonomousLearningAgent:
     def start_cycle(self) -> str:
         """Begin one cycle in a thread of its own; returns the run id.
 
-        Raises AlreadyLearning, NothingToLearn, LearningStopped (the emergency stop).
+        Raises AlreadyLearning, NothingToLearn, LearningStopped (the emergency stop), PromotionsFrozen.
         """
-        permit = self._latch.permit("learning")
+        permit = self._latch.permit("learning", within="learner")
         if not self._config.enable_online_learning:
             raise NothingToLearn("agent.enable_online_learning is false; set it to true to learn from the stream")
         if not self._busy.acquire(blocking=False):
             raise AlreadyLearning(f"run {self._last_run} is under way; wait for it: GET /v1/learn/{self._last_run}")
         try:
             self._close_stale(permit)
+            self.ledger.check_promotions()  # what is learned could not serve
             if undecided := self.ledger.in_states(UNDECIDED_STATES):
                 return self._start(undecided[-1].run_id or undecided[-1].name, self._resume, undecided[-1], permit)
             batch = self.curriculum.next_batch()
@@ -194,7 +202,7 @@ class AutonomousLearningAgent:
             training = json.loads((record.folder / TRAINING_FILE).read_text(encoding="utf-8"))
             self._update(run_id, training=training)
             self._advance(run_id, record.name, permit, was_inconclusive=bool(record.gates))
-        except LearningStopped:
+        except (LearningStopped, PromotionsFrozen):
             raise
         except Exception as error:
             self._give_up(record.name, f"open twice: {type(error).__name__}: {error}", permit)
@@ -305,14 +313,15 @@ class AutonomousLearningAgent:
     def approve(self, version_id: str, *, by: str, reason: str) -> None:
         """A person lets a waiting version serve.
 
-        Raises StaleTransition if it does not wait, PromotionRefused if its parent no longer serves, AlreadyLearning
-        while a run is under way, LearningStopped.
+        Raises StaleTransition if it does not wait, PromotionRefused if its parent no longer serves, PromotionsFrozen,
+        AlreadyLearning while a run is under way, LearningStopped.
         """
         permit = self._latch.permit("promotion")
         if not self._busy.acquire(blocking=False):
             raise AlreadyLearning(f"run {self._last_run} is under way; approve when it has ended")
         try:
             self._check_parent(version_id)
+            self.ledger.check_promotions()
             self.ledger.transition(
                 version_id,
                 expected=State.AWAITING_APPROVAL,

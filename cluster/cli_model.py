@@ -56,6 +56,9 @@ def register(app: typer.Typer) -> None:
     add_command(
         rich_help_panel=PANEL, epilog=examples('autonomous approve ver-0123456789ab --reason "read its report"')
     )(approve)
+    add_command(rich_help_panel=PANEL, epilog=examples('autonomous unlock --reason "both had learned one bad source"'))(
+        unlock
+    )
     add_command(rich_help_panel=PANEL, epilog=examples('autonomous rollback --reason "wrong answers about X"'))(
         rollback
     )
@@ -254,6 +257,8 @@ def versions(
             console.print(gates_table(facts["gates"]))
     else:
         slots: dict[str, list[str]] = {}
+        if facts.get("frozen"):
+            console.print(facts["frozen"], style="bold red", markup=False)
         for slot, name in facts["pointers"].items():
             slots.setdefault(str(name), []).append(slot)
         listed = [
@@ -293,6 +298,17 @@ def approve(
         print_json({**reply, "v2": serving})
     else:
         output().print(f"Approved. Version {serving} serves now (v2).")
+
+
+def unlock(
+    reason: Annotated[str, typer.Option(help="What caused the rollbacks, and why it is over.")],
+    by: ByOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Let versions be promoted again, after two were rolled back within a week."""
+    with connect(config) as client:
+        client.unlock(by=by or who(), reason=reason)
+    output().print("Promotions go on. Nothing was started: autonomous learn")
 
 
 def rollback(

@@ -5,6 +5,7 @@ tells the service, so that the stop is in the audit log.
 """
 
 import time
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,8 +39,17 @@ ByOption = Annotated[
 class Category(StrEnum):
     """How hard a stop is."""
 
-    STOP = "stop"
     PAUSE = "pause"
+    STOP = "stop"
+    KILL = "kill"
+
+
+class StopScope(StrEnum):
+    """What a stop concerns."""
+
+    LEARNER = "learner"
+    LEARNING = "learning"
+    ALL = "all"
 
 
 def register(app: typer.Typer) -> None:
@@ -51,12 +61,14 @@ def register(app: typer.Typer) -> None:
             "autonomous emergency-stop",
             'autonomous emergency-stop --reason "it repeats a false claim"',
             "autonomous emergency-stop --category pause        after the running step",
+            "autonomous emergency-stop --category kill --scope all        learning and answers, processes and all",
             "autonomous emergency-stop --home ~/.autonomous/laptop      without a readable configuration",
         ),
     )(emergency_stop)
     app.command(
         rich_help_panel=PANEL, epilog=examples('autonomous reset --reason "cause found and removed" --by alice')
     )(reset)
+    app.command(rich_help_panel=PANEL, epilog=examples("autonomous watchdog"))(watchdog)
     audit = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="The hash-chained log of who did what.")
     audit.command(epilog=examples("autonomous audit verify", "autonomous audit verify --json"))(verify)
     audit.callback()(_audit)
@@ -71,8 +83,17 @@ def emergency_stop(
     *,
     reason: Annotated[str, typer.Option(help="Why, for the audit log.")] = "pulled on the command line",
     category: Annotated[
-        Category, typer.Option(help="stop: nothing more takes effect. pause: after the running step.")
+        Category,
+        typer.Option(
+            help="pause: after the running step. stop: nothing more takes effect. kill: and the processes are killed."
+        ),
     ] = Category.STOP,
+    scope: Annotated[
+        StopScope,
+        typer.Option(
+            help="learner: training and what it leads to. learning: memory and promotions too. all: answers too."
+        ),
+    ] = StopScope.LEARNING,
     by: ByOption = None,
     home: Annotated[
         Path | None,
@@ -83,10 +104,11 @@ def emergency_stop(
 ) -> None:
     """Stop all learning, now and until a person resets it.
 
-    No optimizer step, memory write or promotion takes effect any more; answering goes on. Works when everything else
-    is down.
+    No optimizer step, memory write or promotion takes effect any more; answering goes on, unless the scope is all. A stop
+    that holds is made harder or wider, never softer or narrower. Works when everything else is down.
     """
     from autonomous.safety.latch import Latch
+    from autonomous.safety.processes import kill_registered
     from cluster.state import read_state
 
     start = time.monotonic()
@@ -96,26 +118,40 @@ def emergency_stop(
     person = by or who()
     (home / "safety").mkdir(exist_ok=True)
     latch = Latch.open(home / "safety" / "latch")
-    pull = latch.pause if category is Category.PAUSE else latch.stop
-    pull(reason=reason, by=person)
+    held = getattr(latch, category.value)(reason=reason, by=person, scope=scope.value)
     latched_s = time.monotonic() - start
+    killed = kill_registered(home / "safety", held.scope) if held.mode == "killed" else []
+    killed_s = time.monotonic() - start
     state = read_state(home)
-    told = _tell(state.url, reason=reason, by=person, category=category.value) if state else "it is not running"
+    told = _tell(state.url, reason, person, category.value, scope.value) if state else "it is not running"
+    survivors = [one.pid for one in killed if not one.is_gone]
     facts: dict[str, Any] = {
-        "mode": latch.state().mode,
+        "mode": held.mode,
+        "scope": held.scope,
         "latched_s": round(latched_s, 4),
+        "killed_s": round(killed_s, 4) if held.mode == "killed" else None,
+        "processes": [asdict(one) for one in killed],
         "service": told or "told",
         "home": str(home),
     }
     if as_json:
         print_json(facts)
+        if survivors:
+            raise typer.Exit(1)
         return
     console = output()
     console.print(
-        f"Stopped: the latch is on disk after {latched_s * 1000:.0f} ms (mode {facts['mode']}).", markup=False
+        f"Stopped: the latch is on disk after {latched_s * 1000:.0f} ms (mode {held.mode}, scope {held.scope}).",
+        markup=False,
     )
+    if held.mode == "killed":
+        gone = f"{len(killed) - len(survivors)} of {len(killed)} processes on this machine are gone"
+        console.print(f"Killed: {gone} after {killed_s * 1000:.0f} ms.", markup=False)
+    if survivors:
+        raise Failure(f"processes {survivors} survive SIGKILL; look at them with ps, the latch holds all the same")
     if told is None:
-        console.print("The service confirms it and has written it to the audit log. Answering goes on.")
+        goes_on = "" if held.scope == "all" else " Answering goes on."
+        console.print(f"The service confirms it and has written it to the audit log.{goes_on}")
     else:
         console.print(
             f"The service was not told: {told}. The stop holds all the same, also after a restart.", markup=False
@@ -132,11 +168,11 @@ def _home_of(config: Path | None) -> Path:
         raise Failure(f"{error}; or name the system's folder: autonomous emergency-stop --home FOLDER") from error
 
 
-def _tell(url: str, *, reason: str, by: str, category: str) -> str | None:
+def _tell(url: str, reason: str, by: str, category: str, scope: str) -> str | None:
     """Have the service record the stop; returns None or why it could not."""
     try:
         with Client(url) as client:
-            client.stop(by=by, reason=reason, category=category, timeout_s=TELL_TIMEOUT_S)
+            client.stop(by=by, reason=reason, category=category, scope=scope, timeout_s=TELL_TIMEOUT_S)
     except ClientError as error:
         return str(error)
     return None
@@ -157,6 +193,22 @@ def reset(
         output().print(
             f"Learning is permitted again (mode {reply.get('mode', 'armed')}). Nothing was started: autonomous learn"
         )
+
+
+def watchdog(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """See that the watchdog runs, which carries out kills from outside of Ray; while it is silent nothing is learned."""
+    from cluster.config import load_config
+    from cluster.watchdog import WatchdogProblem, start_watchdog
+
+    home = load_config(find_config(config)).home
+    try:
+        is_new = start_watchdog(home)
+    except WatchdogProblem as error:
+        raise Failure(str(error)) from error
+    if as_json:
+        print_json({"started": is_new, "home": str(home)})
+    else:
+        output().print("The watchdog was started." if is_new else "The watchdog runs.")
 
 
 def verify(config: ConfigOption = None, as_json: JsonOption = False) -> None:

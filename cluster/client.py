@@ -250,11 +250,23 @@ class Client:
         """Put the predecessor back into production and quarantine the version that serves now."""
         return self._json("POST", "/v1/versions/rollback", {"by": by, "reason": reason})
 
+    def unlock(self, *, by: str, reason: str) -> None:
+        """Let versions be promoted again after rollbacks."""
+        self._json("POST", "/v1/versions/unlock", {"by": by, "reason": reason})
+
     # --- safety and state ---------------------------------------------------------------------------------------
 
-    def stop(self, *, by: str, reason: str, category: str = "stop", timeout_s: float | None = None) -> Json:
-        """Stop all learning."""
-        body = {"by": by, "reason": reason, "category": category}
+    def stop(
+        self,
+        *,
+        by: str,
+        reason: str,
+        category: str = "stop",
+        scope: str = "learning",
+        timeout_s: float | None = None,
+    ) -> Json:
+        """Stop all learning, or what another scope names."""
+        body = {"by": by, "reason": reason, "category": category, "scope": scope}
         return self._json("POST", "/v1/safety/stop", body, timeout_s=timeout_s)
 
     def reset(self, *, by: str, reason: str) -> Json:

@@ -81,6 +81,7 @@ class StopQuestion:
     def __call__(self) -> str | None:
         """The reason."""
         from autonomous.safety.latch import Latch, LearningStopped
+        from autonomous.safety.processes import register
 
         if self.stop_file.exists():
             return self.stop_file.read_text("utf-8").strip() or f"{self.stop_file} is there"
@@ -88,7 +89,8 @@ class StopQuestion:
             if self._permit is not None:
                 self._permit.check()
             elif self.is_latch_needed or self.latch.exists():
-                self._permit = Latch.open(self.latch).permit("pre-training")
+                self._permit = Latch.open(self.latch).permit("pre-training", within="learner")
+                register(self.latch.parent, role="trainer", within="learner")
         except LearningStopped as error:
             return f"the emergency stop: {error}"
         return None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from autonomous.safety.heartbeat import Heartbeat
 from cluster.processes import end_processes, find_processes
 from cluster.state import clear_state, read_state
 
@@ -37,6 +38,7 @@ def bring_down(home: Path, *, on_stage: Callable[[str, float | None], None]) -> 
     start = time.monotonic()
     on_stage("ending processes", None)
     num_ended = end_processes(home, head_pid=state.head_pid if state else None, grace_s=GRACE_S)
+    Heartbeat(home / "safety").remove()
     if state is not None:
         _keep_newest_sessions(Path(state.ray_temp_dir), keep=3)
     clear_state(home)

@@ -24,9 +24,11 @@ from pathlib import Path
 import httpx
 import psutil
 
+from autonomous.safety.heartbeat import Heartbeat
 from cluster.config import SystemConfig
 from cluster.processes import HOME_VARIABLE, end_processes, find_processes
 from cluster.state import RunningState, read_state, write_state
+from cluster.watchdog import WatchdogProblem, start_watchdog
 from train.model.embedded import ModelFolderProblem, check_model_folder, materialise_base_model
 
 OnStage = Callable[[str, float | None], None]
@@ -90,6 +92,8 @@ def bring_up(config: SystemConfig, *, on_stage: OnStage, config_path: Path | Non
             model_folder = prepare_model(config)
         head: subprocess.Popen[bytes] | None = None
         try:
+            with clock("watchdog"):
+                _watch(home)
             with clock("ray"):
                 head, gcs_address, temp_dir = _start_ray(config, dashboard_port)
             report = _deploy_from_here(config, model_folder, gcs_address, http_port, clock)
@@ -108,8 +112,16 @@ def bring_up(config: SystemConfig, *, on_stage: OnStage, config_path: Path | Non
             write_state(home, state)
         except BaseException:
             end_processes(home, head_pid=head.pid if head else None, grace_s=10.0)
+            Heartbeat(home / "safety").remove()
             raise
     return UpReport(url=state.url, dashboard_url=state.dashboard_url, stages=clock.seconds, pids=report)
+
+
+def _watch(home: Path) -> None:
+    try:
+        start_watchdog(home)
+    except WatchdogProblem as error:
+        raise BringUpError(str(error)) from error
 
 
 def prepare_model(config: SystemConfig) -> Path:
@@ -277,6 +289,7 @@ def deploy(config: SystemConfig, *, model_folder: Path, http_port: int, clock: S
             http_port=http_port,
             model_folder=model_folder,
             screen_level=config.agent.safety.level,
+            latch=config.home / "safety" / "latch",
         )
     with clock("first answer"):
         _wait_until_ready(f"http://{config.http.host}:{http_port}", timeout_s=config.ray.start_timeout_s)

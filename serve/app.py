@@ -200,6 +200,11 @@ def _version_routes(parts: Parts) -> APIRouter:
         """Put the predecessor of V2 back; the version that served goes to quarantine."""
         return await parts.rollback(reason=body.reason, by=body.by)
 
+    @router.post("/unlock", status_code=204)
+    async def unlock(body: Signed) -> None:
+        """Let versions be promoted again, after too many were rolled back and a person has found out why."""
+        await parts.unlock(reason=body.reason, by=body.by)
+
     @router.get("/{version_id}", response_model=VersionInfo)
     async def version(version_id: str) -> Any:
         """One version with its gates, lineage and report."""
@@ -224,9 +229,11 @@ def _safety_routes(context: ServingContext) -> APIRouter:
 
     @router.post("/stop")
     async def stop(body: StopRequest) -> dict[str, Any]:
-        """Emergency stop: no optimizer step, memory write or promotion takes effect any more. Answering goes on."""
+        """Emergency stop: no optimizer step, memory write or promotion takes effect any more. Answering goes on, unless the
+        scope is "all".
+        """
         start = context.clock()
-        state = await parts.stop(reason=body.reason, by=body.by, category=body.category)
+        state = await parts.stop(reason=body.reason, by=body.by, category=body.category, scope=body.scope)
         return {**state, "seconds": round(context.clock() - start, 4)}
 
     @router.post("/reset")

@@ -4,8 +4,9 @@
 same engine replicas: promoting one is a flip of the ledger's pointer, no redeployment.
 """
 
+import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,10 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 
+from autonomous.safety.latch import Latch
+from autonomous.safety.processes import register
 from autonomous.safety.screen import SafetyScreen
+from memory.store import no_guard
 from serve.app import build_api
 from serve.config import EngineConfig, HttpConfig, RAGConfig
 from serve.engine import AdapterRef as EngineAdapter
@@ -30,6 +34,8 @@ APPLICATION = "autonomous"
 HEALTH_PERIOD_S = 2.0
 HEALTH_TIMEOUT_S = 60.0
 """Generous: a replica that computes under load answers late, and a restart costs its whole start."""
+STOPPED_S = 0.5
+"""How often a replica that waits for a reset looks."""
 ENGINE_CPUS = 0.5
 """Logical CPUs of an engine replica. Small: Ray must keep room for the other actors on a machine with two cores."""
 
@@ -46,25 +52,41 @@ class ServeArgs(BaseModel):
     http: HttpConfig = HttpConfig()
     screen_level: Literal["low", "medium", "high"] = "high"
     """How answers are screened (autonomous.config.SafetyConfig.level)."""
+    latch: Path | None = None
+    """The stop latch: a stop of everything ends answers too. None: nothing stops them."""
 
 
 class EngineDeployment:
     """One engine replica. Adapters load on first use; `prepare` loads one ahead and proves what it computes."""
 
-    async def __init__(self, config: EngineConfig, model_folder: Path) -> None:  # type: ignore[misc]
+    async def __init__(self, config: EngineConfig, model_folder: Path, latch: Path | None) -> None:  # type: ignore[misc]
+        """A replica that comes back after everything was killed waits, empty, until a person resets the stop."""
+        self._latch = Latch.open(latch) if latch is not None else None
+        if self._latch is not None:
+            register(self._latch.path.parent, role="engine", within="all")
+            while self._latch.state().forbids("all"):
+                await asyncio.sleep(STOPPED_S)
         self._engine = build_engine(config, model_folder=model_folder)
         await self._engine.start()
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
         """Stream an answer, joined to pieces of 300 ms before they cross to the ingress."""
-        async with aclosing(coalesce(self._engine.generate(request), interval_s=COALESCE_S)) as pieces:  # type: ignore[type-var]
+        async with aclosing(coalesce(self._permitted(request), interval_s=COALESCE_S)) as pieces:  # type: ignore[type-var]
             async for piece in pieces:
                 yield piece
 
     async def complete(self, request: GenerateRequest) -> WholeAnswer:
         """A whole answer in one message."""
-        async with aclosing(self._engine.generate(request)) as chunks:  # type: ignore[type-var]
+        async with aclosing(self._permitted(request)) as chunks:
             return await collect(chunks)
+
+    async def _permitted(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk]:
+        """What the engine says, until everything is stopped. Raises LearningStopped."""
+        check = self._latch.permit("answer", within="all").check if self._latch is not None else no_guard
+        async with aclosing(self._engine.generate(request)) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                check()
+                yield chunk
 
     async def ask(self, messages: list[dict[str, str]], max_tokens: int) -> str:
         """The base model's answer to a chat, greedily: for parts that read with it, not for users."""
@@ -105,6 +127,7 @@ class IngressDeployment:
             engine,
             build_codec(args.engine, model_folder=args.model_folder),
             timeout_s=args.http.request_timeout_s,
+            latch=Latch.open(args.latch) if args.latch is not None else None,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -176,7 +199,7 @@ def build(args: ServeArgs) -> ray_serve.Application:
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=shutdown_timeout_s,
     )(ray_serve.ingress()(IngressDeployment))
-    bound = engine.bind(args.engine, args.model_folder)
+    bound = engine.bind(args.engine, args.model_folder, args.latch)
     return ingress.bind(bound, args)
 
 
@@ -188,11 +211,14 @@ def deploy_application(
     http_port: int,
     model_folder: Path,
     screen_level: Literal["low", "medium", "high"] = "high",
+    latch: Path | None = None,
 ) -> None:
     """Start Serve on the connected cluster and run the application; returns when its replicas are up.
 
     `http_port` is the port that is really used (http.port may be 0). Raises RuntimeError if a replica does not start.
     """
     ray_serve.start(proxy_location="HeadOnly", http_options={"host": http.host, "port": http_port})
-    args = ServeArgs(model_folder=model_folder, engine=engine, rag=rag, http=http, screen_level=screen_level)
+    args = ServeArgs(
+        model_folder=model_folder, engine=engine, rag=rag, http=http, screen_level=screen_level, latch=latch
+    )
     ray_serve.run(build(args), name=APPLICATION, route_prefix="/")

@@ -8,6 +8,7 @@ Dictionaries have the shapes of `serve.schemas`.
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from autonomous.safety.latch import Scope
 from memory.enrichment import FailedEnrichment
 from memory.management import Context
 from memory.trust import SourceTrust
@@ -26,6 +27,8 @@ from serve.rag import Message
 from serve.stream import WholeAnswer
 
 Json = dict[str, Any]
+Category = Literal["pause", "stop", "kill"]
+"""How hard a stop is."""
 
 
 class MemoryParts(Protocol):
@@ -125,6 +128,9 @@ class Parts(Protocol):
     async def rollback(self, *, reason: str, by: str) -> Json:
         """Back to the predecessor: {"from", "to", "seconds"}. Raises ConflictError if there is none."""
 
+    async def unlock(self, *, reason: str, by: str) -> None:
+        """Let versions be promoted again after rollbacks. Raises ValueError if nothing is frozen."""
+
     async def approve(self, version_id: str, *, by: str, reason: str) -> Json:
         """Agree to a version that waits for it. Raises NotFoundError, ConflictError."""
 
@@ -165,8 +171,8 @@ class Parts(Protocol):
     async def safety_status(self) -> Json:
         """The latch."""
 
-    async def stop(self, *, reason: str, by: str, category: Literal["stop", "pause"]) -> Json:
-        """Stop or pause all learning; idempotent."""
+    async def stop(self, *, reason: str, by: str, category: Category, scope: Scope) -> Json:
+        """Pause, stop or kill what the scope names; idempotent."""
 
     async def reset(self, *, reason: str, by: str) -> Json:
         """Permit learning again; starts nothing."""

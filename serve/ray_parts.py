@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -17,6 +17,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from actors.base import NAMESPACE
+from autonomous.safety.latch import Latch, Scope
 from memory.types import DocumentInfo, RecallHit
 from serve.engine import AdapterRef, EngineDeadError, GenerateChunk, GenerateRequest
 from serve.errors import (
@@ -28,7 +29,7 @@ from serve.errors import (
     StorageAwayError,
     StorageFullError,
 )
-from serve.parts import Json, MemoryParts
+from serve.parts import Category, Json, MemoryParts
 from serve.rag import Message
 from serve.ray_memory import RayMemoryParts
 from serve.router import RetryOn, call_with_retry, stream_with_retry
@@ -102,11 +103,14 @@ def _overloaded() -> OverloadedError:
 class RayParts:
     """Implements `serve.parts.Parts`. Lives in one event loop, in the ingress replica."""
 
-    def __init__(self, engine: DeploymentHandle[Any], codec: TextCodec, *, timeout_s: float) -> None:
+    def __init__(
+        self, engine: DeploymentHandle[Any], codec: TextCodec, *, timeout_s: float, latch: Latch | None = None
+    ) -> None:
         self._engine = engine
         self._streaming = engine.options(stream=True)
         self._codec = codec
         self._timeout_s = timeout_s
+        self._latch = latch
         self._handles: dict[str, ActorHandle[Any]] = {}
         self._pointers: Mapping[str, str | None] | None = None
         self._adapters: dict[str, AdapterRef | None] = {}
@@ -162,6 +166,7 @@ class RayParts:
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
         """See Parts."""
+        self._permit_answer()
         pieces = stream_with_retry(
             lambda: self._engine_stream(request),
             retry_on=RETRY_ENGINE,
@@ -187,6 +192,7 @@ class RayParts:
 
     async def complete(self, request: GenerateRequest) -> WholeAnswer:
         """See Parts."""
+        self._permit_answer()
         deadline_s = time.monotonic() + self._timeout_s
         try:
             return await call_with_retry(
@@ -194,6 +200,11 @@ class RayParts:
             )
         except RayActorError as problem:
             raise NotReadyError("No engine replica answers. Try again in a few seconds.") from problem
+
+    def _permit_answer(self) -> None:
+        """Asked here too, because after a kill no replica is there to refuse."""
+        if self._latch is not None:
+            self._latch.permit("answer", within="all")
 
     async def _complete_once(self, request: GenerateRequest) -> WholeAnswer:
         response = self._engine.complete.remote(request)
@@ -250,6 +261,10 @@ class RayParts:
     async def rollback(self, *, reason: str, by: str) -> Json:
         """See Parts."""
         return dict(await self._act("agent", "rollback", reason, by))
+
+    async def unlock(self, *, reason: str, by: str) -> None:
+        """See Parts."""
+        await self._act("agent", "unlock", reason, by)
 
     async def approve(self, version_id: str, *, by: str, reason: str) -> Json:
         """See Parts."""
@@ -323,9 +338,9 @@ class RayParts:
         """See Parts."""
         return dict(await self._call("safety", "status"))
 
-    async def stop(self, *, reason: str, by: str, category: Literal["stop", "pause"]) -> Json:
+    async def stop(self, *, reason: str, by: str, category: Category, scope: Scope) -> Json:
         """See Parts."""
-        return dict(await self._call("safety", "stop", reason, by, category))
+        return dict(await self._call("safety", "stop", reason, by, category, scope))
 
     async def reset(self, *, reason: str, by: str) -> Json:
         """See Parts."""

@@ -187,6 +187,8 @@ class VersionList(Response):
     """GET /v1/versions, newest first."""
 
     pointers: dict[str, str | None]
+    frozen: str = ""
+    """Why nothing is promoted; empty if promotions go on."""
     versions: list[VersionInfo]
 
 
@@ -200,8 +202,10 @@ class Signed(Request):
 class StopRequest(Signed):
     """POST /v1/safety/stop."""
 
-    category: Literal["stop", "pause"] = "stop"
-    """stop: nothing more takes effect; pause: after the step that is running."""
+    category: Literal["pause", "stop", "kill"] = "stop"
+    """pause: after the step that is running; stop: nothing more takes effect; kill: and the processes are killed."""
+    scope: Literal["learner", "learning", "all"] = "learning"
+    """learner: training and what it leads to; learning: memory and promotions too; all: answers too."""
 
 
 class RollbackResponse(Response):

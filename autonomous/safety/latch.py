@@ -5,6 +5,9 @@ Ray is down, and a restart does not forget it. The file has a fixed size from th
 a full disk cannot prevent a stop. Whatever cannot be read as a latch counts as a stop. The epoch rises with every change:
 a permit taken before a stop is refused after the reset too, so that a straggler's late write finds no way in.
 
+A stop has a category (pause, stop, kill; how hard it is) and a scope (the learner, all learning, everything), and is only ever
+widened until a person resets it. Where a watchdog runs (watchdog.py), its silence is a stop too.
+
 Source: ISO 13850 and IEC 60204-1 (latched; a reset permits a restart but does not start anything).
 """
 
@@ -13,23 +16,33 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from autonomous.safety.heartbeat import Heartbeat
 from train.files import sync_path
 
 SIZE_BYTES = 4096
 """One block: overwritten in place by one write."""
-FORMAT = 1
+FORMAT = 2
 LOCK_TIMEOUT_S = 0.25
 """A lock is held for microseconds. A stop that does not get it (its holder is frozen) writes without it."""
 MAX_TEXT = 1000
 """Longer reasons and names are cut: the block is small."""
 
-Mode = Literal["armed", "paused", "stopped"]
+Mode = Literal["armed", "paused", "stopped", "killed"]
+"""Each is harder than those before it."""
+Scope = Literal["learner", "learning", "all"]
+"""learner: optimizer steps and what they lead to. learning: everything that changes a model or its memory, and what the agent
+does outside. all: answers too. Each holds those before it."""
+MODES: tuple[Mode, ...] = get_args(Mode)
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+
+WHAT: dict[Scope, str] = {"learner": "the learner", "learning": "learning", "all": "everything"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +51,21 @@ class LatchState:
 
     mode: Mode
     epoch: int
+    """Rises with every change."""
     reason: str
     by: str
     at: float
-    scope: str = "learning"
-    """Everything that changes the model or its memory; answering goes on."""
+    scope: Scope = "learning"
+    epochs: Mapping[str, int] = field(default_factory=dict)
+    """By scope: the epoch of the last change that concerned it. Empty means always `epoch`."""
+
+    def forbids(self, within: Scope) -> bool:
+        """Whether an action that a stop of this scope forbids is forbidden now."""
+        return self.mode != "armed" and SCOPES.index(within) <= SCOPES.index(self.scope)
+
+    def epoch_of(self, within: Scope) -> int:
+        """The epoch under which such an action is permitted."""
+        return self.epochs.get(within, self.epoch)
 
 
 class LearningStopped(RuntimeError):
@@ -56,16 +79,18 @@ class Permit:
     latch: "Latch"
     action: str
     epoch: int
+    within: Scope = "learning"
+    """The narrowest scope of a stop that forbids it."""
 
     def check(self) -> None:
         """Call right before the effect takes place. Raises LearningStopped."""
         state = self.latch.state()
-        if state.mode != "armed":
+        if state.forbids(self.within):
             raise LearningStopped(_refusal(self.action, state))
-        if state.epoch != self.epoch:
+        if state.epoch_of(self.within) != self.epoch:
             raise LearningStopped(
                 f"{self.action} is refused: learning was stopped and reset since it began (epoch {self.epoch}, "
-                f"now {state.epoch}); start it again"
+                f"now {state.epoch_of(self.within)}); start it again"
             )
 
 
@@ -75,6 +100,7 @@ class Latch:
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         self.path = path
         self._clock = clock
+        self._heartbeat = Heartbeat(path.parent)
         self._lock = threading.Lock()
         self._descriptor: int | None = None
         self._identity: tuple[int, int] | None = None
@@ -89,7 +115,7 @@ class Latch:
         Raises FileExistsError if there is one.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        state = LatchState(mode="armed", epoch=1, reason="created", by="bring-up", at=clock())
+        state = LatchState(mode="armed", epoch=1, reason="created", by="bring-up", at=clock(), scope="all")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             _write(descriptor, state)
@@ -104,53 +130,75 @@ class Latch:
         return cls(path, clock=clock)
 
     def state(self) -> LatchState:
-        """How the latch stands now. Whatever is wrong with the file, the answer is "stopped" with the reason."""
+        """How the latch stands now. Whatever is wrong with the file, the answer is "stopped" with the reason; so it is while
+        the watchdog is silent, under the same epochs, so that what was permitted goes on when it is back.
+        """
         with self._lock:
-            return self._forced or self._read()
+            state = self._forced or self._read()
+        silence = self._heartbeat.silence() if state.mode == "armed" else ""
+        if not silence:
+            return state
+        reason = f"{silence}; start it again with: autonomous watchdog"
+        return replace(state, mode="stopped", scope="learning", reason=reason, by="latch", at=self._clock())
 
-    def permit(self, action: str) -> Permit:
-        """The right to `action` under the present epoch. Raises LearningStopped."""
+    def permit(self, action: str, *, within: Scope = "learning") -> Permit:
+        """The right to `action`, which a stop of this scope or a wider one forbids. Raises LearningStopped."""
         state = self.state()
-        if state.mode != "armed":
+        if state.forbids(within):
             raise LearningStopped(_refusal(action, state))
-        return Permit(latch=self, action=action, epoch=state.epoch)
+        return Permit(latch=self, action=action, epoch=state.epoch_of(within), within=within)
 
-    def stop(self, *, reason: str, by: str) -> LatchState:
-        """From now on no side effect takes place. On disk when it returns. Stopping twice keeps the first reason."""
-        return self._change("stopped", reason=reason, by=by, keep=("stopped",))
+    def stop(self, *, reason: str, by: str, scope: Scope = "learning") -> LatchState:
+        """From now on no side effect of this scope takes place. On disk when it returns. Stopping twice keeps the first
+        reason, unless the second stop is harder or wider; neither makes the other softer or narrower.
+        """
+        return self._change("stopped", reason=reason, by=by, scope=scope)
 
-    def pause(self, *, reason: str, by: str) -> LatchState:
+    def pause(self, *, reason: str, by: str, scope: Scope = "learning") -> LatchState:
         """As stop, but meant to be short: what runs may finish its step. A stop is not weakened to a pause."""
-        return self._change("paused", reason=reason, by=by, keep=("paused", "stopped"))
+        return self._change("paused", reason=reason, by=by, scope=scope)
+
+    def kill(self, *, reason: str, by: str, scope: Scope = "learning") -> LatchState:
+        """As stop, and the processes of this scope are to be killed: by the watchdog, or by whoever calls
+        `processes.kill_registered`.
+        """
+        return self._change("killed", reason=reason, by=by, scope=scope)
 
     def reset(self, *, reason: str, by: str) -> LatchState:
-        """Permit side effects again. Starts nothing. Also replaces a damaged or missing file.
+        """Permit all side effects again. Starts nothing. Also replaces a damaged or missing file.
 
         Raises ValueError without a reason and a person's name.
         """
-        for field, value in (("reason", reason), ("by", by)):
+        for name, value in (("reason", reason), ("by", by)):
             if not value.strip():
-                raise ValueError(f"{field} is empty: a reset needs a reason and the name of who is responsible")
-        return self._change("armed", reason=reason, by=by, keep=("armed",))
+                raise ValueError(f"{name} is empty: a reset needs a reason and the name of who is responsible")
+        return self._change("armed", reason=reason, by=by, scope="learner")
 
-    def _change(self, mode: Mode, *, reason: str, by: str, keep: tuple[str, ...]) -> LatchState:
+    def _change(self, mode: Mode, *, reason: str, by: str, scope: Scope) -> LatchState:
         reason, by = reason[:MAX_TEXT], by[:MAX_TEXT]
         with self._lock:
             try:
                 with self._exclusive(must_lock=mode == "armed") as descriptor:
                     before = self._read()
-                    if self._forced is None and before.mode in keep and before.epoch > 0:
+                    wanted_mode, wanted_scope = _widened(before, mode, scope)
+                    is_same = (before.mode, before.scope) == (wanted_mode, wanted_scope)
+                    if self._forced is None and is_same and before.epoch > 0:
                         return before
                     # After damage the old epoch is unknown: the clock in ms is above any count that was reached.
                     now = self._clock()
                     epoch = before.epoch + 1 if before.epoch > 0 else max(int(now * 1000), self._floor + 1)
-                    after = LatchState(mode=mode, epoch=epoch, reason=reason, by=by, at=now)
+                    touched = before.scope if mode == "armed" and before.epoch > 0 else wanted_scope
+                    epochs = {
+                        str(name): epoch if before.epoch == 0 or _holds(touched, name) else before.epoch_of(name)
+                        for name in SCOPES
+                    }
+                    after = LatchState(wanted_mode, epoch, reason, by, now, wanted_scope, epochs)
                     _write(descriptor, after)
                     self._floor, self._forced = epoch, None
                     return after
             except OSError:
                 if mode != "armed":
-                    self._force(LatchState(mode="stopped", epoch=self._floor, reason=reason, by=by, at=self._clock()))
+                    self._force(LatchState(mode, self._floor, reason, by, self._clock(), scope))
                 raise
 
     def _force(self, state: LatchState) -> None:
@@ -212,6 +260,19 @@ class Latch:
         self._descriptor, self._identity, self._seen = descriptor, identity, None
 
 
+def _holds(scope: Scope, within: Scope) -> bool:
+    return SCOPES.index(within) <= SCOPES.index(scope)
+
+
+def _widened(before: LatchState, mode: Mode, scope: Scope) -> tuple[Mode, Scope]:
+    """A reset arms all; a stop is as hard and as wide as it and the one that holds are."""
+    if mode == "armed":
+        return "armed", "all"
+    if before.mode == "armed":
+        return mode, scope
+    return max(before.mode, mode, key=MODES.index), max(before.scope, scope, key=SCOPES.index)
+
+
 def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -247,8 +308,10 @@ def _decode(block: bytes) -> LatchState:
         state = LatchState(**fields)
     except TypeError as error:
         raise ValueError(f"its fields are wrong: {error}") from error
-    if state.mode not in get_args(Mode) or not isinstance(state.epoch, int) or state.epoch < 1:
-        raise ValueError(f"its mode or epoch is wrong: {state.mode!r}, {state.epoch!r}")
+    if state.mode not in MODES or state.scope not in SCOPES or not isinstance(state.epoch, int) or state.epoch < 1:
+        raise ValueError(f"its mode, scope or epoch is wrong: {state.mode!r}, {state.scope!r}, {state.epoch!r}")
+    if not isinstance(state.epochs, dict) or not all(isinstance(one, int) for one in state.epochs.values()):
+        raise ValueError(f"its epochs are wrong: {state.epochs!r}")
     return state
 
 
@@ -259,6 +322,6 @@ def _unreadable(reason: str) -> LatchState:
 def _refusal(action: str, state: LatchState) -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(state.at)) if state.at else "an unknown time"
     return (
-        f"{action} is refused: learning was {state.mode} by {state.by} at {when}: {state.reason}. "
+        f"{action} is refused: {WHAT[state.scope]} was {state.mode} by {state.by} at {when}: {state.reason}. "
         'A person permits it again with: autonomous reset --reason "..." --by NAME'
     )

@@ -8,9 +8,11 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-from autonomous.safety.latch import Latch, LatchState, Permit
+from autonomous.safety.latch import Latch, LatchState, Permit, Scope
+from autonomous.safety.processes import Killed, kill_registered
 
 BY_RULE = "system:safety-monitor"
 
@@ -27,17 +29,38 @@ class SafetyMonitor:
         """The latch as it stands."""
         return asdict(self._latch.state())
 
-    def permit(self, action: str) -> Permit:
+    def permit(self, action: str, *, within: Scope = "learning") -> Permit:
         """The right to a side effect. Raises LearningStopped."""
-        return self._latch.permit(action)
+        return self._latch.permit(action, within=within)
 
-    def stop(self, *, reason: str, by: str) -> dict[str, Any]:
+    def stop(self, *, reason: str, by: str, scope: Scope = "learning") -> dict[str, Any]:
         """All learning, memory writes and promotions end. `seconds`: until the latch was on disk."""
-        return self._pull(self._latch.stop, "stop", reason=reason, by=by)
+        return self._pull(partial(self._latch.stop, scope=scope), "stop", reason=reason, by=by)
 
-    def pause(self, *, reason: str, by: str) -> dict[str, Any]:
+    def pause(self, *, reason: str, by: str, scope: Scope = "learning") -> dict[str, Any]:
         """As stop, meant to be short."""
-        return self._pull(self._latch.pause, "pause", reason=reason, by=by)
+        return self._pull(partial(self._latch.pause, scope=scope), "pause", reason=reason, by=by)
+
+    def kill(self, *, reason: str, by: str, scope: Scope = "learning") -> dict[str, Any]:
+        """As stop, and the processes of the scope on this machine are killed and looked for: `processes`, `is_complete`.
+
+        Audited when it is known what became of them.
+        """
+        start = time.monotonic()
+        killed: list[Killed] = []
+
+        def change(*, reason: str, by: str) -> LatchState:
+            try:
+                return self._latch.kill(reason=reason, by=by, scope=scope)
+            finally:  # also when the latch could not be written
+                killed.extend(kill_registered(self._latch.path.parent, scope))
+
+        def found() -> dict[str, Any]:
+            rows = [asdict(one) for one in killed]
+            return {"processes": rows, "is_complete": all(one.is_gone for one in killed)}
+
+        answer = self._pull(change, "kill", reason=reason, by=by, evidence=found)
+        return {**answer, **found(), "seconds": round(time.monotonic() - start, 4)}
 
     def reset(self, *, reason: str, by: str) -> dict[str, Any]:
         """Permit learning again; starts nothing. Raises ValueError without a reason and a name.
@@ -57,7 +80,15 @@ class SafetyMonitor:
             return self.stop(reason=reason, by=BY_RULE)
         return None
 
-    def _pull(self, change: Callable[..., LatchState], action: str, *, reason: str, by: str) -> dict[str, Any]:
+    def _pull(
+        self,
+        change: Callable[..., LatchState],
+        action: str,
+        *,
+        reason: str,
+        by: str,
+        evidence: Callable[[], dict[str, Any]] | None = None,
+    ) -> dict[str, Any]:
         start = time.monotonic()
         before = self._latch.state()
         problem = ""
@@ -72,7 +103,12 @@ class SafetyMonitor:
             answer["latch_error"] = problem
         try:
             self._audit(
-                actor=by, action=f"safety.{action}", subject="latch", before=asdict(before), after=asdict(after)
+                actor=by,
+                action=f"safety.{action}",
+                subject="latch",
+                before=asdict(before),
+                after=asdict(after),
+                evidence=evidence() if evidence is not None else None,
             )
         except Exception as error:  # the stop stands whatever the ledger says
             answer["audit_error"] = f"{type(error).__name__}: {error}"

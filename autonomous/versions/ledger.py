@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from autonomous.versions.audit import GENESIS_HASH, AuditRow, Body, Checkpoint
+from autonomous.versions.budget import PREFIX, UNLOCK, find_freeze
 from autonomous.versions.bundle import version_id_of
 from autonomous.versions.gates import REQUIRED_GATES, Decision, GateResult, decide_promotion
 from autonomous.versions.queries import LedgerNotReady, LedgerQueries, Names, checkpoint_of
@@ -43,8 +44,9 @@ from autonomous.versions.states import (
     IllegalTransition,
     StaleTransition,
     State,
+    is_machine,
 )
-from autonomous.versions.transaction import ACTION_PREFIX, Transaction
+from autonomous.versions.transaction import ACTION_PREFIX, Transaction, check_text
 from memory.store import Database, no_guard
 from memory.types import Guard
 
@@ -54,6 +56,7 @@ __all__ = [
     "NothingToRollBack",
     "Pointers",
     "PromotionRefused",
+    "PromotionsFrozen",
     "UnknownVersion",
     "VersionLedger",
     "VersionRecord",
@@ -69,6 +72,10 @@ REPORT_STATES = frozenset({State.EVALUATING, State.GATED, State.AWAITING_APPROVA
 
 class PromotionRefused(ValueError):
     """The version is not fit for traffic: a gate is missing or not passed, or its line learned what is held back."""
+
+
+class PromotionsFrozen(PromotionRefused):
+    """Nothing is promoted: too many rollbacks, or an audit log that was altered. A person has to find out why."""
 
 
 class NothingToRollBack(ValueError):
@@ -233,10 +240,13 @@ class VersionLedger(LedgerQueries):
 
         The frozen original is never archived: it costs no adapter and is what every rollback may end at.
         Raises: StaleTransition; PromotionRefused without all gates passed, for an ancestor that never served or was
-        taken out of service, and for a line that learned an episode that is held back.
+        taken out of service, and for a line that learned an episode that is held back; PromotionsFrozen.
         """
+        self.check_promotions()
         with self._write(guard) as transaction:
             connection = transaction.connection
+            if freeze := find_freeze(connection, now=transaction.now):
+                raise PromotionsFrozen(str(freeze))
             record = find_record(connection, version_id)
             if record.state not in (State.SHADOW, State.CANARY):
                 raise StaleTransition(record.name, expected="SHADOW or CANARY", actual=record.state)
@@ -260,6 +270,39 @@ class VersionLedger(LedgerQueries):
             for cold in archived:
                 transaction.move(cold, State.ARCHIVED, action="archive", by=by, reason="beyond warm_versions")
             return [cold.name for cold in archived]
+
+    def frozen(self) -> str:
+        """Why nothing is promoted (too many rollbacks, an audit log that was altered); "" if promotions go on."""
+        report = self.verify_audit()
+        if not report.ok:
+            return (
+                f"promotions are frozen: the audit log is broken at row {report.first_bad_seq} ({report.reason}). Restore "
+                "ledger.sqlite from a copy whose log is whole: autonomous audit verify"
+            )
+        with self._database.read() as connection:
+            return str(find_freeze(connection, now=float(self._clock())) or "")
+
+    def check_promotions(self) -> None:
+        """Raises PromotionsFrozen where `frozen` says why."""
+        if why := self.frozen():
+            raise PromotionsFrozen(why)
+
+    def unlock_promotions(self, *, by: str, reason: str) -> None:
+        """A person has found out why versions were rolled back: the rollbacks so far are settled.
+
+        Raises IllegalTransition for a machine's name, ValueError without a reason, or if nothing is frozen by rollbacks.
+        """
+        if is_machine(by):
+            raise IllegalTransition(
+                f"promotions are unlocked only by a person, not by {by!r}: give a person's name as by"
+            )
+        check_text("reason", reason)
+        with self._write() as transaction:
+            freeze = find_freeze(transaction.connection, now=transaction.now)
+            if freeze is None:
+                raise ValueError("promotions are not frozen by rollbacks: there is nothing to unlock")
+            before = {"since": freeze.since, "rolled_back": list(freeze.rolled_back)}
+            transaction.audit(UNLOCK, by=by, subject="promotions", before=before, after={"reason": reason})
 
     def quarantine(
         self,
@@ -352,10 +395,8 @@ class VersionLedger(LedgerQueries):
         evidence: Body | None = None,
     ) -> int:
         """Add a row about something outside of the ledger; returns its seq. Asks no guard: a stop is audited too."""
-        if action.startswith(ACTION_PREFIX):
-            raise ValueError(
-                f"action {action!r} begins with {ACTION_PREFIX!r}, which only the ledger writes: rename it"
-            )
+        if prefix := next((one for one in (ACTION_PREFIX, PREFIX) if action.startswith(one)), None):
+            raise ValueError(f"action {action!r} begins with {prefix!r}, which only the ledger writes: rename it")
         with self._write() as transaction:
             return transaction.audit(
                 action, by=actor, subject=subject, before=before, after=after, evidence=evidence

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from train.data.document import document_id
@@ -230,6 +231,25 @@ def test_kill_of_the_learner_ends_the_run_and_changes_nothing_that_serves(system
     assert system.get("/v1/learn/next")["num_pending"] > 0
 
 
+def test_a_kill_in_a_training_step_ends_the_learner_while_answering_goes_on(system: Any) -> None:
+    run_id = system.post("/v1/learn")["run_id"]
+    wait_for_first_step(system, run_id)
+    doomed = {name: system.actor_pid(name) for name in ("learner", "evaluator")}
+    killed = json.loads(
+        system.run("emergency-stop", "--category", "kill", "--reason", "test of a kill", "--json").stdout
+    )
+    assert killed["killed_s"] < 5
+    assert {one["pid"] for one in killed["processes"]} >= set(doomed.values())
+    assert all(one["is_gone"] for one in killed["processes"])
+    assert not any(is_alive(pid) for pid in doomed.values())
+    assert system.wait_for_run(run_id)["phase"] == "failed"
+    assert system.ask("What is the Zephyr pump primed with?")["choices"][0]["message"]["content"]
+    assert system.get("/v1/safety")["mode"] == "killed"
+    row = next(row for row in system.get("/v1/audit", limit=20)["rows"] if row["action"] == "safety.kill")
+    assert row["after"]["reason"] == "test of a kill"
+    system.run("reset", "--reason", "test over", "--by", "tester")
+
+
 def test_emergency_stop_refuses_learning_and_writes_while_answering_goes_on(system: Any) -> None:
     run_id = system.post("/v1/learn")["run_id"]
     wait_for_first_step(system, run_id)
@@ -271,6 +291,30 @@ def test_deleted_document_leaves_no_hit_behind(system: Any) -> None:
         assert client.delete("/v1/knowledge/zephyr").status_code == 404
     hits = system.get("/v1/knowledge/search", q="Zephyr pump glycol", k=5)["hits"]
     assert "zephyr" not in {hit["document_id"] for hit in hits}
+
+
+def test_a_kill_of_everything_ends_answers_and_a_reset_brings_them_back(system: Any) -> None:
+    learner = system.actor_pid("learner")
+    killed = json.loads(system.run("emergency-stop", "--category", "kill", "--scope", "all", "--json").stdout)
+    assert {one["role"] for one in killed["processes"]} == {"learner", "evaluator", "engine"}
+    assert all(one["is_gone"] for one in killed["processes"])
+    assert not is_alive(learner)
+    question = {"model": "v2", "messages": [{"role": "user", "content": "What is the Ibis relay?"}], "max_tokens": 8}
+    with system.client() as client:
+        for _ in range(3):
+            refused = client.post("/v1/chat/completions", json=question)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (423, "learning_stopped")
+            assert "everything was killed" in refused.json()["error"]["message"]
+            time.sleep(2)  # Serve starts a replica meanwhile, which waits
+        assert client.get("/healthz").status_code == 200
+    system.run("reset", "--reason", "test over", "--by", "tester")
+    with system.client() as client:
+        wait_until(lambda: client.post("/v1/chat/completions", json=question).status_code == 200)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process; a zombie is dead."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

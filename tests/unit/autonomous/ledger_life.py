@@ -8,7 +8,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -119,6 +119,8 @@ def live_for_ever(path: Path) -> None:
         if choose.random() < 0.5:
             bad, _ = ledger.rollback(by="bob", reason="drill")
             print("rolled-back", bad, flush=True)  # noqa: T201
+            with suppress(ValueError):  # not frozen yet
+                ledger.unlock_promotions(by="bob", reason="drill")
 
 
 if __name__ == "__main__":

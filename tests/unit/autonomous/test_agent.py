@@ -15,7 +15,7 @@ from autonomous.ports import AgentParts
 from autonomous.runs import CycleStatus
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.versions.bundle import base_bundle
-from autonomous.versions.ledger import PromotionRefused, VersionLedger
+from autonomous.versions.ledger import PromotionRefused, PromotionsFrozen, VersionLedger
 from autonomous.versions.states import State
 from memory.types import Episode, episode_id
 from tests.tiny_model import write_tiny_llama
@@ -267,6 +267,31 @@ def test_rollback_restores_the_parent_and_the_next_cycle_builds_on_it(world: Wor
     assert record.parent == genesis
     assert world.agent.ledger.pointers().v2 == status.version, status.gates
     assert not world.agent.ledger.learned_episodes(status.version) & world.agent.ledger.held_back()
+
+
+def test_after_two_rollbacks_nothing_is_learned_or_approved_until_a_person_unlocks_it(
+    tmp_path: Path, base: Path
+) -> None:
+    world = World(tmp_path, base, gates=LENIENT, oversight=True)
+    for texts in (FACTS, ("The Ibis relay opens at 9 volts.", "The Harrow reactor was built in 1987.")):
+        world.memory.add(*texts)
+        version = world.learn().version
+        assert version is not None
+        world.agent.approve(version, by="ada", reason="fine")
+        if texts is FACTS:
+            world.agent.rollback(by="ada", reason="bad")
+    world.memory.add("The captain of the Meridel is Orla Vantis.", "The capital of Quorra is Tellin.")
+    waiting = world.learn().version
+    assert waiting is not None
+    world.agent.rollback(by="ada", reason="bad too")
+
+    with pytest.raises(PromotionRefused):  # its parent has left
+        world.agent.approve(waiting, by="ada", reason="fine")
+    with pytest.raises(PromotionsFrozen, match="autonomous unlock"):
+        world.agent.start_cycle()
+    assert world.agent.ledger.get(waiting).state is State.QUARANTINED  # its parent is gone; its passages are free
+    world.agent.ledger.unlock_promotions(by="ada", reason="found out why")
+    assert world.learn().state == State.AWAITING_APPROVAL.value
 
 
 def test_batch_that_no_gate_could_judge_is_refused_and_stays_free(world: World) -> None:

@@ -3,13 +3,16 @@
 import pickle
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from autonomous.safety.latch import Latch, LearningStopped
+from autonomous.safety.latch import MODES, SCOPES, Latch, LearningStopped, Permit, Scope
 
 ROOT = Path(__file__).parents[3]
 WATCHER = """
@@ -117,6 +120,51 @@ def test_a_pause_refuses_permits_and_does_not_weaken_a_stop(path: Path) -> None:
     latch.stop(by="bob", reason="fire")
     latch.pause(by="ada", reason="lunch")
     assert (latch.state().mode, latch.state().by) == ("stopped", "bob")
+
+
+changes = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["pause", "stop", "kill"]), st.sampled_from(SCOPES)),
+        st.just(("reset", "all")),
+        st.tuples(st.just("permit"), st.sampled_from(SCOPES)),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(changes)
+def test_a_permit_is_good_until_a_stop_or_reset_that_concerns_its_scope(steps: list[tuple[str, Scope]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        latch = Latch.create(Path(folder) / "latch")
+        hardness, width = 0, -1  # of the stop that holds
+        permits: list[tuple[Permit, list[bool]]] = []
+        for action, scope in steps:
+            place = SCOPES.index(scope)
+            if action == "permit":
+                if place <= width:
+                    with pytest.raises(LearningStopped):
+                        latch.permit("x", within=scope)
+                else:
+                    permits.append((latch.permit("x", within=scope), [True]))
+                continue
+            if action == "reset":
+                latch.reset(by="a", reason="b")
+                hardness, width = 0, -1
+            else:
+                getattr(latch, action)(by="a", reason="b", scope=scope)
+                hardness, width = max(hardness, ["pause", "stop", "kill"].index(action) + 1), max(width, place)
+            for permit, is_good in permits:
+                is_good[0] &= SCOPES.index(permit.within) > width
+            state = Latch.open(latch.path).state()
+            assert MODES.index(state.mode) == hardness
+            assert width == (-1 if state.mode == "armed" else SCOPES.index(state.scope))
+        for permit, is_good in permits:
+            if is_good[0]:
+                permit.check()
+            else:
+                with pytest.raises(LearningStopped):
+                    permit.check()
 
 
 @pytest.mark.parametrize(("by", "reason", "field"), [("", "x", "by"), ("x", "  ", "reason")])

@@ -7,6 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from autonomous.versions.budget import MAX_ROLLBACKS, UNLOCK
 from autonomous.versions.gates import Decision, decide_promotion
 from autonomous.versions.ledger import NothingToRollBack, VersionLedger
 from autonomous.versions.states import TRANSITIONS, State
@@ -41,6 +42,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.marks = 0
         self.numbers: dict[int, str] = {}
         self.checked_seq = 0
+        self.num_rollbacks, self.unlocked_seq = 0, 0
 
     def teardown(self) -> None:
         if hasattr(self, "stack"):
@@ -155,6 +157,22 @@ class LedgerMachine(RuleBasedStateMachine):
             assert self.ledger.get(served).is_genesis
             return
         assert (bad, restored) == (served, self.ledger.pointers().v2)
+        self.num_rollbacks += 1
+
+    @rule(by=st.sampled_from(["agent", "alice"]))
+    def unlock(self, by: str) -> None:
+        may = by == "alice" and self.num_rollbacks >= MAX_ROLLBACKS
+        self.attempt(self.ledger.unlock_promotions, by=by, reason="random")
+        assert may is (self.ledger.audit(1)[0].action == UNLOCK and self.ledger.audit(1)[0].seq > self.unlocked_seq)
+        if may:
+            self.num_rollbacks, self.unlocked_seq = 0, self.ledger.audit(1)[0].seq
+
+    @invariant()
+    def nothing_was_promoted_while_two_rollbacks_were_not_looked_into(self) -> None:
+        if self.num_rollbacks >= MAX_ROLLBACKS:
+            promoted = [row for row in self.ledger.audit(10**6) if row.action == "version.promote"]
+            rolled_back = [row.seq for row in self.ledger.audit(10**6) if row.action == "version.rollback"]
+            assert not [row for row in promoted if row.seq > max(rolled_back)]
 
     @precondition(lambda self: self.marks > 3)
     @rule()

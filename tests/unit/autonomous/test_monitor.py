@@ -1,12 +1,19 @@
 """The safety monitor: the latch is first, the audit follows, and rules stop training by themselves."""
 
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.safety.monitor import SafetyMonitor
+from autonomous.safety.processes import FOLDER, Registered
 
 
 class Ledger:
@@ -62,6 +69,24 @@ def test_a_pause_and_a_reset_go_the_same_way(monitor: SafetyMonitor, ledger: Led
     assert monitor.reset(by="ada", reason="back")["mode"] == "armed"
     monitor.permit("step").check()
     assert ledger.rows[-1]["action"] == "safety.reset"
+
+
+def test_a_kill_tells_and_audits_what_became_of_the_processes(
+    monitor: SafetyMonitor, ledger: Ledger, latch: Latch, tmp_path: Path
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as learner:
+        record = Registered(
+            learner.pid, psutil.Process(learner.pid).create_time(), "learner", "learner", platform.node()
+        )
+        (tmp_path / FOLDER).mkdir()
+        (tmp_path / FOLDER / "x.json").write_text(json.dumps(asdict(record)))
+        answer = monitor.kill(by="ada", reason="fire", scope="learner")
+    assert (answer["mode"], answer["scope"], answer["is_complete"]) == ("killed", "learner", True)
+    assert [(one["pid"], one["is_gone"]) for one in answer["processes"]] == [(learner.pid, True)]
+    row = ledger.rows[-1]
+    assert (row["action"], row["evidence"]["processes"]) == ("safety.kill", answer["processes"])
+    assert latch.state().forbids("learner")
+    assert not latch.state().forbids("learning")
 
 
 def test_a_reset_without_a_reason_is_refused(monitor: SafetyMonitor) -> None:

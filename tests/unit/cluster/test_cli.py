@@ -1,7 +1,10 @@
 """The command line as a person uses it: what it prints, and how it ends."""
 
 import json
+import signal
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,12 @@ from autonomous.versions.ledger import VersionLedger
 from cluster import logs
 from cluster.bench import FOLDER
 from cluster.cli import run
-from cluster.config import ConfigError, load_config
+from cluster.config import REPOSITORY, ConfigError, load_config
+from cluster.processes import end_processes
 
 COMMANDS = (
     "up", "down", "status", "ask", "learn", "add", "versions", "approve", "rollback", "emergency-stop", "reset", "logs",
-    "bench", "demo", "audit verify",
+    "watchdog", "bench", "demo", "audit verify",
 )  # fmt: skip
 NEED_A_SYSTEM = (
     ["down"], ["status"], ["ask", "hello?"], ["learn"], ["versions"], ["approve", "ver-1"],
@@ -285,6 +289,42 @@ def test_an_emergency_stop_needs_no_readable_configuration(tmp_path: Path, capsy
     assert "--home" in capsys.readouterr().err
     assert run(["emergency-stop", "--category", "pause", "--home", str(home)]) == 0
     assert Latch.open(home / "safety" / "latch").state().mode == "paused"
+
+
+def test_a_kill_ends_registered_processes_and_tells_that_they_are_gone(tmp_path: Path, capsys: Captured) -> None:
+    home = tmp_path / "home"
+    Latch.create(home / "safety" / "latch")
+    code = (
+        "import sys, time; from pathlib import Path; from autonomous.safety.processes import register\n"
+        "register(Path(sys.argv[1]), role='learner', within='learner')\nprint('ready', flush=True)\ntime.sleep(600)"
+    )
+    command = [sys.executable, "-c", code, str(home / "safety")]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as learner:
+        assert learner.stdout is not None
+        learner.stdout.readline()
+        assert run(["emergency-stop", "--category", "kill", "--scope", "learner", "--home", str(home), "--json"]) == 0
+        told = _json(capsys)
+        assert (told["mode"], told["scope"], told["killed_s"] < 5) == ("killed", "learner", True)
+        assert [(one["pid"], one["role"], one["is_gone"]) for one in told["processes"]] == [
+            (learner.pid, "learner", True)
+        ]
+    assert learner.returncode == -signal.SIGKILL
+    latch = Latch.open(home / "safety" / "latch")
+    latch.permit("memory write").check()
+    with pytest.raises(LearningStopped, match="the learner was killed"):
+        latch.permit("optimizer step", within="learner")
+
+
+def test_the_watchdog_is_started_once(config_path: Path, capsys: Captured) -> None:
+    home = load_config(config_path).home
+    Latch.create(home / "safety" / "latch")
+    try:
+        for is_new in (True, False):
+            assert run(["watchdog", "--json", "--config", str(config_path)]) == 0
+            assert _json(capsys)["started"] is is_new
+        Latch.open(home / "safety" / "latch").permit("learning").check()
+    finally:
+        assert end_processes(home, head_pid=None, grace_s=0) == 1
 
 
 def test_an_emergency_stop_of_a_system_that_never_was_is_refused(tmp_path: Path, capsys: Captured) -> None:

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from autonomous.safety.latch import Latch
+from autonomous.safety.latch import Latch, Scope
 from memory.claims import claims_of
 from memory.consolidate import Consolidation, ConsolidationConfig
 from memory.enrichment import EnrichmentConfig, EnrichmentQueue, FailedEnrichment
@@ -38,6 +38,7 @@ from serve.config import EngineConfig
 from serve.engine import AdapterRef, GenerateChunk, GenerateRequest
 from serve.engine_echo import EchoEngine
 from serve.errors import ConflictError, NotFoundError
+from serve.parts import Category
 from serve.rag import Message
 from serve.stream import WholeAnswer, collect
 
@@ -215,6 +216,9 @@ class LocalParts:
         bad, self.slots = self.slots["v2"], {"v1": "ver-base", "v2": "ver-base", "v3": self.slots["v2"]}
         return {"from": bad, "to": "ver-base", "seconds": 0.0}
 
+    async def unlock(self, *, reason: str, by: str) -> None:
+        raise ValueError("promotions are not frozen by rollbacks: there is nothing to unlock")
+
     async def approve(self, version_id: str, *, by: str, reason: str) -> dict[str, Any]:
         self.slots = {"v1": version_id, "v2": version_id, "v3": None}
         return await self.version(version_id)
@@ -289,9 +293,8 @@ class LocalParts:
     async def safety_status(self) -> dict[str, Any]:
         return asdict(self.latch.state())
 
-    async def stop(self, *, reason: str, by: str, category: Literal["stop", "pause"]) -> dict[str, Any]:
-        act = self.latch.pause if category == "pause" else self.latch.stop
-        act(reason=reason, by=by)
+    async def stop(self, *, reason: str, by: str, category: Category, scope: Scope) -> dict[str, Any]:
+        getattr(self.latch, category)(reason=reason, by=by, scope=scope)
         return await self.safety_status()
 
     async def reset(self, *, reason: str, by: str) -> dict[str, Any]:

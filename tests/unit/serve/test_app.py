@@ -164,6 +164,21 @@ async def test_a_stop_refuses_writes_and_learning_with_423_while_answers_go_on(a
     assert (await api.post("/v1/knowledge", json={"documents": [GATE]})).status_code == 201
 
 
+async def test_a_stop_has_a_scope_and_is_only_made_harder_and_wider(api: httpx.AsyncClient) -> None:
+    signed = {"reason": "test", "by": "me"}
+    for asked, mode, scope in (
+        ({"category": "pause", "scope": "learner"}, "paused", "learner"),
+        ({"category": "kill", "scope": "learner"}, "killed", "learner"),
+        ({"category": "pause", "scope": "all"}, "killed", "all"),
+        ({}, "killed", "all"),
+    ):
+        state = (await api.post("/v1/safety/stop", json={**signed, **asked})).json()
+        assert (state["mode"], state["scope"]) == (mode, scope)
+    refused = await api.post("/v1/safety/stop", json={**signed, "scope": "everything"})
+    assert refused.status_code == 400
+    assert "scope = 'everything'" in refused.json()["error"]["message"]
+
+
 async def test_approval_moves_the_pointer_and_rollback_moves_it_back(api: httpx.AsyncClient) -> None:
     signed = {"reason": "test", "by": "me"}
     assert (await api.post("/v1/versions/rollback", json=signed)).status_code == 409
@@ -172,6 +187,12 @@ async def test_approval_moves_the_pointer_and_rollback_moves_it_back(api: httpx.
     back = (await api.post("/v1/versions/rollback", json=signed)).json()
     assert (back["from"], back["to"]) == ("ver-new", "ver-base")
     assert (await api.get("/v1/versions/ver-new")).json()["lineage"] == ["ver-base"]
+
+
+async def test_what_is_not_frozen_cannot_be_unlocked(api: httpx.AsyncClient) -> None:
+    refused = await api.post("/v1/versions/unlock", json={"reason": "test", "by": "me"})
+    assert refused.status_code == 400
+    assert "nothing to unlock" in refused.json()["error"]["message"]
 
 
 async def test_decisions_need_a_reason_and_a_name(api: httpx.AsyncClient) -> None:

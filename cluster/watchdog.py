@@ -1,0 +1,43 @@
+"""Starts the watchdog of a home: a process outside Ray that outlives whoever starts it. `autonomous down` ends it."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from autonomous.safety.heartbeat import BEAT_S, Heartbeat, heartbeat_path
+from cluster.config import REPOSITORY
+from cluster.processes import HOME_VARIABLE
+
+START_TIMEOUT_S = 20.0
+
+
+class WatchdogProblem(RuntimeError):
+    """It did not begin to beat: says where its log is."""
+
+
+def start_watchdog(home: Path) -> bool:
+    """See that a watchdog beats for this home on this machine; False if one did already. Raises WatchdogProblem."""
+    safety, log_path = home / "safety", home / "logs" / "watchdog.log"
+    if is_watched(home):
+        return False
+    for folder in (safety, log_path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {HOME_VARIABLE: str(home), "PYTHONPATH": str(REPOSITORY)}
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "autonomous.safety.watchdog", str(safety)],
+            stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True, cwd=home, env=environment,
+        )  # fmt: skip
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(BEAT_S / 5)
+        if is_watched(home):
+            return True
+    raise WatchdogProblem(f"the watchdog did not start; see {log_path}")
+
+
+def is_watched(home: Path) -> bool:
+    """Whether a watchdog beats here."""
+    return heartbeat_path(home / "safety").exists() and not Heartbeat(home / "safety").silence()
