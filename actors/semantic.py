@@ -183,9 +183,9 @@ class SemanticShell(Shell):
         return self._memory.add_rule(Rule.parse(name, text), guard=self._guard())
 
     @ray.method
-    def remove_rule(self, name: str) -> bool:
-        """Drop a rule."""
-        return self._memory.remove_rule(name, guard=self._guard())
+    def remove_rule(self, name: str, is_erased: bool = False) -> bool:
+        """Apply a rule no longer; erased, nothing of it is left."""
+        return self._memory.remove_rule(name, is_erased=is_erased, guard=self._guard())
 
     @ray.method
     def retry_enrichments(self) -> int:
@@ -277,9 +277,15 @@ class SemanticShell(Shell):
             record = self._ledger.get(self._ledger.pointers().v2)
             adapter = record.folder if record.adapter_number is not None else None
         losses: dict[str, float] = {}
-        for start in range(0, len(episodes), REPLAYED_AT_ONCE):
-            part = list(episodes[start : start + REPLAYED_AT_ONCE])
-            losses |= ray.get(actor("evaluator").surprise.remote(part, adapter))
+        try:
+            for start in range(0, len(episodes), REPLAYED_AT_ONCE):
+                part = list(episodes[start : start + REPLAYED_AT_ONCE])
+                losses |= ray.get(actor("evaluator").surprise.remote(part, adapter))
+        except LearningStopped:
+            raise
+        except Exception:  # whatever the evaluator has: the rest of a consolidation does not hang on it
+            logger.exception("the sample could not be shown to the version that serves: its novelty decides alone")
+            return {}
         return losses
 
     def _enrich_for_ever(self) -> None:

@@ -5,10 +5,11 @@ tells the service, so that the stop is in the audit log.
 """
 
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +27,10 @@ from cluster.cli_common import (
 )
 from cluster.client import Client
 from cluster.client_errors import ClientError
+
+if TYPE_CHECKING:
+    from autonomous.safety.latch import LatchState
+    from autonomous.safety.processes import Killed
 
 PANEL = "Safety"
 TELL_TIMEOUT_S = 5.0
@@ -124,6 +129,8 @@ def emergency_stop(
     killed_s = time.monotonic() - start
     state = read_state(home)
     told = _tell(state.url, reason, person, category.value, scope.value) if state else "it is not running"
+    if told is not None:
+        _audit_alone(home, person, held, killed)
     survivors = [one.pid for one in killed if not one.is_gone]
     facts: dict[str, Any] = {
         "mode": held.mode,
@@ -157,6 +164,21 @@ def emergency_stop(
             f"The service was not told: {told}. The stop holds all the same, also after a restart.", markup=False
         )
     console.print('Undo, when the cause is known: autonomous reset --reason "..." --by NAME', markup=False)
+
+
+def _audit_alone(home: Path, person: str, held: "LatchState", killed: "list[Killed]") -> None:
+    """Write the stop to the ledger where no service does. It holds whether that succeeds or not."""
+    from autonomous.versions.ledger import VersionLedger
+
+    if (home / "ledger.sqlite").exists():
+        with suppress(Exception):
+            VersionLedger(home / "ledger.sqlite").append_audit(
+                actor=person,
+                action=f"safety.{held.mode}",
+                subject="latch",
+                after=asdict(held),
+                evidence={"processes": [asdict(one) for one in killed]},
+            )
 
 
 def _home_of(config: Path | None) -> Path:

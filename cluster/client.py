@@ -23,6 +23,7 @@ UNREACHABLE_TIMEOUT_S = 5.0
 
 POLL_S = 0.3
 """How often a learning run is asked where it stands."""
+CONSOLIDATION_TIMEOUT_S = 1800.0
 
 
 @dataclass(frozen=True)
@@ -184,8 +185,8 @@ class Client:
         return self._json("POST", "/v1/memory/forget", {"source": source, "by": by, "reason": reason})
 
     def consolidate(self) -> Json:
-        """Consolidate now; the report."""
-        return self._json("POST", "/v1/memory/consolidations")
+        """Consolidate now; the report. It shows a sample to the model, and waits for a candidate that is judged."""
+        return self._json("POST", "/v1/memory/consolidations", timeout_s=CONSOLIDATION_TIMEOUT_S)
 
     def consolidations(self, *, limit: int = 20) -> Json:
         """The last runs of consolidation."""

@@ -1,6 +1,7 @@
 """Opens a store's tables: in a SQLite file, or in a schema of a PostgreSQL database where a URL names one.
 
-Schemas are scripts of CREATE statements with {integer} and {real} for the types that the two call otherwise.
+Schemas are scripts of CREATE statements with {integer}, {real} and {key} (text in the order of its code points) for the
+types that the two call otherwise.
 """
 
 from pathlib import Path
@@ -18,9 +19,10 @@ def open_tables(
     if url:
         from memory.postgres import PostgresDatabase  # psycopg is loaded only where it is used
 
-        types = {"integer": "BIGINT", "real": "DOUBLE PRECISION", "vector": vector}
+        types = {"integer": "BIGINT", "real": "DOUBLE PRECISION", "key": 'TEXT COLLATE "C"', "vector": vector}
         return PostgresDatabase(url, namespace=namespace, schema=schema.format(**types), version=version)
-    return Database(path, schema=schema.format(integer="INTEGER", real="REAL", vector="BLOB"), version=version)
+    types = {"integer": "INTEGER", "real": "REAL", "key": "TEXT", "vector": "BLOB"}
+    return Database(path, schema=schema.format(**types), version=version)
 
 
 def check_server(url: str) -> None:

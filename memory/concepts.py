@@ -124,19 +124,21 @@ class ConceptGraph:
     def use_rules(self, rules: Sequence[Rule]) -> None:
         """Derive all that follows from the held facts, in the place of what was derived before.
 
-        Raises RuleExplosion; then what was derived before stays, and nothing is added to it until this is called again.
+        Raises RuleExplosion; then nothing is derived until this is called again.
         """
         self._closure = None
-        closure = Closure(rules)
-        derived = closure.add(self.facts[one].triple for one in self.held) if rules else {}
         for fact_id, (triple, _) in self.derived.items():
             self._unlink(triple[0], triple[2], fact_id)
         self.derived = {}
-        self._link(derived)
+        closure = Closure(rules)
+        self._link(closure.add(self.facts[one].triple for one in self.held) if rules else {})
         self._closure = closure if rules else None
 
     def derive_from(self, came: Iterable[str]) -> None:
-        """Derive what follows from facts that are held since the last time, if none left since. Raises as `use_rules`."""
+        """Derive what follows from facts that are held since the last time, if none left since.
+
+        Raises RuleExplosion; then what was derived before stays, and nothing is added to it until `use_rules`.
+        """
         if self._closure is None:
             return
         triples = [self.facts[one].triple for one in came]

@@ -1,6 +1,6 @@
 """Consolidation, the "dream": once a day what was lived through is replayed, distilled, faded, and made room for.
 
-Steps: sample episodes by salience and surprise; replay them to the learner; make sure that what repeats is held as facts,
+Steps: sample episodes by salience and novelty; show them to what was learned; make sure that what repeats is held as facts,
 and queue what no pattern reads for enrichment; fade saliences; if the store is nearly full let the least salient
 episodes go whose facts are held; then verify. Each step is written down when it is done, so a run that was killed is
 taken up again, and every changed row is kept as it was, so a run can be undone. A run that fails its verification is
@@ -70,8 +70,10 @@ class ConsolidationConfig(BaseModel):
     """but no more than this share of all in one run."""
     kept_runs: int = Field(3, ge=1)
     """Runs that can be undone."""
-    remember_departed_s: float = Field(2 * 86_400.0, ge=0)
-    """How long it is known at least that an episode left or was erased; longer while a fact or a version has it."""
+    remember_departed_s: float = Field(2 * 86_400.0, ge=3600)
+    """How long it is known at least that an episode left or was erased; longer while a fact or a version has it. More than a
+    training takes: a version names what it learned when it ends.
+    """
     seed: int = 0
     """Of the sampling."""
 
@@ -231,7 +233,7 @@ class Consolidation:
         }
 
     def _fade(self, report: ConsolidationReport, guard: Guard) -> dict[str, Any]:
-        """All saliences fade; what was replayed gains by its surprise, the learner's if it told any."""
+        """All saliences fade; what was replayed gains by its surprise, or else by its novelty."""
         config = self.config
         losses: Mapping[str, float] = report.steps["replay"]["losses"] or report.steps["sample"]["surprise"]
         most = max((loss for loss in losses.values() if math.isfinite(loss)), default=0.0)
@@ -283,17 +285,16 @@ class Consolidation:
     # -- helpers
 
     def _forget_departed(self, guard: Guard) -> None:
-        """Of episodes that left long ago, and whose claims and versions are gone too, nothing is known any more."""
+        """Episodes that left long ago, and of which no claim and no version is left, need not be known any more."""
         before, last = self._clock() - self.config.remember_departed_s, ""
+        unneeded: list[str] = []
         while ids := self._episodic.departed(before=before, after=last, limit=_PAGE):
             last = ids[-1]
-            with self._semantic.stating:
-                needed = self._semantic.claiming(ids) | self._weights.learned(ids)
-                unneeded = [one for one in ids if one not in needed]
-                if self._enrichment is not None:
-                    self._enrichment.forget(ids, guard=guard)
-                self._episodic.forget_departed(unneeded, erased_before=before, guard=guard)
-        self._episodic.forget_departed([], erased_before=before, guard=guard)
+            needed = self._semantic.claiming(ids) | self._weights.learned(ids)
+            unneeded += [one for one in ids if one not in needed]
+        if self._enrichment is not None and unneeded:
+            self._enrichment.forget(unneeded, guard=guard)
+        self._episodic.forget_departed(unneeded, erased_before=before, guard=guard)
 
     def _believed(self, ids: Sequence[str]) -> list[Episode]:
         """Those that are still there and not held back: neither is replayed."""

@@ -85,8 +85,11 @@ class EpisodeIndex(Protocol):
     def verify(self) -> None:
         """Compare all of it with the rows, which takes seconds, and rebuild what differs."""
 
+    def purge_words(self) -> None:
+        """Leave nothing on disk of the words of episodes that left. Takes seconds, in short writes."""
+
     def maintain(self) -> bool:
-        """Slow work in the background that keeps searching quick; True if there was some."""
+        """Slow work in the background that keeps searching quick; True if the vector index is worth saving."""
 
     def save(self) -> None:
         """Bring to disk what only makes the next start quicker."""
@@ -103,7 +106,7 @@ class SqliteEpisodeIndex:
         self._path = path
         self._columns = columns
         self.vectors = vectors
-        self._merged_version = 0  # of the columns, when the keyword index had nothing to merge
+        self._may_merge = True
         self._places: tuple[tuple[int, int], NDArray[np.int64], Mask] | None = None
 
     @classmethod
@@ -140,6 +143,7 @@ class SqliteEpisodeIndex:
         """See EpisodeIndex. FTS5 forgets a text only if it is told the very text."""
         forget = "INSERT INTO episode_words(episode_words, rowid, title, text) VALUES('delete', :seq, :title, :text)"
         insert = "INSERT INTO episode_words(rowid, title, text) VALUES(:seq, :title, :text)"
+        self._may_merge = self._may_merge or bool(change.removed or change.added)
         try:
             connection.executemany(forget, change.removed)
             connection.executemany(insert, change.added)
@@ -231,22 +235,29 @@ class SqliteEpisodeIndex:
         """Postings of what left stay in FTS5's segments until these are merged: it does that late by itself, and the file
         would grow to twice what it holds.
         """
-        version = self._columns.view.version
-        for _ in range(_MERGES if version != self._merged_version else 0):
-            with self._database.exclusive(), self._database.write() as connection:
-                (before,) = connection.execute("SELECT total_changes()").fetchone()
-                try:
-                    connection.execute(
-                        f"INSERT INTO episode_words(episode_words, rank) VALUES('merge', {_MERGE_PAGES})"
-                    )
-                except sqlite3.DatabaseError as error:
-                    if not _is_damage_of_words(error):
-                        raise
-                    _rebuild_words(connection, problem=str(error))
-                (after,) = connection.execute("SELECT total_changes()").fetchone()
-            if after - before < 2:  # FTS5 had nothing to do
-                self._merged_version = version
+        for _ in range(_MERGES if self._may_merge else 0):
+            if not self._merge(_MERGE_PAGES):
                 return
+
+    def purge_words(self) -> None:
+        """See EpisodeIndex. Merges all segments into one, as FTS5's optimize does, but in short writes."""
+        is_more = self._merge(-_MERGE_PAGES)  # a negative number lets it begin with all of them
+        while is_more:
+            is_more = self._merge(_MERGE_PAGES)
+
+    def _merge(self, num_pages: int) -> bool:
+        """One write that merges some pages; False if there was nothing to do."""
+        with self._database.exclusive(), self._database.write() as connection:
+            (before,) = connection.execute("SELECT total_changes()").fetchone()
+            try:
+                connection.execute(f"INSERT INTO episode_words(episode_words, rank) VALUES('merge', {num_pages:d})")
+            except sqlite3.DatabaseError as error:
+                if not _is_damage_of_words(error):
+                    raise
+                _rebuild_words(connection, problem=str(error))
+            (after,) = connection.execute("SELECT total_changes()").fetchone()
+            self._may_merge = after - before >= 2  # as FTS5's manual has it
+            return self._may_merge
 
     def save(self) -> None:
         """See EpisodeIndex."""

@@ -56,8 +56,10 @@ class PostgresEpisodeIndex:
                 f"DELETE FROM posting WHERE seq {self._database.one_of('seqs')}",
                 {"seqs": [row["seq"] for row in change.removed]},
             )
-        postings = [posting for row in change.added for posting in self._postings(row)]
-        if postings:
+        for start in range(0, len(change.added), _BATCH):  # a statement may have 1 GB
+            postings = [posting for row in change.added[start : start + _BATCH] for posting in self._postings(row)]
+            if not postings:
+                continue
             terms, seqs, occurrences = (list(column) for column in zip(*postings, strict=True))
             connection.execute(
                 "INSERT INTO posting(term, seq, occurrences) SELECT * FROM unnest("
@@ -154,6 +156,9 @@ class PostgresEpisodeIndex:
                     dict(zip(("seq", "title", "text"), row, strict=True)) for row in missing[start : start + _BATCH]
                 ]
                 self.write(connection, IndexChange(added=rows))
+
+    def purge_words(self) -> None:
+        """See EpisodeIndex: the postings went with the rows, their room is given free by a checkpoint."""
 
     def maintain(self) -> bool:
         """See EpisodeIndex: let the planner know of many new rows, which the server does some minutes later and until then

@@ -104,7 +104,8 @@ class EpisodeReader:
         with self._database.read() as connection:
             rows = connection.execute(
                 f"SELECT id, seq FROM episode WHERE deleted_at IS NULL AND {column} = :value"
-                f" UNION SELECT id, 0 FROM departed WHERE {column} = :value ORDER BY 2, 1",
+                f" UNION SELECT id, 0 FROM departed WHERE {column} = :value"
+                f" UNION SELECT id, 0 FROM revised WHERE {column} = :value AND kind = 'pruned' ORDER BY 2, 1",
                 {"value": value},
             ).fetchall()
         return tuple(row[0] for row in rows)

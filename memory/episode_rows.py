@@ -53,7 +53,7 @@ CREATE TABLE episode_tag (
 CREATE INDEX episode_tag_seq ON episode_tag(seq);
 CREATE INDEX episode_erased ON episode(deleted_at) WHERE deleted_at IS NOT NULL;
 CREATE TABLE departed (  -- evicted and pruned episodes: what was derived from them can still be erased with their source
-  id TEXT PRIMARY KEY, document_id TEXT NOT NULL, source_id TEXT NOT NULL, departed_at {real} NOT NULL);
+  id {key} PRIMARY KEY, document_id TEXT NOT NULL, source_id TEXT NOT NULL, departed_at {real} NOT NULL);
 CREATE INDEX departed_document ON departed(document_id);
 CREATE INDEX departed_source ON departed(source_id);
 CREATE TABLE revision (  -- what consolidation did, and what was there before

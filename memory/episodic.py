@@ -218,14 +218,24 @@ class EpisodicMemory(EpisodeReader):
             return self._revisions.forget(connection, but=but)
 
     def forget_departed(self, ids: Sequence[str], *, erased_before: float, guard: Guard = no_guard) -> int:
-        """Know no longer of these episodes that they left, nor of erased ones that there were any; how many rows went."""
+        """Know no longer of these episodes that they left, nor of erased ones that there were any; how many rows went.
+
+        What an undo could bring back stays known. Before an episode is no longer known, nothing of its words is left on disk:
+        afterwards nobody could ask for their erasure.
+        """
+        if ids:
+            self._index.purge_words()
         with self._changing(guard) as (connection, _):
             num_rows: int = connection.execute(
-                f"DELETE FROM departed WHERE id {self._database.one_of('ids')}", {"ids": self._database.many(ids)}
+                f"DELETE FROM departed WHERE id {self._database.one_of('ids')} AND NOT EXISTS (SELECT 1 FROM revised"
+                " WHERE revised.id = departed.id AND revised.kind = 'pruned')",
+                {"ids": self._database.many(ids)},
             ).rowcount
             num_rows += connection.execute(
                 "DELETE FROM episode WHERE deleted_at < :before", {"before": erased_before}
             ).rowcount
+        if num_rows:
+            self._database.checkpoint()
         return num_rows
 
     # -- recall
@@ -297,7 +307,10 @@ class EpisodicMemory(EpisodeReader):
             self._index.save()
 
     def maintain(self) -> bool:
-        """Slow work in the background that keeps recall quick; True if there was some. Call it when nothing is pending."""
+        """Slow work in the background that keeps recall quick; True if the vector index is worth saving.
+
+        Call it when nothing is pending.
+        """
         return self._index.maintain()
 
     def verify(self) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import re
 import threading
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,13 @@ _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]\w*)")
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _EXTENSION_LOCK = 7_236_451_881
 CONNECT_TIMEOUT_S = 10
+_DEAD_PEER: dict[str, Any] = {
+    "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000
+}  # fmt: skip
+"""How soon a host that vanished is noticed, in seconds and milliseconds; else the kernel waits for a quarter of an hour."""
+_PASSING = ("starting up", "shutting down", "recovery mode", "too many")
+"""In what a server says that will take connections soon."""
+ANALYSE_S = 60.0
 IDLE_CONNECTIONS = 8
 """Readers that are kept open."""
 
@@ -59,12 +67,22 @@ def _translated(sql: str) -> str:
 
 
 def connect(url: str) -> "psycopg.Connection[Any]":
-    """A connection that commits each statement by itself. Raises StoreAway if the server does not answer."""
+    """A connection that commits each statement by itself.
+
+    Raises: StoreAway if the server does not answer, StoreProblem if it refuses, ValueError for a URL with a password.
+    """
     import psycopg
 
+    if urlsplit(url).password:
+        raise ValueError(
+            "the database URL holds a password, which would be written to logs and run folders: leave it out and set "
+            "PGPASSWORD, or use ~/.pgpass"
+        )
     try:
-        return psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S)
+        return psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, **_DEAD_PEER)
     except psycopg.OperationalError as error:
+        if "FATAL:" in str(error) and not any(one in str(error) for one in _PASSING):
+            raise StoreProblem(f"PostgreSQL at {url} refuses ({str(error).strip()}): correct the URL") from error
         raise _away(url, error) from error
 
 
@@ -84,11 +102,6 @@ class PostgresDatabase:
         Raises: ValueError for a URL with a password in it, or a namespace that is no plain name; StoreAway for a
         server that does not answer, StoreProblem for tables of another version.
         """
-        if urlsplit(url).password:
-            raise ValueError(
-                f"the database URL of {namespace} holds a password, which would be written to logs and run folders: "
-                "leave it out and set PGPASSWORD, or use ~/.pgpass"
-            )
         if not _NAME.fullmatch(namespace):
             raise ValueError(f"namespace is {namespace!r}: use lower-case letters, digits and _, at most 63 of them")
         self.url = url
@@ -98,13 +111,19 @@ class PostgresDatabase:
         self._readers: list[_Connection] = []
         self._readers_lock = threading.Lock()
         self._is_closed = False
+        self._analysed_at = -ANALYSE_S
         self._writer = self._connect()
         self._ensure_schema(schema, version)
 
     def _connect(self) -> _Connection:
+        import psycopg
+
         connection = connect(self.url)
-        connection.execute(f"SET search_path TO {self.namespace}, public")
-        connection.execute("SET synchronous_commit TO on")
+        try:
+            connection.execute(f"SET search_path TO {self.namespace}, public")
+            connection.execute("SET synchronous_commit TO on")
+        except psycopg.OperationalError as error:
+            raise _away(self.url, error) from error
         return _Connection(connection)
 
     def _ensure_schema(self, schema: str, version: int) -> None:
@@ -192,23 +211,40 @@ class PostgresDatabase:
     def checkpoint(self) -> None:
         """Give the room of erased rows free, so that it is written over."""
         with self._write_lock:
-            tables = self._writer.raw.execute(
-                "SELECT tablename FROM pg_tables WHERE schemaname = %s", (self.namespace,)
-            ).fetchall()
-            for (table,) in tables:
-                self._writer.raw.execute(f"VACUUM {self.namespace}.{table}")
+            self._check_open()
+            self._writer = self._living(self._writer)
+            self._each_table("VACUUM", self._writer, "SELECT tablename FROM pg_tables WHERE schemaname = %s")
 
     def analyse(self) -> None:
-        """Renew the planner's statistics of tables of which a tenth has changed since they were made."""
-        with self._write_lock:
-            self._writer = self._living(self._writer)
-            tables = self._writer.raw.execute(
+        """Renew the planner's statistics of tables of which a tenth has changed since they were made; once a minute at most.
+
+        Over a connection of its own: writers do not wait for it.
+        """
+        self._check_open()
+        if time.monotonic() - self._analysed_at < ANALYSE_S:
+            return
+        self._analysed_at = time.monotonic()
+        connection = self._connect()
+        try:
+            self._each_table(
+                "ANALYZE",
+                connection,
                 "SELECT relname FROM pg_stat_user_tables WHERE schemaname = %s"
                 " AND n_mod_since_analyze > 500 + n_live_tup / 10",
-                (self.namespace,),
-            ).fetchall()
-            for (table,) in tables:
-                self._writer.raw.execute(f"ANALYZE {self.namespace}.{table}")
+            )
+        finally:
+            connection.raw.close()
+
+    def _each_table(self, command: str, connection: _Connection, query: str) -> None:
+        import psycopg
+
+        try:
+            for (table,) in connection.raw.execute(query, (self.namespace,)).fetchall():
+                connection.raw.execute(f"{command} {self.namespace}.{table}")
+        except psycopg.OperationalError as error:
+            if connection.raw.closed:
+                raise _away(self.url, error) from error
+            raise
 
     def size_bytes(self) -> int:
         """Bytes of the schema's tables and indexes on the server."""

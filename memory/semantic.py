@@ -181,13 +181,21 @@ class SemanticMemory:
             self._use_rules(rules)
             return sum(why.rule == rule.name for _, why in self._graph.derived.values())
 
-    def remove_rule(self, name: str, *, guard: Guard = no_guard) -> bool:
-        """Drop a rule and what only it derives; False if there is none of this name."""
+    def remove_rule(self, name: str, *, is_erased: bool = False, guard: Guard = no_guard) -> bool:
+        """Apply a rule no longer, and drop what only it derives; False if there is none of this name.
+
+        Questions as of earlier still find what it derived, unless it is erased with all that it said under this name.
+        """
         with self.database.exclusive():
             with self.database.write(guard=guard) as connection:
                 self._rows.set_rule(connection, name, None, now=self.clock())
+                num_erased = 0
+                if is_erased:
+                    num_erased = connection.execute("DELETE FROM rule WHERE name = :name", {"name": name}).rowcount
+            if num_erased:
+                self.database.checkpoint()
             rules = [rule for rule in self._rules if rule.name != name]
-            was_there = len(rules) < len(self._rules)
+            was_there = len(rules) < len(self._rules) or num_erased > 0
             self._use_rules(rules)
         return was_there
 
@@ -359,7 +367,7 @@ class SemanticMemory:
             else:
                 self._graph.derive_from(came)
         except RuleExplosion:
-            logger.exception("what was derived stays as it was: remove a rule")
+            logger.exception("the rules derive too much: remove one")
         return num_left
 
     def _use_rules(self, rules: list[Rule]) -> None:

@@ -137,9 +137,11 @@ def _add_changes(router: APIRouter, memory: MemoryParts) -> None:
         return {"num_derived": await memory.add_rule(body.name, body.text)}
 
     @router.delete("/memory/rules/{name:path}", status_code=204)
-    async def remove_rule(name: str) -> None:
-        """Drop a rule and what only it derives."""
-        await memory.remove_rule(name)
+    async def remove_rule(name: str, erase: bool = False) -> None:
+        """Apply a rule no longer, and drop what only it derives. Questions as of earlier still find that, unless the rule is
+        erased.
+        """
+        await memory.remove_rule(name, is_erased=erase)
 
     @router.post("/memory/consolidations", status_code=201)
     async def consolidate() -> dict[str, Any]:

@@ -79,8 +79,8 @@ class MemoryParts(Protocol):
     async def add_rule(self, name: str, text: str) -> int:
         """Keep a rule; how many facts it derives. Raises ValueError."""
 
-    async def remove_rule(self, name: str) -> None:
-        """Drop a rule. Raises NotFoundError."""
+    async def remove_rule(self, name: str, *, is_erased: bool) -> None:
+        """Apply a rule no longer. Raises NotFoundError."""
 
     async def consolidate(self) -> Json:
         """Consolidate now; the report."""

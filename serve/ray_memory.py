@@ -88,9 +88,9 @@ class RayMemoryParts:
         """See MemoryParts."""
         return int(await self._call("semantic", "add_rule", name, text))
 
-    async def remove_rule(self, name: str) -> None:
+    async def remove_rule(self, name: str, *, is_erased: bool) -> None:
         """See MemoryParts."""
-        if not await self._call("semantic", "remove_rule", name):
+        if not await self._call("semantic", "remove_rule", name, is_erased):
             raise NotFoundError(f"there is no rule {name!r}; GET /v1/memory/rules lists them")
 
     async def consolidate(self) -> Json:

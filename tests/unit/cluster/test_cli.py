@@ -271,10 +271,13 @@ def test_an_emergency_stop_works_when_everything_else_is_down(config_path: Path,
     home = load_config(config_path).home
     (home / "safety").mkdir(parents=True)
     Latch.create(home / "safety" / "latch")
-    assert run(["emergency-stop", "--json", "--config", str(config_path)]) == 0
+    ledger = VersionLedger(home / "ledger.sqlite")
+    assert run(["emergency-stop", "--json", "--by", "ada", "--config", str(config_path)]) == 0
     told = _json(capsys)
     assert told["mode"] == "stopped"
     assert "not running" in told["service"]
+    (row,) = ledger.audit(9)
+    assert (row.actor, row.action) == ("ada", "safety.stopped")
     with pytest.raises(LearningStopped):
         Latch.open(home / "safety" / "latch").permit("learning")
 

@@ -140,6 +140,24 @@ def test_of_what_left_long_ago_only_that_is_known_which_a_fact_or_a_version_came
     assert (_num_erased(dreams.episodic), dreams.semantic.health()["num_enrichments_waiting"]) == (0, 0)
 
 
+def test_a_source_whose_passages_were_pruned_can_be_erased_as_long_as_they_could_come_back(dreams: Dreams) -> None:
+    secret = [make_episode(f"Secret of day {n}", document=f"r{n}", source_id="secret", salience=0.0) for n in range(4)]
+    dreams.episodic.append(secret)
+    dreams.fill(15)
+    dreams.build(max_pruned=1.0, kept_runs=3)
+    pruning = dreams.consolidation.run()
+    gone = set(pruning.steps["choose"]["pruned"]) & {one.id for one in secret}
+    assert gone
+    dreams.clock.now += 3 * 86_400
+    dreams.consolidation.run()
+
+    assert gone <= set(dreams.episodic.ids_of_source("secret"))
+    assert gone <= set(dreams.episodic.delete_source("secret"))
+    dreams.consolidation.undo(pruning.run, by="ada")
+    assert dreams.episodic.ids_of_source("secret") == ()
+    assert not dreams.episodic.has([one.id for one in secret])
+
+
 def _num_erased(memory: EpisodicMemory) -> int:
     with memory._database.read() as connection:
         (num,) = connection.execute("SELECT count(*) FROM episode WHERE deleted_at IS NOT NULL").fetchone()

@@ -10,7 +10,8 @@ import pytest
 from cluster.bench_kills import KillTally, kill_once, open_store
 from memory.rag_index import RAGIndex
 from memory.store import StoreProblem
-from memory.types import Episode
+from memory.types import Episode, Trust
+from tests.episodes import make_episode, open_memory
 
 pytestmark = pytest.mark.sqlite("the server's durability is its own")
 
@@ -90,3 +91,47 @@ def test_what_was_acknowledged_is_there_after_reopening_with_its_seq_order(tmp_p
 
     assert open_store(tmp_path).episodes_after(0, limit=9) == before
     assert [episode.id for _, episode in before] == keys
+
+
+def _words_on_disk(folder: Path) -> bytes:
+    with sqlite3.connect(folder / "episodic.db") as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return b"".join(row[0] for row in connection.execute("SELECT block FROM episode_words_data"))
+
+
+def test_before_an_episode_that_left_is_no_longer_known_its_words_are_gone(tmp_path: Path) -> None:
+    memory = open_memory(tmp_path, capacity=300)
+    memory.append([make_episode("The xylophon plays", document="gone", source_id="gone", salience=0.1)])
+    for number in range(6):
+        memory.append([make_episode(f"Rain on day {number} {n}", document=f"d{number} {n}") for n in range(50)])
+    assert memory.ids_of_source("gone") != ()
+    assert not memory.has(memory.ids_of_source("gone"))
+    assert b"xylophon" in _words_on_disk(tmp_path)
+
+    departed = memory.departed(before=2000.0, limit=10)
+    assert memory.forget_departed(departed, erased_before=0.0) == len(departed) == 1
+    assert memory.ids_of_source("gone") == ()
+    assert b"xylophon" not in _words_on_disk(tmp_path)
+    assert b"xylophon" not in (tmp_path / "episodic.db").read_bytes()
+    memory.verify()
+
+
+def test_what_left_is_merged_out_of_the_keyword_index_when_the_store_is_idle(tmp_path: Path) -> None:
+    memory = open_memory(tmp_path, capacity=200)
+    for number in range(12):
+        memory.append([make_episode(f"Rain on day {number} {n}", document=f"d{number} {n}") for n in range(100)])
+
+    def num_segments() -> int:
+        with sqlite3.connect(tmp_path / "episodic.db") as connection:
+            (num,) = connection.execute("SELECT count(DISTINCT segid) FROM episode_words_idx").fetchone()
+        return int(num)
+
+    before = num_segments()
+    for _ in range(5):
+        memory.maintain()
+    assert num_segments() < before
+    memory.delete_source("nobody")
+    memory.set_trust(Trust.UNTRUSTED, source_id="src")  # nothing is added: what leaves is merged out all the same
+    assert memory._index._may_merge  # type: ignore[attr-defined]
+    memory.maintain()
+    assert not memory._index._may_merge  # type: ignore[attr-defined]

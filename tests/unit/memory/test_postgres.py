@@ -1,6 +1,7 @@
 """What only a database server can do: go away and come back."""
 
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from memory.backends import check_server
 from memory.episode_backends import EpisodicConfig
 from memory.episodic import EpisodicMemory
-from memory.store import StoreAway
+from memory.postgres import ANALYSE_S
+from memory.store import StoreAway, StoreProblem
 from tests import episodes
 from tests.episodes import HashingEmbedder, make_episode
 
@@ -56,3 +58,40 @@ def test_a_server_that_is_not_there_is_named() -> None:
     check_server("")
     with pytest.raises(StoreAway, match=r"PostgreSQL at postgresql://nobody@127.0.0.1:1/none does not answer"):
         check_server("postgresql://nobody@127.0.0.1:1/none")
+
+
+def test_a_password_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ValueError, match="set PGPASSWORD") as refusal:
+        check_server("postgresql://me:hunter2@127.0.0.1:1/none")
+    assert "hunter2" not in str(refusal.value)
+
+
+def test_the_planner_learns_of_many_new_rows_once_a_minute(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = server.get_uri().replace("postgres:@", "postgres@")
+    config = EpisodicConfig(folder=Path(), database=url, namespace="plans")
+    memory = EpisodicMemory.open(config, embedder=HashingEmbedder())
+    memory.append([make_episode(f"The pump {n} stands in hall seven.", document=f"d{n}") for n in range(300)])
+
+    def num_analysed() -> int:
+        with memory._database.read() as connection:
+            rows = connection.execute(
+                "SELECT count(*) FROM pg_stat_user_tables WHERE schemaname = 'plans' AND last_analyze IS NOT NULL"
+            ).fetchone()
+        return int(rows[0])
+
+    deadline = time.monotonic() + 20
+    while num_analysed() == 0:
+        assert time.monotonic() < deadline, "the statistics did not come"
+        monkeypatch.setattr(memory._database, "_analysed_at", -ANALYSE_S)  # the server counts changes a second late
+        memory.maintain()
+        time.sleep(0.2)
+    memory.close()
+    with pytest.raises(ValueError, match="is closed"):
+        memory._database.analyse()  # type: ignore[attr-defined]
+
+
+def test_a_database_that_does_not_exist_is_not_waited_for(server: Any) -> None:
+    url = server.get_uri().replace("postgres:@", "postgres@").replace("/postgres?", "/nothing?")
+    with pytest.raises(StoreProblem, match="refuses") as refusal:
+        check_server(url)
+    assert not isinstance(refusal.value, StoreAway)

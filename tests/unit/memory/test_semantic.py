@@ -227,6 +227,17 @@ def test_a_derived_fact_that_is_read_later_is_a_read_one(memory: SemanticMemory)
     assert memory.health()["num_derived"] == 0
 
 
+def test_an_erased_rule_is_found_as_of_no_moment(memory: SemanticMemory) -> None:
+    _tell(memory, _episode("The Torvik seal is part of the Torvik pump. The Torvik pump is located in hall seven."))
+    memory.add_rule(LOCATED)
+    before = memory.clock()
+    assert memory.remove_rule("located")
+    assert [one.rule for one in memory.snapshot(recorded_at=before)].count("located") == 1
+    assert memory.remove_rule("located", is_erased=True)
+    assert not memory.remove_rule("located", is_erased=True)
+    assert [one.rule for one in memory.snapshot(recorded_at=before)].count("located") == 0
+
+
 def test_a_rule_that_derives_too_much_is_refused_and_the_others_stay(
     memory: SemanticMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

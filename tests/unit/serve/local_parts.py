@@ -132,8 +132,8 @@ class LocalMemory:
     async def add_rule(self, name: str, text: str) -> int:
         return self.semantic.add_rule(Rule.parse(name, text), guard=self.guard())
 
-    async def remove_rule(self, name: str) -> None:
-        if not self.semantic.remove_rule(name, guard=self.guard()):
+    async def remove_rule(self, name: str, *, is_erased: bool) -> None:
+        if not self.semantic.remove_rule(name, is_erased=is_erased, guard=self.guard()):
             raise NotFoundError(f"there is no rule {name!r}; GET /v1/memory/rules lists them")
 
     async def consolidate(self) -> dict[str, Any]:
