@@ -201,7 +201,8 @@ class AutonomousLearningAgent:
         try:
             training = json.loads((record.folder / TRAINING_FILE).read_text(encoding="utf-8"))
             self._update(run_id, training=training)
-            self._advance(run_id, record.name, permit, was_inconclusive=bool(record.gates))
+            was_inconclusive = bool(record.gates) and decide_promotion(record.gates) is not Decision.GO
+            self._advance(run_id, record.name, permit, was_inconclusive=was_inconclusive)
         except (LearningStopped, PromotionsFrozen):
             raise
         except Exception as error:
@@ -321,6 +322,11 @@ class AutonomousLearningAgent:
             raise AlreadyLearning(f"run {self._last_run} is under way; approve when it has ended")
         try:
             self._check_parent(version_id)
+            if self._is_expired(record := self.ledger.get(version_id)):
+                raise PromotionRefused(
+                    f"version {record.name} has waited for longer than {self._config.approval_expires_s / 3600:.0f} hours "
+                    "(agent.approval_expires_s), so its report no longer counts; POST /v1/learn evaluates it again"
+                )
             self.ledger.check_promotions()
             self.ledger.transition(
                 version_id,
@@ -395,7 +401,10 @@ class AutonomousLearningAgent:
             )
 
     def _close_stale(self, permit: Permit) -> None:
-        """Close versions whose parent no longer serves, and free their passages: nothing was found wrong with them."""
+        """Close versions whose parent no longer serves, and free their passages: nothing was found wrong with them.
+
+        Those whose approval did not come in time are to be evaluated again.
+        """
         v2 = self.ledger.pointers().v2
         for record in self.ledger.in_states((*UNDECIDED_STATES, State.AWAITING_APPROVAL)):
             if record.parent != v2:
@@ -403,6 +412,13 @@ class AutonomousLearningAgent:
                     self._move(record.name, State.CANDIDATE, State.EVALUATING, "to be closed", permit)
                 reason = f"its parent {record.parent} no longer serves"
                 self.ledger.quarantine(record.name, by=BY, reason=reason, hold_back=False, guard=permit.check)
+            elif self._is_expired(record):
+                self._move(record.name, State.AWAITING_APPROVAL, State.EVALUATING, "its report expired", permit)
+
+    def _is_expired(self, record: VersionRecord) -> bool:
+        """Whether it has waited for a person for too long. It moved to where it waits right behind its report."""
+        waited_s = self._clock() - record.changed_at
+        return record.state is State.AWAITING_APPROVAL and waited_s > self._config.approval_expires_s
 
     def _reference(self, version_id: str) -> AdapterRef:
         reference = self.adapter_of(version_id)

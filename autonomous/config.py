@@ -106,6 +106,8 @@ class AutonomousConfig(BaseModel):
     """Learn from the stream. Off: retrieval only."""
     human_oversight_required: bool = True
     """A candidate that passed all gates waits for a person's approval."""
+    approval_expires_s: float = Field(86_400.0, gt=0)
+    """So long a report is good for an approval. Afterwards the next cycle evaluates the version again."""
     warm_versions: int = Field(3, ge=1)
     """Superseded versions kept loadable for rollback."""
     learning: LearningConfig = LearningConfig()

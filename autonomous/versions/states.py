@@ -52,7 +52,7 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.CANDIDATE: frozenset({State.EVALUATING}),
     State.EVALUATING: frozenset({State.GATED, State.REJECTED}),
     State.GATED: frozenset({State.AWAITING_APPROVAL, State.SHADOW, State.REJECTED}),
-    State.AWAITING_APPROVAL: frozenset({State.SHADOW, State.REJECTED}),
+    State.AWAITING_APPROVAL: frozenset({State.SHADOW, State.REJECTED, State.EVALUATING}),  # again: its report expired
     State.SHADOW: frozenset({State.CANARY, State.PRODUCTION, State.ROLLED_BACK}),  # a policy may have no canary steps
     State.CANARY: frozenset({State.PRODUCTION, State.ROLLED_BACK}),
     State.PRODUCTION: frozenset({State.SUPERSEDED, State.ROLLED_BACK}),

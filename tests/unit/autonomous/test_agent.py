@@ -1,6 +1,7 @@
 """The agent with real parts on a tiny random Llama, in one process: cycles, decisions, stop, crash, rollback."""
 
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -130,17 +131,22 @@ class World:
         system.start()
         self.evaluator = LocalEvaluator(system)
         self.engine = LocalEngine(system.base)
+        self.late_s = 0.0
         self.agent = self.start()
 
     def start(self) -> AutonomousLearningAgent:
         return AutonomousLearningAgent(
             self._config,
             parts=AgentParts(memory=self.memory, learner=self.learner, evaluator=self.evaluator, engine=self.engine),
-            ledger=VersionLedger(self._home / "ledger.sqlite"),
+            ledger=VersionLedger(self._home / "ledger.sqlite", clock=self.clock),
             latch=self.latch,
             versions_folder=self._home / "versions",
             base=base_bundle(self._base, code_sha256="0" * 64),
+            clock=self.clock,
         )
+
+    def clock(self) -> float:
+        return time.time() + self.late_s
 
     def learn(self) -> CycleStatus:
         return self.wait(self.agent.start_cycle())
@@ -254,6 +260,26 @@ def test_with_oversight_a_version_waits_for_a_person_and_serves_after_the_approv
     assert world.agent.ledger.pointers().v2 != status.version
     world.agent.approve(status.version, by="ada", reason="looked at the report")
     assert world.agent.ledger.pointers().v2 == status.version
+
+
+def test_an_approval_that_comes_too_late_is_refused_and_the_version_is_evaluated_again(
+    tmp_path: Path, base: Path
+) -> None:
+    world = World(tmp_path, base, gates=LENIENT, oversight=True)
+    world.memory.add(*FACTS)
+    version = world.learn().version
+    assert version is not None
+    world.late_s = 86_401.0
+    with pytest.raises(PromotionRefused, match="waited for longer than 24 hours"):
+        world.agent.approve(version, by="ada", reason="at last")
+    assert world.agent.ledger.get(version).state is State.AWAITING_APPROVAL
+
+    world.learner.is_training.clear()
+    again = world.learn()
+    assert (again.version, again.state) == (version, State.AWAITING_APPROVAL.value)
+    assert not world.learner.is_training.is_set()
+    world.agent.approve(version, by="ada", reason="in time")
+    assert world.agent.ledger.pointers().v2 == version
 
 
 def test_rollback_restores_the_parent_and_the_next_cycle_builds_on_it(world: World) -> None:
