@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from autonomous.safety.heartbeat import BEAT_S, Heartbeat, heartbeat_path
+from autonomous.safety.heartbeat import BEAT_S, Heartbeat
 from cluster.config import REPOSITORY
 from cluster.processes import HOME_VARIABLE
 
@@ -20,10 +20,12 @@ class WatchdogProblem(RuntimeError):
 def start_watchdog(home: Path) -> bool:
     """See that a watchdog beats for this home on this machine; False if one did already. Raises WatchdogProblem."""
     safety, log_path = home / "safety", home / "logs" / "watchdog.log"
-    if is_watched(home):
+    heartbeat = Heartbeat(safety)
+    if heartbeat.lives():
         return False
     for folder in (safety, log_path.parent):
         folder.mkdir(parents=True, exist_ok=True)
+    heartbeat.expect()
     environment = os.environ | {HOME_VARIABLE: str(home), "PYTHONPATH": str(REPOSITORY)}
     with log_path.open("ab") as log:
         process = subprocess.Popen(
@@ -33,11 +35,6 @@ def start_watchdog(home: Path) -> bool:
     deadline = time.monotonic() + START_TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline:
         time.sleep(BEAT_S / 5)
-        if is_watched(home):
+        if heartbeat.lives():
             return True
     raise WatchdogProblem(f"the watchdog did not start; see {log_path}")
-
-
-def is_watched(home: Path) -> bool:
-    """Whether a watchdog beats here."""
-    return heartbeat_path(home / "safety").exists() and not Heartbeat(home / "safety").silence()

@@ -64,6 +64,7 @@ CAUSES: Mapping[str, type[Exception]] = {
     "StoreFull": StorageFullError,
     "ErasureIncomplete": ErasureError,
     "ActorMissing": NotReadyError,
+    "LatchChanged": ConflictError,
     "StoreAway": StorageAwayError,
 }
 """The actors' typed errors by class name: importing them would load the learner's torch into the HTTP process."""

@@ -29,7 +29,11 @@ SIZE_BYTES = 4096
 """One block: overwritten in place by one write."""
 FORMAT = 2
 LOCK_TIMEOUT_S = 0.25
-"""A lock is held for microseconds. A stop that does not get it (its holder is frozen) writes without it."""
+"""A lock is held for as long as a sync to disk takes. A stop that does not get it (its holder is frozen) writes without it."""
+LOCKLESS_STEP = 1000
+"""By which such a stop raises the epoch: what the holder of the lock writes behind it has a lower one, which is refused."""
+REOPEN_S = 0.25
+"""The file is opened anew so often: a file system of the network shows others' changes at an opening."""
 MAX_TEXT = 1000
 """Longer reasons and names are cut: the block is small."""
 
@@ -66,6 +70,10 @@ class LatchState:
     def epoch_of(self, within: Scope) -> int:
         """The epoch under which such an action is permitted."""
         return self.epochs.get(within, self.epoch)
+
+
+class LatchChanged(RuntimeError):
+    """A reset came too late: the latch is not as its caller saw it."""
 
 
 class LearningStopped(RuntimeError):
@@ -106,6 +114,8 @@ class Latch:
         self._identity: tuple[int, int] | None = None
         self._floor = 0  # a file with a lower epoch is an old one that was put back
         self._seen: tuple[bytes, LatchState] | None = None
+        self._attached_at = 0.0
+        self._copy = path.with_name(path.name + ".copy")
         self._forced: LatchState | None = None  # a stop that could not be written holds in this process
 
     @classmethod
@@ -134,12 +144,16 @@ class Latch:
         the watchdog is silent, under the same epochs, so that what was permitted goes on when it is back.
         """
         with self._lock:
-            state = self._forced or self._read()
-        silence = self._heartbeat.silence() if state.mode == "armed" else ""
+            state = self._read()
+            if self._forced is not None and state.epoch > self._forced.epoch:
+                self._forced = None  # it could be written since, here or by another process
+            if self._forced is not None:
+                state = _joined(state, self._forced)
+        silence = "" if state.forbids("learning") else self._heartbeat.silence()
         if not silence:
             return state
         reason = f"{silence}; start it again with: autonomous watchdog"
-        return replace(state, mode="stopped", scope="learning", reason=reason, by="latch", at=self._clock())
+        return _joined(state, LatchState("stopped", 0, reason, "latch", self._clock(), "learning"))
 
     def permit(self, action: str, *, within: Scope = "learning") -> Permit:
         """The right to `action`, which a stop of this scope or a wider one forbids. Raises LearningStopped."""
@@ -167,49 +181,100 @@ class Latch:
     def reset(self, *, reason: str, by: str) -> LatchState:
         """Permit all side effects again. Starts nothing. Also replaces a damaged or missing file.
 
-        Raises ValueError without a reason and a person's name.
+        Raises ValueError without a reason and a person's name, LatchChanged if it was stopped again meanwhile.
         """
         for name, value in (("reason", reason), ("by", by)):
             if not value.strip():
                 raise ValueError(f"{name} is empty: a reset needs a reason and the name of who is responsible")
-        return self._change("armed", reason=reason, by=by, scope="learner")
+        return self._change("armed", reason=reason, by=by, scope="all")
 
     def _change(self, mode: Mode, *, reason: str, by: str, scope: Scope) -> LatchState:
         reason, by = reason[:MAX_TEXT], by[:MAX_TEXT]
         with self._lock:
             try:
-                with self._exclusive(must_lock=mode == "armed") as descriptor:
-                    before = self._read()
-                    wanted_mode, wanted_scope = _widened(before, mode, scope)
-                    is_same = (before.mode, before.scope) == (wanted_mode, wanted_scope)
-                    if self._forced is None and is_same and before.epoch > 0:
-                        return before
-                    # After damage the old epoch is unknown: the clock in ms is above any count that was reached.
-                    now = self._clock()
-                    epoch = before.epoch + 1 if before.epoch > 0 else max(int(now * 1000), self._floor + 1)
-                    touched = before.scope if mode == "armed" and before.epoch > 0 else wanted_scope
-                    epochs = {
-                        str(name): epoch if before.epoch == 0 or _holds(touched, name) else before.epoch_of(name)
-                        for name in SCOPES
-                    }
-                    after = LatchState(wanted_mode, epoch, reason, by, now, wanted_scope, epochs)
-                    _write(descriptor, after)
-                    self._floor, self._forced = epoch, None
-                    return after
+                seen = self._read()
+                with self._exclusive(must_lock=mode == "armed") as (descriptor, is_locked):
+                    step = 1 if is_locked else LOCKLESS_STEP
+                    if mode == "armed":
+                        after = self._write_reset(descriptor, seen, reason, by)
+                    else:
+                        after = self._write_stop(descriptor, mode, reason, by, scope, step=step)
+                if not is_locked:
+                    after = self._assert_again(after)
+                self._forced = None
+                return after
             except OSError:
                 if mode != "armed":
-                    self._force(LatchState(mode, self._floor, reason, by, self._clock(), scope))
+                    self._force(mode, reason, by, scope)
                 raise
 
-    def _force(self, state: LatchState) -> None:
-        """A stop that cannot be written: stop this process, and empty the file, which stops all and needs no space."""
-        self._forced = state
-        with suppress(OSError):
-            os.truncate(self.path, 0)
+    def _write_reset(self, descriptor: int, seen: LatchState, reason: str, by: str) -> LatchState:
+        """A reset undoes the stop that its caller saw, and no other."""
+        if seen.mode == "armed":
+            return seen
+        epoch = self._epoch_behind(seen, 1)
+        touched = seen.scope if seen.epoch > 0 else "all"
+        after = LatchState("armed", epoch, reason, by, self._clock(), "all", _epochs(seen, touched, epoch))
+        now = self._read()
+        if (now.mode, now.scope, now.epoch) != (seen.mode, seen.scope, seen.epoch):
+            raise LatchChanged(
+                f"the latch was {now.mode} by {now.by} meanwhile: {now.reason}. Look at it, then reset it"
+            )
+        self._write(descriptor, after)
+        return after
+
+    def _write_stop(self, descriptor: int, mode: Mode, reason: str, by: str, scope: Scope, *, step: int) -> LatchState:
+        """Widen what holds; again if somebody wrote meanwhile, because the holder of the lock may have been frozen."""
+        while True:
+            before = self._read()
+            wanted_mode, wanted_scope = _widened(before, mode, scope)
+            if (before.mode, before.scope) == (wanted_mode, wanted_scope) and before.epoch > 0:
+                return before
+            epoch = self._epoch_behind(before, step)
+            epochs = _epochs(before, wanted_scope, epoch)
+            after = LatchState(wanted_mode, epoch, reason, by, self._clock(), wanted_scope, epochs)
+            if self._read() == before:
+                self._write(descriptor, after)
+                return after
+
+    def _epoch_behind(self, before: LatchState, step: int) -> int:
+        """After damage the old epoch is unknown: the clock in milliseconds is above any count that was reached."""
+        return before.epoch + step if before.epoch > 0 else max(int(self._clock() * 1000), self._floor + step)
+
+    def _write(self, descriptor: int, state: LatchState) -> None:
+        _write(descriptor, state)
+        self._floor = state.epoch
+        with suppress(OSError):  # what tells the scope if the latch is damaged later
+            _write_file(self._copy, state)
+
+    def _assert_again(self, stop: LatchState) -> LatchState:
+        """A stop that was written without the lock: see that whoever held it has not written over it since."""
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        while True:
+            state = self._read()
+            if state.epoch == 0 or _joined(state, stop) != state:  # written over, or softer or narrower than the stop
+                with self._exclusive(must_lock=False) as (descriptor, _):
+                    state = self._write_stop(
+                        descriptor, stop.mode, stop.reason, stop.by, stop.scope, step=LOCKLESS_STEP
+                    )
+            if time.monotonic() > deadline:
+                return state
+            time.sleep(0.01)
+
+    def _force(self, mode: Mode, reason: str, by: str, scope: Scope) -> None:
+        """A stop that cannot be written: it holds in this process until a change can be written. The file is emptied if it
+        permits, which needs no space and stops learning everywhere.
+        """
+        before = self._read()
+        wanted_mode, wanted_scope = _widened(before, mode, scope)
+        self._forced = LatchState(wanted_mode, max(self._floor, before.epoch), reason, by, self._clock(), wanted_scope)
+        if before.mode == "armed":
+            with suppress(OSError):
+                os.truncate(self.path, 0)
 
     @contextmanager
-    def _exclusive(self, *, must_lock: bool) -> Iterator[int]:
-        """The file, locked against other processes; created if it is missing (a stop must always be possible).
+    def _exclusive(self, *, must_lock: bool) -> Iterator[tuple[int, bool]]:
+        """The file and whether it is locked against other processes; created if missing (a stop must always be possible).
 
         Raises TimeoutError if `must_lock` and another process keeps the lock.
         """
@@ -217,13 +282,11 @@ class Latch:
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             deadline = time.monotonic() + LOCK_TIMEOUT_S
-            while not _try_lock(descriptor):
-                if time.monotonic() > deadline:
-                    if must_lock:
-                        raise TimeoutError(f"another process holds the lock of the latch {self.path}; try again")
-                    break
+            while not (is_locked := _try_lock(descriptor)) and time.monotonic() <= deadline:
                 time.sleep(0.001)
-            yield descriptor
+            if must_lock and not is_locked:
+                raise TimeoutError(f"another process holds the lock of the latch {self.path}; try again")
+            yield descriptor, is_locked
         finally:
             os.close(descriptor)
         sync_path(self.path.parent)
@@ -233,7 +296,8 @@ class Latch:
         try:
             status = os.stat(self.path)
             identity = (status.st_dev, status.st_ino)
-            if self._descriptor is None or identity != self._identity:
+            is_old = time.monotonic() - self._attached_at > REOPEN_S
+            if self._descriptor is None or identity != self._identity or is_old:
                 self._attach(identity)
             assert self._descriptor is not None, "just attached"
             block = os.pread(self._descriptor, SIZE_BYTES + 1, 0)
@@ -245,32 +309,68 @@ class Latch:
             return self._seen[1]
         except (OSError, ValueError) as error:
             self._seen = None
-            return _unreadable(f"the latch {self.path} cannot be read ({error}), which counts as a stop")
+            return self._unreadable(f"the latch {self.path} cannot be read ({error}), which counts as a stop")
+
+    def _unreadable(self, reason: str) -> LatchState:
+        """A stop of learning, or of what the copy of the last change says if that is wider."""
+        stop = LatchState(mode="stopped", epoch=0, reason=reason, by="latch", at=0.0)
+        try:
+            copy = _decode(self._copy.read_bytes())
+        except (OSError, ValueError):
+            return stop
+        return stop if copy.mode == "armed" else replace(_joined(stop, copy), epoch=0, reason=reason, epochs={})
 
     def _attach(self, identity: tuple[int, int]) -> None:
         """Open the file. One that took the place of the file seen before must have a higher epoch.
 
         The old descriptor is held until then, so its inode number cannot come back for another file.
         """
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            if self._descriptor is not None and identity == self._identity:
+                return  # no descriptors are left: the one of before shows the same file
+            raise
         if self._identity not in (None, identity):
             self._floor += 1
         if self._descriptor is not None:
             os.close(self._descriptor)
-        self._descriptor, self._identity, self._seen = descriptor, identity, None
+        if self._identity != identity:
+            self._seen = None
+        self._descriptor, self._identity, self._attached_at = descriptor, identity, time.monotonic()
 
 
 def _holds(scope: Scope, within: Scope) -> bool:
     return SCOPES.index(within) <= SCOPES.index(scope)
 
 
+def _epochs(before: LatchState, touched: Scope, epoch: int) -> dict[str, int]:
+    """By scope, after a change that concerns one."""
+    is_known = before.epoch > 0
+    return {name: before.epoch_of(name) if is_known and not _holds(touched, name) else epoch for name in SCOPES}
+
+
 def _widened(before: LatchState, mode: Mode, scope: Scope) -> tuple[Mode, Scope]:
-    """A reset arms all; a stop is as hard and as wide as it and the one that holds are."""
-    if mode == "armed":
-        return "armed", "all"
+    """A stop is as hard and as wide as it and the one that holds are."""
     if before.mode == "armed":
         return mode, scope
     return max(before.mode, mode, key=MODES.index), max(before.scope, scope, key=SCOPES.index)
+
+
+def _joined(state: LatchState, stop: LatchState) -> LatchState:
+    """As hard and as wide as a state and a stop beside it, under the state's epochs; the state itself if that is so."""
+    mode, scope = _widened(state, stop.mode, stop.scope)
+    if (mode, scope) == (state.mode, state.scope):
+        return state
+    return replace(state, mode=mode, scope=scope, reason=stop.reason, by=stop.by, at=stop.at)
+
+
+def _write_file(path: Path, state: LatchState) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _write(descriptor, state)
+    finally:
+        os.close(descriptor)
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -313,10 +413,6 @@ def _decode(block: bytes) -> LatchState:
     if not isinstance(state.epochs, dict) or not all(isinstance(one, int) for one in state.epochs.values()):
         raise ValueError(f"its epochs are wrong: {state.epochs!r}")
     return state
-
-
-def _unreadable(reason: str) -> LatchState:
-    return LatchState(mode="stopped", epoch=0, reason=reason, by="latch", at=0.0)
 
 
 def _refusal(action: str, state: LatchState) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from autonomous.safety.latch import Latch, LatchState, Permit, Scope
 from autonomous.safety.processes import Killed, kill_registered
+from autonomous.versions.states import is_machine
 
 BY_RULE = "system:safety-monitor"
 
@@ -42,31 +43,35 @@ class SafetyMonitor:
         return self._pull(partial(self._latch.pause, scope=scope), "pause", reason=reason, by=by)
 
     def kill(self, *, reason: str, by: str, scope: Scope = "learning") -> dict[str, Any]:
-        """As stop, and the processes of the scope on this machine are killed and looked for: `processes`, `is_complete`.
+        """As stop, and the processes of the scope that holds are killed and looked for: `processes`, `is_complete`.
 
-        Audited when it is known what became of them.
+        Audited when it is known what became of them. They are killed also if the latch cannot be written.
         """
         start = time.monotonic()
         killed: list[Killed] = []
 
         def change(*, reason: str, by: str) -> LatchState:
+            held = scope
             try:
-                return self._latch.kill(reason=reason, by=by, scope=scope)
-            finally:  # also when the latch could not be written
-                killed.extend(kill_registered(self._latch.path.parent, scope))
+                state = self._latch.kill(reason=reason, by=by, scope=scope)
+                held = state.scope
+            finally:
+                killed.extend(kill_registered(self._latch.path.parent, held))
+            return state
 
         def found() -> dict[str, Any]:
-            rows = [asdict(one) for one in killed]
-            return {"processes": rows, "is_complete": all(one.is_gone for one in killed)}
+            return {"processes": [asdict(one) for one in killed], "is_complete": all(one.is_gone for one in killed)}
 
         answer = self._pull(change, "kill", reason=reason, by=by, evidence=found)
         return {**answer, **found(), "seconds": round(time.monotonic() - start, 4)}
 
     def reset(self, *, reason: str, by: str) -> dict[str, Any]:
-        """Permit learning again; starts nothing. Raises ValueError without a reason and a name.
+        """Permit learning again; starts nothing. Raises ValueError without a reason and a person's name, LatchChanged.
 
         Audited before it takes effect: if that fails, the error is raised and the stop holds.
         """
+        if is_machine(by):
+            raise ValueError(f"by is {by!r}: a stop is reset only by a person, under his name")
         self._audit(actor=by, action="safety.reset-requested", subject="latch", evidence={"reason": reason})
         return self._pull(self._latch.reset, "reset", reason=reason, by=by)
 

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from autonomous.safety.heartbeat import BEAT_S, Heartbeat
-from autonomous.safety.latch import Latch
+from autonomous.safety.latch import Latch, LatchState
 from autonomous.safety.processes import Killed, kill_registered
 
 logger = logging.getLogger(__name__)
 
 LOOK_S = 0.05
+ROUND_S, MAX_TRIES = 1.0, 5
+"""Of one try to kill, in between which it has to show that it lives, and how often it tries."""
 REPORT = "last-kill.json"
 
 
@@ -51,25 +53,19 @@ class Watchdog:
         self._latch = Latch.open(safety_folder / "latch")
         self._heartbeat = Heartbeat(safety_folder)
         self._beaten_at = -BEAT_S
-        self._handled = self._handled_before()
+        self._handled = last_kill(safety_folder).get("epoch", 0)
+        self._num_tries = 0
 
     def look(self) -> KillReport | None:
-        """One round: a sign of life when it is due, and a kill if there is a new one."""
+        """One round: a kill if there is one that is not done, then a sign of life when it is due.
+
+        A kill that left something alive is tried again in the next rounds. Raises OSError if it cannot show that it lives.
+        """
+        state = self._latch.state()
+        report = self._kill(state) if state.mode == "killed" and state.epoch != self._handled else None
         if time.monotonic() - self._beaten_at >= BEAT_S:
             self._heartbeat.beat()
             self._beaten_at = time.monotonic()
-        state = self._latch.state()
-        if state.mode != "killed" or state.epoch == self._handled:
-            return None
-        start = time.monotonic()
-        killed = kill_registered(self._folder, state.scope)
-        report = KillReport(
-            state.epoch, state.scope, state.reason, state.by, tuple(killed), round(time.monotonic() - start, 4)
-        )
-        self._handled = state.epoch
-        level = logging.WARNING if report.is_complete else logging.ERROR
-        logger.log(level, "killed scope=%s processes=%d seconds=%.3f", state.scope, len(killed), report.seconds)
-        self._write(report)
         return report
 
     def run(self) -> None:
@@ -81,9 +77,19 @@ class Watchdog:
                 logger.exception("a round of the watchdog failed")
             time.sleep(LOOK_S)
 
-    def _handled_before(self) -> int:
-        report = last_kill(self._folder)
-        return int(report["epoch"]) if report else 0
+    def _kill(self, state: LatchState) -> KillReport:
+        start = time.monotonic()
+        killed = kill_registered(self._folder, state.scope, timeout_s=ROUND_S)
+        report = KillReport(
+            state.epoch, state.scope, state.reason, state.by, tuple(killed), round(time.monotonic() - start, 4)
+        )
+        level = logging.WARNING if report.is_complete else logging.ERROR
+        logger.log(level, "killed scope=%s processes=%d seconds=%.3f", state.scope, len(killed), report.seconds)
+        self._write(report)
+        self._num_tries += 1
+        if report.is_complete or self._num_tries == MAX_TRIES:
+            self._handled, self._num_tries = state.epoch, 0
+        return report
 
     def _write(self, report: KillReport) -> None:
         path = self._folder / REPORT
@@ -96,12 +102,12 @@ class Watchdog:
 
 
 def last_kill(safety_folder: Path) -> dict[str, Any]:
-    """The report of the last kill that the watchdog carried out; empty if there is none."""
+    """What was left to kill for the watchdog in the last kill, which others carry out too; empty if there was none."""
     try:
-        report: dict[str, Any] = json.loads((safety_folder / REPORT).read_text(encoding="utf-8"))
+        report = json.loads((safety_folder / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return report
+    return report if isinstance(report, dict) else {}
 
 
 def main() -> None:

@@ -239,9 +239,13 @@ def test_a_stop_succeeds_when_no_file_may_grow(path: Path) -> None:
 
 def test_eight_processes_that_stop_and_reset_lose_no_epoch(path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from autonomous.safety.latch import Latch\n"
+        "import sys; from pathlib import Path; from autonomous.safety.latch import Latch, LatchChanged\n"
         "latch = Latch.open(Path(sys.argv[1]))\n"
-        "for _ in range(5): latch.stop(by='a', reason='b'); latch.reset(by='a', reason='b')\n"
+        "for _ in range(5):\n"
+        "    latch.stop(by='a', reason='b')\n"
+        "    while latch.state().mode != 'armed':\n"
+        "        try: latch.reset(by='a', reason='b')\n"
+        "        except LatchChanged: pass\n"
     )
     command = [sys.executable, "-c", code, str(path)]
     processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(8)]

@@ -1,17 +1,22 @@
 """The stop latch when files are put back, processes freeze, or writing is refused."""
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from autonomous.safety.latch import Latch, LearningStopped
+from autonomous.safety import latch as latch_module
+from autonomous.safety.latch import LOCK_TIMEOUT_S, Latch, LatchChanged, LearningStopped
 
 ROOT = Path(__file__).parents[3]
 
@@ -92,3 +97,70 @@ def test_a_stop_that_cannot_be_written_still_stops_this_process_and_the_others(p
     )
     assert done.stdout.split() == ["raised", "stopped"]
     assert Latch.open(path).state().mode == "stopped"
+
+
+def test_a_stop_of_everything_stays_one_when_the_file_is_lost_or_damaged(path: Path) -> None:
+    Latch.open(path).kill(by="ada", reason="fire", scope="all")
+    for damage in (path.unlink, lambda: path.write_bytes(b"x")):
+        damage()
+        state = Latch.open(path).state()
+        assert (state.mode, state.scope) == ("killed", "all")
+        assert "counts as a stop" in state.reason
+    assert Latch.open(path).reset(by="ada", reason="restored").mode == "armed"
+    path.unlink()
+    assert Latch.open(path).state().scope == "learning"  # what was armed before is a stop of learning
+
+
+def test_a_stop_that_cannot_be_written_leaves_a_harder_one_alone_and_ends_with_a_reset(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Latch.open(path).kill(by="ada", reason="fire", scope="all")
+    before = path.read_bytes()
+    latch = Latch.open(path)
+    with monkeypatch.context() as broken:
+        broken.setattr("autonomous.safety.latch.sync_path", _no_disk)
+        broken.setattr("autonomous.safety.latch._write", _no_disk)
+        with pytest.raises(OSError, match="no disk"):
+            latch.pause(by="bob", reason="lunch", scope="learner")
+    assert path.read_bytes() == before
+    assert (latch.state().mode, latch.state().scope) == ("killed", "all")
+    Latch.open(path).reset(by="ada", reason="over")
+    assert latch.state().mode == "armed"
+
+
+def _no_disk(*_: object) -> None:
+    raise OSError("no disk")
+
+
+def test_a_reset_undoes_only_the_stop_that_it_saw(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    latch = Latch.open(path)
+    latch.stop(by="ada", reason="odd")
+    locked = latch._exclusive
+
+    @contextmanager
+    def slowly(*, must_lock: bool) -> Iterator[tuple[int, bool]]:
+        with locked(must_lock=must_lock) as held:
+            Latch.open(path).kill(
+                by="bob", reason="fire", scope="all"
+            )  # does not get the lock, and does not wait for it
+            yield held
+
+    monkeypatch.setattr(latch, "_exclusive", slowly)
+    with pytest.raises(LatchChanged, match="killed by bob meanwhile: fire"):
+        latch.reset(by="ada", reason="over")
+    assert (Latch.open(path).state().mode, Latch.open(path).state().scope) == ("killed", "all")
+
+
+def test_a_stop_that_did_not_get_the_lock_holds_though_its_holder_writes_behind_it(path: Path) -> None:
+    holder = Latch.open(path)
+    holder.stop(by="ada", reason="odd")
+    armed = replace(holder.state(), mode="armed", epoch=holder.state().epoch + 1)
+    with path.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        stopper = threading.Thread(target=lambda: Latch.open(path).kill(by="bob", reason="fire", scope="all"))
+        stopper.start()
+        time.sleep(LOCK_TIMEOUT_S + 0.1)  # the stop is written, and looked after
+        latch_module._write(file.fileno(), armed)  # a reset whose write was slow
+        stopper.join()
+    state = Latch.open(path).state()
+    assert (state.mode, state.scope, state.by) == ("killed", "all", "bob")

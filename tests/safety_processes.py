@@ -1,0 +1,62 @@
+"""What the tests of kills share: real registered processes, and waiting for what has to come."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from autonomous.safety.latch import Scope
+
+ROOT = Path(__file__).parents[1]
+_REGISTER = (
+    "import os, subprocess, sys, time\n"
+    "from pathlib import Path\n"
+    "from autonomous.safety.processes import register\n"
+    "register(Path(sys.argv[1]), role=sys.argv[2], within=sys.argv[3])\n"
+)
+SLEEP = "time.sleep(600)"
+WITH_CHILD = (
+    f"child = subprocess.Popen([sys.executable, '-c', 'import time; {SLEEP}'])\nprint(child.pid, flush=True)\n{SLEEP}"
+)
+"""Says the pid of its child."""
+Start = Callable[..., list[int]]
+"""(role, scope, what it does then) -> its pid and those that it says."""
+
+
+@contextmanager
+def starting(safety: Path) -> Iterator[Start]:
+    """Starts registered processes; whatever is left of them and of what they started is killed at the end."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(role: str, within: Scope, then: str = WITH_CHILD) -> list[int]:
+        command = [sys.executable, "-c", _REGISTER + then, str(safety), role, within]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout is not None
+        return [process.pid, *map(int, process.stdout.readline().split())]
+
+    try:
+        yield run
+    finally:
+        for process in started:
+            for one in psutil.Process(process.pid).children(recursive=True):
+                one.kill()
+            process.kill()
+            process.communicate()
+
+
+def until(is_so: Callable[[], object], *, timeout_s: float = 20.0) -> None:
+    """Wait for what has to come."""
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process; a zombie is dead."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
