@@ -17,13 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from autonomous.candidates import BY, TRAINING_FILE, CandidateTrainer
 from autonomous.config import AutonomousConfig
 from autonomous.curriculum import UNDECIDED_STATES, Batch, Curriculum
 from autonomous.ports import AgentParts
-from autonomous.runs import CycleStatus, training_summary
+from autonomous.run_board import RunBoard
+from autonomous.runs import CycleStatus
 from autonomous.safety.latch import Latch, LearningStopped, Permit
-from autonomous.suite import load_suite
-from autonomous.versions.bundle import Bundle, digest_of, version_id_of, write_bundle
+from autonomous.versions.bundle import Bundle, version_id_of, write_bundle
 from autonomous.versions.gates import (
     MIN_PAIRS,
     Decision,
@@ -41,19 +42,14 @@ from autonomous.versions.ledger import (
     VersionLedger,
     VersionRecord,
 )
-from autonomous.versions.states import State
+from autonomous.versions.states import StaleTransition, State
 from train.adapt.reference import AdapterRef
 
 logger = logging.getLogger(__name__)
 
-BY = "agent"
 EARLIER_BATCHES = 3
 """Newest earlier batches whose questions are asked again (G3)."""
 QUESTIONS_PER_EARLIER_BATCH = 8
-MAX_KEPT_RUNS = 100
-"""Of older runs the ledger knows the outcome."""
-TRAINING_FILE = "training.json"
-"""In a version's folder: what its training measured, for an evaluation after a crash."""
 
 
 class AlreadyLearning(RuntimeError):
@@ -62,10 +58,6 @@ class AlreadyLearning(RuntimeError):
 
 class NothingToLearn(RuntimeError):
     """Every passage is learned, held back or quarantined."""
-
-
-class ErasedMeanwhile(RuntimeError):
-    """What was trained holds an erased document: the adapter is thrown away."""
 
 
 class UnknownRun(LookupError):
@@ -93,10 +85,19 @@ class AutonomousLearningAgent:
         self._clock = clock
         self._busy = threading.Lock()
         self._base = base
-        self._runs: dict[str, CycleStatus] = {}
-        self._last_run: str | None = None
+        self._board = RunBoard(clock=clock)
         self.ledger = ledger
         self.curriculum = Curriculum(config.learning, memory=parts.memory, ledger=ledger)
+        self._trainer = CandidateTrainer(
+            config.learning,
+            parts=parts,
+            ledger=ledger,
+            curriculum=self.curriculum,
+            board=self._board,
+            folder=versions_folder,
+            base=base,
+            clock=clock,
+        )
         self._folder.mkdir(parents=True, exist_ok=True)
         self._create_genesis()
         self._recover()
@@ -112,11 +113,10 @@ class AutonomousLearningAgent:
 
     def status_of(self, run_id: str | None = None) -> CycleStatus | None:
         """A run's status, the last run's without an id. Raises UnknownRun."""
+        run_id = run_id or self._board.last
         if run_id is None:
-            run_id = self._last_run
-            if run_id is None:
-                return None
-        status = self._runs.get(run_id) or self._status_from_ledger(run_id)
+            return None
+        status = self._board.find(run_id) or self._status_from_ledger(run_id)
         if status.phase == "training" and (step := self._parts.learner.progress()):
             return replace(status, step=step.step, num_steps=step.num_steps, loss=step.loss)
         return status
@@ -147,7 +147,7 @@ class AutonomousLearningAgent:
         if not self._config.enable_online_learning:
             raise NothingToLearn("agent.enable_online_learning is false; set it to true to learn from the stream")
         if not self._busy.acquire(blocking=False):
-            raise AlreadyLearning(f"run {self._last_run} is under way; wait for it: GET /v1/learn/{self._last_run}")
+            raise AlreadyLearning(f"run {self._board.last} is under way; wait for it: GET /v1/learn/{self._board.last}")
         try:
             self._close_stale(permit)
             self.ledger.check_promotions()  # what is learned could not serve
@@ -168,9 +168,7 @@ class AutonomousLearningAgent:
             raise
 
     def _start(self, run_id: str, work: Callable[..., None], *arguments: Any) -> str:
-        self._last_run = run_id
-        self._runs = dict(list(self._runs.items())[-MAX_KEPT_RUNS:])
-        self._runs[run_id] = CycleStatus(run_id=run_id, phase="waiting")
+        self._board.begin(run_id)
         threading.Thread(target=self._cycle, args=(run_id, work, *arguments), name=run_id, daemon=True).start()
         return run_id
 
@@ -186,21 +184,21 @@ class AutonomousLearningAgent:
             logger.exception("learning run %s failed", run_id)
             self._close_failed(run_id, f"{type(error).__name__}: {error}")
         finally:
-            self._time(run_id, "total_s", start)
+            self._board.time(run_id, "total_s", start)
             self._busy.release()
 
     def _learn_batch(self, run_id: str, parent: str, batch: Batch, permit: Permit) -> None:
-        self._advance(run_id, self._train(run_id, parent, batch, permit), permit)
+        self._advance(run_id, self._trainer.train(run_id, parent, batch, permit), permit)
 
     def _resume(self, run_id: str, record: VersionRecord, permit: Permit) -> None:
         """Decide a version that a crash, a stop or an inconclusive gate left open.
 
         What fails again here is quarantined: otherwise one version that cannot be judged would block learning for ever.
         """
-        self._update(run_id, version=record.name)
+        self._board.update(run_id, version=record.name)
         try:
             training = json.loads((record.folder / TRAINING_FILE).read_text(encoding="utf-8"))
-            self._update(run_id, training=training)
+            self._board.update(run_id, training=training)
             was_inconclusive = bool(record.gates) and decide_promotion(record.gates) is not Decision.GO
             self._advance(run_id, record.name, permit, was_inconclusive=was_inconclusive)
         except (LearningStopped, PromotionsFrozen):
@@ -215,68 +213,9 @@ class AutonomousLearningAgent:
         if self.ledger.get(version_id).state in UNDECIDED_STATES:
             self.ledger.quarantine(version_id, by=BY, reason=reason, guard=permit.check)
 
-    def _train(self, run_id: str, parent: str, batch: Batch, permit: Permit) -> str:
-        """DRAFT -> CANDIDATE. Returns the version id. Of a run that fails nothing stays on disk."""
-        temporary = self._folder / f".{run_id}"
-        try:
-            return self._train_into(temporary, run_id, parent, batch, permit)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-    def _train_into(self, temporary: Path, run_id: str, parent: str, batch: Batch, permit: Permit) -> str:
-        self._move(run_id, State.DRAFT, State.TRAINING, "a batch was taken", permit)
-        self._update(run_id, phase="training")
-        start = self._clock()
-        parent_record = self.ledger.get(parent)
-        replay = self.curriculum.replay_for(parent)
-        run = self._parts.learner.learn(
-            batch.lessons.items,
-            replay=replay,
-            anchors=load_suite("anchor").texts,
-            parent_adapter=parent_record.folder if parent_record.adapter_number is not None else None,
-            out_folder=temporary,
-        )
-        ids = [episode.id for episode in batch.episodes]
-        bundle = Bundle(
-            base_sha256=self._base.base_sha256,
-            tokenizer_sha256=self._base.tokenizer_sha256,
-            code_sha256=self._base.code_sha256,
-            adapter_sha256=run.adapter_sha256,
-            config=self._config.learning.model_dump(mode="json"),
-            data={
-                "episodes_sha256": digest_of(ids),
-                "replay_sha256": digest_of([item.id for item in replay]),
-                "num_episodes": len(ids),
-                "num_replay": len(replay),
-            },
-            parent=parent,
-        )
-        version_id = version_id_of(bundle)
-        if len(self._parts.memory.get(ids)) != len(ids):
-            raise ErasedMeanwhile("a document of the batch was erased while it was learned; learn again without it")
-        training = training_summary(run)
-        (temporary / TRAINING_FILE).write_text(json.dumps(training), encoding="utf-8")
-        write_bundle(temporary, bundle)
-        folder = self._folder / version_id
-        if not folder.exists():  # the same batch on the same parent gives the same bundle
-            temporary.rename(folder)
-        self.ledger.fix_bundle(
-            run_id,
-            version_id=version_id,
-            folder=folder,
-            manifest=bundle.model_dump(mode="json"),
-            episode_ids=ids,
-            stream_offset=batch.stream_offset,
-            by=BY,
-            guard=permit.check,
-        )
-        self._time(run_id, "training_s", start)
-        self._update(run_id, version=version_id, training=training)
-        return version_id
-
     def _advance(self, run_id: str, version_id: str, permit: Permit, *, was_inconclusive: bool = False) -> None:
         """From CANDIDATE, EVALUATING, GATED or SHADOW to a state that lasts or waits for a person."""
-        self._update(run_id, version=version_id)
+        self._board.update(run_id, version=version_id)
         state = self.ledger.get(version_id).state
         if state is State.CANDIDATE:
             self._move(version_id, State.CANDIDATE, State.EVALUATING, "evaluation begins", permit)
@@ -297,7 +236,7 @@ class AutonomousLearningAgent:
                 return
             self._move(version_id, State.GATED, State.SHADOW, "loaded on every replica", permit)
         self._promote(version_id, permit, reason="all gates passed")
-        self._time(run_id, "swap_s", decided)
+        self._board.time(run_id, "swap_s", decided)
         self._finish(run_id, version_id)
 
     def _judge(self, run_id: str, version_id: str, permit: Permit, *, was_inconclusive: bool) -> Decision:
@@ -319,25 +258,20 @@ class AutonomousLearningAgent:
         """
         permit = self._latch.permit("promotion")
         if not self._busy.acquire(blocking=False):
-            raise AlreadyLearning(f"run {self._last_run} is under way; approve when it has ended")
+            raise AlreadyLearning(f"run {self._board.last} is under way; approve when it has ended")
         try:
+            record = self.ledger.get(version_id)
+            if record.state is not State.AWAITING_APPROVAL:
+                raise StaleTransition(record.name, expected=State.AWAITING_APPROVAL, actual=record.state)
             self._check_parent(version_id)
-            if self._is_expired(record := self.ledger.get(version_id)):
+            if self._is_expired(record):
                 raise PromotionRefused(
                     f"version {record.name} has waited for longer than {self._config.approval_expires_s / 3600:.0f} hours "
                     "(agent.approval_expires_s), so its report no longer counts; POST /v1/learn evaluates it again"
                 )
             self.ledger.check_promotions()
-            self.ledger.transition(
-                version_id,
-                expected=State.AWAITING_APPROVAL,
-                to=State.SHADOW,
-                by=by,
-                reason=reason,
-                guard=permit.check,
-            )
             self._parts.engine.prepare(self._reference(version_id), "")
-            self._promote(version_id, permit, reason=f"approved by {by}: {reason}")
+            self._promote(version_id, permit, reason=f"approved by {by}: {reason}", approved_by=by)
         finally:
             self._busy.release()
 
@@ -352,7 +286,7 @@ class AutonomousLearningAgent:
 
     def _evaluate(self, run_id: str, record: VersionRecord, permit: Permit) -> list[GateResult]:
         start = self._clock()
-        self._update(run_id, phase="evaluating", version=record.name)
+        self._board.update(run_id, phase="evaluating", version=record.name)
         lineage = self.ledger.lineage(record.name)
         parent = lineage[-2]
         earlier = [
@@ -365,25 +299,25 @@ class AutonomousLearningAgent:
             parent=Path(parent.folder) if parent.adapter_number is not None else None,
             questions=self.curriculum.questions_of(record.name),
             earlier=earlier,
-            training=self._runs[run_id].training,
+            training=self._board[run_id].training,
         )
-        self._time(run_id, "evaluation_s", start)
+        self._board.time(run_id, "evaluation_s", start)
         loading = self._clock()
-        self._update(run_id, phase="loading")
+        self._board.update(run_id, phase="loading")
         replicas = self._parts.engine.prepare(self._reference(record.name), report.probe["text"])
-        self._time(run_id, "load_s", loading)
-        self._update(run_id, phase="gating")
+        self._board.time(run_id, "load_s", loading)
+        self._board.update(run_id, phase="gating")
         gates = [
             *decide_gates(report, self._config.gates),
             gate_probe_parity(report, replicas, self._config.gates),
         ]
         self.ledger.bind_report(record.name, report=report.to_dict(), gates=gates, by=BY, guard=permit.check)
-        self._update(run_id, gates=tuple(gates))
+        self._board.update(run_id, gates=tuple(gates))
         return gates
 
-    def _promote(self, version_id: str, permit: Permit, *, reason: str) -> None:
+    def _promote(self, version_id: str, permit: Permit, *, reason: str, approved_by: str | None = None) -> None:
         self._check_parent(version_id)
-        archived = self.ledger.promote(version_id, by=BY, reason=reason, guard=permit.check)
+        archived = self.ledger.promote(version_id, by=BY, reason=reason, approved_by=approved_by, guard=permit.check)
         logger.info("version %s serves as V2", version_id)
         for reference in filter(None, map(self.adapter_of, archived)):
             try:
@@ -446,17 +380,10 @@ class AutonomousLearningAgent:
         record = self.ledger.get(run_id)
         if record.state in (State.DRAFT, State.TRAINING):
             self.ledger.transition(run_id, expected=record.state, to=State.FAILED, by=BY, reason=error)
-        self._update(run_id, phase="failed", error=error, state=self.ledger.get(run_id).state.value)
+        self._board.update(run_id, phase="failed", error=error, state=self.ledger.get(run_id).state.value)
 
     def _finish(self, run_id: str, version_id: str) -> None:
-        self._update(run_id, phase="done", state=self.ledger.get(version_id).state.value)
+        self._board.update(run_id, phase="done", state=self.ledger.get(version_id).state.value)
 
     def _move(self, name: str, expected: State, to: State, reason: str, permit: Permit) -> None:
         self.ledger.transition(name, expected=expected, to=to, by=BY, reason=reason, guard=permit.check)
-
-    def _update(self, run_id: str, **changes: Any) -> None:
-        self._runs[run_id] = replace(self._runs.get(run_id, CycleStatus(run_id=run_id, phase="waiting")), **changes)
-
-    def _time(self, run_id: str, name: str, start: float) -> None:
-        timings = {**self._runs[run_id].timings, name: round(self._clock() - start, 3)}
-        self._update(run_id, timings=timings)

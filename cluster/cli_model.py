@@ -304,11 +304,16 @@ def unlock(
     reason: Annotated[str, typer.Option(help="What caused the rollbacks, and why it is over.")],
     by: ByOption = None,
     config: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Let versions be promoted again, after two were rolled back within a week."""
     with connect(config) as client:
         client.unlock(by=by or who(), reason=reason)
-    output().print("Promotions go on. Nothing was started: autonomous learn")
+        frozen = client.versions()["frozen"]
+    if as_json:
+        print_json({"frozen": frozen})
+    else:
+        output().print(frozen or "Promotions go on. Nothing was started: autonomous learn", markup=False)
 
 
 def rollback(

@@ -1,12 +1,9 @@
 """`autonomous emergency-stop`, `reset`, `audit verify`: a person's hold on the system.
 
-The stop does not need the system: it writes the latch file that every side effect asks at its commit, and only then
-tells the service, so that the stop is in the audit log.
+None of them needs the system: they work on the latch file, which every side effect asks at its commit, on the records of the
+processes, and on the audit log.
 """
 
-import time
-from contextlib import suppress
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +14,6 @@ from cluster.cli_common import (
     ConfigOption,
     Failure,
     JsonOption,
-    connect,
     examples,
     find_config,
     not_running,
@@ -25,16 +21,11 @@ from cluster.cli_common import (
     print_json,
     who,
 )
-from cluster.client import Client
-from cluster.client_errors import ClientError
 
 if TYPE_CHECKING:
-    from autonomous.safety.latch import LatchState
-    from autonomous.safety.processes import Killed
+    from autonomous.safety.monitor import SafetyMonitor
 
 PANEL = "Safety"
-TELL_TIMEOUT_S = 5.0
-"""The latch holds already; a service that is busy is not waited for longer."""
 
 ByOption = Annotated[
     str | None, typer.Option("--by", help="Your name in the audit log. Default: the login name.", show_default=False)
@@ -112,73 +103,51 @@ def emergency_stop(
     No optimizer step, memory write or promotion takes effect any more; answering goes on, unless the scope is all. A stop
     that holds is made harder or wider, never softer or narrower. Works when everything else is down.
     """
-    from autonomous.safety.latch import Latch
-    from autonomous.safety.processes import kill_registered
-    from cluster.state import read_state
-
-    start = time.monotonic()
-    home = (home or _home_of(config)).expanduser()
-    if not home.is_dir():
-        raise Failure(f"there is no system in {home}; name its configuration with --config or its folder with --home")
     person = by or who()
-    (home / "safety").mkdir(exist_ok=True)
-    latch = Latch.open(home / "safety" / "latch")
-    held = getattr(latch, category.value)(reason=reason, by=person, scope=scope.value)
-    latched_s = time.monotonic() - start
-    killed = kill_registered(home / "safety", held.scope) if held.mode == "killed" else []
-    killed_s = time.monotonic() - start
-    state = read_state(home)
-    told = _tell(state.url, reason, person, category.value, scope.value) if state else "it is not running"
-    if told is not None:
-        _audit_alone(home, person, held, killed)
-    survivors = [one.pid for one in killed if not one.is_gone]
-    facts: dict[str, Any] = {
-        "mode": held.mode,
-        "scope": held.scope,
-        "latched_s": round(latched_s, 4),
-        "killed_s": round(killed_s, 4) if held.mode == "killed" else None,
-        "processes": [asdict(one) for one in killed],
-        "service": told or "told",
-        "home": str(home),
-    }
+    home, monitor = _monitor_of(home or _home_of(config))
+    pull = {Category.PAUSE: monitor.pause, Category.STOP: monitor.stop, Category.KILL: monitor.kill}[category]
+    answer = pull(reason=reason, by=person, scope=scope.value)
+    problems = [answer[name] for name in ("latch_error", "audit_error") if name in answer]
+    left = [one for one in answer.get("processes", ()) if not one["is_gone"]]
     if as_json:
-        print_json(facts)
-        if survivors:
+        print_json({**answer, "home": str(home)})
+        if problems or left:
             raise typer.Exit(1)
         return
     console = output()
     console.print(
-        f"Stopped: the latch is on disk after {latched_s * 1000:.0f} ms (mode {held.mode}, scope {held.scope}).",
+        f"Stopped after {1000 * answer['seconds']:.0f} ms (mode {answer['mode']}, scope {answer['scope']}).",
         markup=False,
     )
-    if held.mode == "killed":
-        gone = f"{len(killed) - len(survivors)} of {len(killed)} processes on this machine are gone"
-        console.print(f"Killed: {gone} after {killed_s * 1000:.0f} ms.", markup=False)
-    if survivors:
-        raise Failure(f"processes {survivors} survive SIGKILL; look at them with ps, the latch holds all the same")
-    if told is None:
-        goes_on = "" if held.scope == "all" else " Answering goes on."
-        console.print(f"The service confirms it and has written it to the audit log.{goes_on}")
-    else:
-        console.print(
-            f"The service was not told: {told}. The stop holds all the same, also after a restart.", markup=False
-        )
+    if "processes" in answer:
+        num_gone = len(answer["processes"]) - len(left)
+        console.print(f"Killed: {num_gone} of {len(answer['processes'])} processes were looked for and are gone.")
+    for one in left:
+        console.print(f"NOT known to be gone: {one['role']}, pid {one['pid']}: {one['problem']}", markup=False)
+    for problem in problems:
+        console.print(f"But: {problem}", markup=False)
+    console.print("" if answer["scope"] == "all" else "Answering goes on.")
     console.print('Undo, when the cause is known: autonomous reset --reason "..." --by NAME', markup=False)
+    if problems or left:
+        raise Failure("the stop holds as far as it was told above; see to what is left")
 
 
-def _audit_alone(home: Path, person: str, held: "LatchState", killed: "list[Killed]") -> None:
-    """Write the stop to the ledger where no service does. It holds whether that succeeds or not."""
-    from autonomous.versions.ledger import VersionLedger
+def _monitor_of(home: Path) -> "tuple[Path, SafetyMonitor]":
+    """The home and its safety monitor, over the files of the home: no service is needed."""
+    from autonomous.safety.latch import Latch
+    from autonomous.safety.monitor import SafetyMonitor
 
-    if (home / "ledger.sqlite").exists():
-        with suppress(Exception):
-            VersionLedger(home / "ledger.sqlite").append_audit(
-                actor=person,
-                action=f"safety.{held.mode}",
-                subject="latch",
-                after=asdict(held),
-                evidence={"processes": [asdict(one) for one in killed]},
-            )
+    home = home.expanduser()
+    if not home.is_dir():
+        raise Failure(f"there is no system in {home}; name its configuration with --config or its folder with --home")
+
+    def audit(**row: Any) -> None:
+        from autonomous.versions.ledger import VersionLedger
+
+        if (home / "ledger.sqlite").exists():
+            VersionLedger(home / "ledger.sqlite").append_audit(**row)
+
+    return home, SafetyMonitor(Latch.open(home / "safety" / "latch"), audit=audit)
 
 
 def _home_of(config: Path | None) -> Path:
@@ -190,31 +159,24 @@ def _home_of(config: Path | None) -> Path:
         raise Failure(f"{error}; or name the system's folder: autonomous emergency-stop --home FOLDER") from error
 
 
-def _tell(url: str, reason: str, by: str, category: str, scope: str) -> str | None:
-    """Have the service record the stop; returns None or why it could not."""
-    try:
-        with Client(url) as client:
-            client.stop(by=by, reason=reason, category=category, scope=scope, timeout_s=TELL_TIMEOUT_S)
-    except ClientError as error:
-        return str(error)
-    return None
-
-
 def reset(
     reason: Annotated[str, typer.Option(help="What caused the stop, and why it is safe now.")],
     by: Annotated[str, typer.Option(help="Your name; it goes into the audit log.")],
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Permit learning again after an emergency stop. Starts nothing."""
-    with connect(config) as client:
-        reply = client.reset(by=by, reason=reason)
+    """Permit learning again after an emergency stop. Starts nothing. Works when the system is down."""
+    from autonomous.safety.latch import LatchChanged
+
+    _, monitor = _monitor_of(_home_of(config))
+    try:
+        answer = monitor.reset(reason=reason, by=by)
+    except (LatchChanged, OSError, ValueError) as error:
+        raise Failure(str(error)) from error
     if as_json:
-        print_json(reply)
+        print_json(answer)
     else:
-        output().print(
-            f"Learning is permitted again (mode {reply.get('mode', 'armed')}). Nothing was started: autonomous learn"
-        )
+        output().print(f"Learning is permitted again (mode {answer['mode']}). Nothing was started: autonomous learn")
 
 
 def watchdog(config: ConfigOption = None, as_json: JsonOption = False) -> None:

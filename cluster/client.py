@@ -257,18 +257,10 @@ class Client:
 
     # --- safety and state ---------------------------------------------------------------------------------------
 
-    def stop(
-        self,
-        *,
-        by: str,
-        reason: str,
-        category: str = "stop",
-        scope: str = "learning",
-        timeout_s: float | None = None,
-    ) -> Json:
+    def stop(self, *, by: str, reason: str, category: str = "stop", scope: str = "learning") -> Json:
         """Stop all learning, or what another scope names."""
         body = {"by": by, "reason": reason, "category": category, "scope": scope}
-        return self._json("POST", "/v1/safety/stop", body, timeout_s=timeout_s)
+        return self._json("POST", "/v1/safety/stop", body)
 
     def reset(self, *, by: str, reason: str) -> Json:
         """Permit learning again; starts nothing."""

@@ -34,6 +34,7 @@ def bring_down(home: Path, *, on_stage: Callable[[str, float | None], None]) -> 
     state = read_state(home)
     if state is None and not find_processes(home):
         clear_state(home)
+        Heartbeat(home / "safety").remove()
         raise NotUp(f"nothing is running for {home}")
     start = time.monotonic()
     on_stage("ending processes", None)

@@ -25,10 +25,12 @@ import httpx
 import psutil
 
 from autonomous.safety.heartbeat import Heartbeat
+from autonomous.safety.latch import Latch
+from autonomous.safety.processes import forget_all
 from cluster.config import SystemConfig
 from cluster.processes import HOME_VARIABLE, end_processes, find_processes
 from cluster.state import RunningState, read_state, write_state
-from cluster.watchdog import WatchdogProblem, start_watchdog
+from cluster.watchdog import WatchdogProblem, is_watchdog, start_watchdog
 from train.model.embedded import ModelFolderProblem, check_model_folder, materialise_base_model
 
 OnStage = Callable[[str, float | None], None]
@@ -86,6 +88,7 @@ def bring_up(config: SystemConfig, *, on_stage: OnStage, config_path: Path | Non
     clock = StageClock(on_stage)
     with _exclusive(home):
         _refuse_if_up(home)
+        _refuse_if_stopped(home)
         http_port = _port(config.http.host, config.http.port, field="http.port")
         dashboard_port = _port(config.ray.dashboard_host, config.ray.dashboard_port, field="ray.dashboard_port")
         with clock("model"):
@@ -160,10 +163,21 @@ def _exclusive(home: Path) -> Iterator[None]:
 def _refuse_if_up(home: Path) -> None:
     if state := read_state(home):
         raise AlreadyUp(f"the system of {home} is up at {state.url}; use it, or end it with: autonomous down")
-    if leftovers := find_processes(home):
+    if leftovers := [process.pid for process in find_processes(home) if not is_watchdog(process)]:
         raise AlreadyUp(
-            f"{len(leftovers)} processes of a crashed system of {home} are left "
-            f"(pids {[process.pid for process in leftovers][:5]}); end them with: autonomous down"
+            f"{len(leftovers)} processes of a crashed system of {home} are left (pids {leftovers[:5]}); end them with: "
+            "autonomous down"
+        )
+    forget_all(home / "safety")  # nothing of them is left
+
+
+def _refuse_if_stopped(home: Path) -> None:
+    """A stop of everything holds until a person resets it: the engine would wait for that and never answer."""
+    latch = home / "safety" / "latch"
+    if latch.exists() and (state := Latch.open(latch).state()).forbids("all"):
+        raise BringUpError(
+            f"everything was {state.mode} by {state.by}: {state.reason}. A person permits it again with: "
+            'autonomous reset --reason "..." --by NAME'
         )
 
 

@@ -6,10 +6,13 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 from autonomous.safety.heartbeat import BEAT_S, Heartbeat
 from cluster.config import REPOSITORY
 from cluster.processes import HOME_VARIABLE
 
+MODULE = "autonomous.safety.watchdog"
 START_TIMEOUT_S = 20.0
 
 
@@ -29,7 +32,7 @@ def start_watchdog(home: Path) -> bool:
     environment = os.environ | {HOME_VARIABLE: str(home), "PYTHONPATH": str(REPOSITORY)}
     with log_path.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "autonomous.safety.watchdog", str(safety)],
+            [sys.executable, "-m", MODULE, str(safety)],
             stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True, cwd=home, env=environment,
         )  # fmt: skip
     deadline = time.monotonic() + START_TIMEOUT_S
@@ -38,3 +41,11 @@ def start_watchdog(home: Path) -> bool:
         if heartbeat.lives():
             return True
     raise WatchdogProblem(f"the watchdog did not start; see {log_path}")
+
+
+def is_watchdog(process: psutil.Process) -> bool:
+    """Whether a process is one: it may run before and behind everything else of its system."""
+    try:
+        return MODULE in process.cmdline()
+    except psutil.Error:
+        return False

@@ -21,7 +21,8 @@ from memory.beliefs import LATEST, KnownClaim, Verdict, belief_of, beliefs_as_of
 from memory.claims import is_functional
 from memory.concepts import ConceptGraph
 from memory.rules import Rule, RuleExplosion, derive
-from memory.semantic_rows import SCHEMA, SCHEMA_VERSION, SemanticRows
+from memory.semantic_reader import SemanticReader
+from memory.semantic_rows import SCHEMA, SCHEMA_VERSION
 from memory.store import SqlConnection, SqlDatabase, no_guard
 from memory.types import Alarm, Belief, Claim, Contradiction, Guard
 from memory.words import concept_key
@@ -46,13 +47,12 @@ class SemanticConfig(BaseModel):
     """if they are so large a share of its facts that have one object at a time."""
 
 
-class SemanticMemory:
+class SemanticMemory(SemanticReader):
     """See the module. Open with `SemanticMemory.open`. Every method may be called from any thread."""
 
     def __init__(self, config: SemanticConfig, database: SqlDatabase, *, clock: Callable[[], float]) -> None:
+        super().__init__(database)
         self.config = config
-        self.database = database
-        self._rows = SemanticRows(database)
         self._alarms = SourceAlarms(least_facts=config.alarm_facts, least_share=config.alarm_share)
         self.clock = clock
         self.stating = threading.RLock()
@@ -86,11 +86,6 @@ class SemanticMemory:
         self.database.close()
 
     # -- writing
-
-    def places(self) -> dict[int, int]:
-        """Seq of the last episode whose claims are in, by shard of the episodic memory."""
-        with self.database.read() as connection:
-            return dict(connection.execute("SELECT shard, seq FROM place").fetchall())
 
     def add(self, claims: Sequence[Claim], *, places: Mapping[int, int] | None = None, guard: Guard = no_guard) -> int:
         """Store claims and move the places in the stream in one transaction; how many facts are new.
@@ -261,41 +256,12 @@ class SemanticMemory:
         """All that was held of a moment of the world as known at a moment, derived facts last."""
         return self._as_of(None, valid_at=valid_at, recorded_at=recorded_at)
 
-    def began_at(self) -> float | None:
-        """When the first claim came in that is still there, seconds since the epoch; None for an empty memory."""
-        with self.database.read() as connection:
-            row = connection.execute("SELECT recorded_at FROM claim ORDER BY number LIMIT 1").fetchone()
-        return None if row is None else float(row[0])
-
     def neighbours(self, concept: str, *, hops: int = 1) -> list[str]:
         """Names of the concepts within `hops` facts, in either direction, nearest first, then by name."""
         if hops < 1:
             raise ValueError(f"hops is {hops}: give at least 1")
         with self._lock:
             return self._graph.neighbours(concept, hops=hops)
-
-    def claims_of(self, fact_id: str) -> list[KnownClaim]:
-        """Everything that was ever claimed about a fact and not erased, oldest first: episodes, sources, times."""
-        with self.database.read() as connection:
-            return self._rows.claims_of(connection, [fact_id])
-
-    def claiming(self, ids: Sequence[str]) -> set[str]:
-        """Those of these episodes of which claims are kept, believed or not."""
-        with self.database.read() as connection:
-            rows = connection.execute(
-                f"SELECT DISTINCT episode_id FROM claim WHERE episode_id {self.database.one_of('ids')}",
-                {"ids": self.database.many(ids)},
-            )
-            return {row[0] for row in rows}
-
-    def facts_of_episodes(self, ids: Sequence[str]) -> list[str]:
-        """Ids of the facts that these episodes claim."""
-        with self.database.read() as connection:
-            rows = connection.execute(
-                f"SELECT DISTINCT fact_id FROM claim WHERE episode_id {self.database.one_of('ids')} ORDER BY fact_id",
-                {"ids": self.database.many(ids)},
-            )
-            return [row[0] for row in rows]
 
     # -- alarms
 

@@ -18,7 +18,8 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from actors.base import NAMESPACE
 from autonomous.safety.latch import Latch, Scope
-from memory.types import DocumentInfo, RecallHit
+from memory.store import no_guard
+from memory.types import DocumentInfo, Guard, RecallHit
 from serve.engine import AdapterRef, EngineDeadError, GenerateChunk, GenerateRequest
 from serve.errors import (
     ConflictError,
@@ -167,9 +168,9 @@ class RayParts:
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
         """See Parts."""
-        self._permit_answer()
+        check = self._permit_answer()
         pieces = stream_with_retry(
-            lambda: self._engine_stream(request),
+            lambda: self._engine_stream(request, check),
             retry_on=RETRY_ENGINE,
             deadline_s=time.monotonic() + self._timeout_s,
         )
@@ -181,10 +182,12 @@ class RayParts:
         finally:
             await pieces.aclose()  # type: ignore[attr-defined]
 
-    async def _engine_stream(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+    async def _engine_stream(self, request: GenerateRequest, check: Guard) -> AsyncIterator[GenerateChunk]:
+        check()
         response = cast("DeploymentResponseGenerator[GenerateChunk]", self._streaming.generate.remote(request))
         try:
             async for chunk in response:
+                check()
                 yield chunk
         except Exception as problem:
             raise unwrap(problem) from problem
@@ -193,21 +196,23 @@ class RayParts:
 
     async def complete(self, request: GenerateRequest) -> WholeAnswer:
         """See Parts."""
-        self._permit_answer()
+        check = self._permit_answer()
         deadline_s = time.monotonic() + self._timeout_s
         try:
             return await call_with_retry(
-                lambda: self._complete_once(request), retry_on=RETRY_ENGINE, deadline_s=deadline_s
+                lambda: self._complete_once(request, check), retry_on=RETRY_ENGINE, deadline_s=deadline_s
             )
         except RayActorError as problem:
             raise NotReadyError("No engine replica answers. Try again in a few seconds.") from problem
 
-    def _permit_answer(self) -> None:
-        """Asked here too, because after a kill no replica is there to refuse."""
-        if self._latch is not None:
-            self._latch.permit("answer", within="all")
+    def _permit_answer(self) -> Guard:
+        """Asked here too, at every attempt, because after a kill no replica is there to refuse; and a request from before a
+        stop is not answered after the reset. Raises LearningStopped.
+        """
+        return no_guard if self._latch is None else self._latch.permit("answer", within="all").check
 
-    async def _complete_once(self, request: GenerateRequest) -> WholeAnswer:
+    async def _complete_once(self, request: GenerateRequest, check: Guard) -> WholeAnswer:
+        check()
         response = self._engine.complete.remote(request)
         try:
             answer: WholeAnswer = await response
@@ -216,6 +221,7 @@ class RayParts:
             raise
         except Exception as problem:
             raise unwrap(problem) from problem
+        check()
         return answer
 
     async def render_chat(self, messages: Sequence[Message]) -> str:

@@ -25,21 +25,22 @@ class Freeze:
 
     def __str__(self) -> str:
         return (
-            f"promotions are frozen: {', '.join(self.rolled_back)} were rolled back within {WINDOW_S / 86_400:.0f} days. Find "
-            'out why, then unlock them: autonomous unlock --reason "..." --by NAME'
+            f"promotions are frozen: {', '.join(self.rolled_back)} were rolled back, two within {WINDOW_S / 86_400:.0f} days. "
+            'Find out why, then unlock them: autonomous unlock --reason "..." --by NAME'
         )
 
 
-def find_freeze(connection: sqlite3.Connection, *, now: float) -> Freeze | None:
-    """The freeze that holds, if one does. Rollbacks before the last unlock are settled.
+def find_freeze(connection: sqlite3.Connection) -> Freeze | None:
+    """The freeze that holds, if one does: it ends by an unlock alone, which settles the rollbacks before it.
 
-    The clock of a row that lies in the future counts as now, so a clock that was put back frees nothing.
+    Only the times between rollbacks count, so no clock frees anything.
     """
     rows = connection.execute(
-        "SELECT ts, subject FROM audit WHERE action = :rollback AND ts > :after AND seq >"
+        "SELECT ts, subject FROM audit WHERE action = :rollback AND seq >"
         " (SELECT coalesce(max(seq), 0) FROM audit WHERE action = :unlock) ORDER BY seq",
-        {"rollback": _ROLLBACK, "unlock": UNLOCK, "after": now - WINDOW_S},
+        {"rollback": _ROLLBACK, "unlock": UNLOCK},
     ).fetchall()
-    if len(rows) < MAX_ROLLBACKS:
-        return None
-    return Freeze(since=rows[MAX_ROLLBACKS - 1][0], rolled_back=tuple(row[1] for row in rows))
+    for first, last in zip(rows, rows[MAX_ROLLBACKS - 1 :], strict=False):
+        if last[0] - first[0] < WINDOW_S:
+            return Freeze(since=last[0], rolled_back=tuple(row[1] for row in rows))
+    return None

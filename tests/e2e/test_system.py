@@ -14,9 +14,10 @@ from typing import Any
 
 import httpx
 import openai
-import psutil
 import pytest
 
+from autonomous.safety.processes import registered
+from tests.safety_processes import is_alive
 from train.data.document import document_id
 
 FACTS = [
@@ -238,7 +239,7 @@ def test_a_kill_in_a_training_step_ends_the_learner_while_answering_goes_on(syst
     killed = json.loads(
         system.run("emergency-stop", "--category", "kill", "--reason", "test of a kill", "--json").stdout
     )
-    assert killed["killed_s"] < 5
+    assert killed["seconds"] < 5
     assert {one["pid"] for one in killed["processes"]} >= set(doomed.values())
     assert all(one["is_gone"] for one in killed["processes"])
     assert not any(is_alive(pid) for pid in doomed.values())
@@ -301,20 +302,26 @@ def test_a_kill_of_everything_ends_answers_and_a_reset_brings_them_back(system: 
     assert not is_alive(learner)
     question = {"model": "v2", "messages": [{"role": "user", "content": "What is the Ibis relay?"}], "max_tokens": 8}
     with system.client() as client:
-        for _ in range(3):
-            refused = client.post("/v1/chat/completions", json=question)
-            assert (refused.status_code, refused.json()["error"]["code"]) == (423, "learning_stopped")
-            assert "everything was killed" in refused.json()["error"]["message"]
-            time.sleep(2)  # Serve starts a replica meanwhile, which waits
+        refused = [client.post("/v1/chat/completions", json=question)]
+        wait_until(lambda: "engine" in roles_that_live(system))  # Serve starts a replica, which waits
+        refused.append(client.post("/v1/chat/completions", json=question))
+        for answer in refused:
+            assert (answer.status_code, answer.json()["error"]["code"]) == (423, "learning_stopped")
+            assert "everything was killed" in answer.json()["error"]["message"]
         assert client.get("/healthz").status_code == 200
+    system.run("down")
+    refusal = system.run("up", check=False)
+    assert refusal.returncode == 1
+    assert "everything was killed" in refusal.stderr
     system.run("reset", "--reason", "test over", "--by", "tester")
+    system.run("up")
     with system.client() as client:
         wait_until(lambda: client.post("/v1/chat/completions", json=question).status_code == 200)
 
 
-def is_alive(pid: int) -> bool:
-    """Whether there is such a process; a zombie is dead."""
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+def roles_that_live(system: Any) -> set[str]:
+    """Of the processes that a kill would end."""
+    return {record.role for record in registered(system.home / "safety").values() if record is not None}
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

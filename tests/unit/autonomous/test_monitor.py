@@ -1,19 +1,13 @@
 """The safety monitor: the latch is first, the audit follows, and rules stop training by themselves."""
 
-import json
-import platform
-import subprocess
-import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.safety.monitor import SafetyMonitor
-from autonomous.safety.processes import FOLDER, Registered
+from tests.safety_processes import is_alive, starting
 
 
 class Ledger:
@@ -71,22 +65,25 @@ def test_a_pause_and_a_reset_go_the_same_way(monitor: SafetyMonitor, ledger: Led
     assert ledger.rows[-1]["action"] == "safety.reset"
 
 
-def test_a_kill_tells_and_audits_what_became_of_the_processes(
+def test_a_kill_tells_and_audits_what_became_of_the_processes_of_the_scope_that_holds(
     monitor: SafetyMonitor, ledger: Ledger, latch: Latch, tmp_path: Path
 ) -> None:
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as learner:
-        record = Registered(
-            learner.pid, psutil.Process(learner.pid).create_time(), "learner", "learner", platform.node()
-        )
-        (tmp_path / FOLDER).mkdir()
-        (tmp_path / FOLDER / "x.json").write_text(json.dumps(asdict(record)))
+    monitor.stop(by="bob", reason="odd", scope="all")
+    with starting(tmp_path) as start:
+        pids = {*start("learner", "learner"), *start("engine", "all")}
         answer = monitor.kill(by="ada", reason="fire", scope="learner")
-    assert (answer["mode"], answer["scope"], answer["is_complete"]) == ("killed", "learner", True)
-    assert [(one["pid"], one["is_gone"]) for one in answer["processes"]] == [(learner.pid, True)]
+        assert not any(is_alive(pid) for pid in pids)
+    assert (answer["mode"], answer["scope"], answer["is_complete"]) == ("killed", "all", True)
+    assert {one["pid"] for one in answer["processes"] if one["is_gone"]} == pids
     row = ledger.rows[-1]
     assert (row["action"], row["evidence"]["processes"]) == ("safety.kill", answer["processes"])
-    assert latch.state().forbids("learner")
-    assert not latch.state().forbids("learning")
+
+
+def test_a_reset_is_a_persons(monitor: SafetyMonitor) -> None:
+    monitor.stop(by="ada", reason="drill")
+    with pytest.raises(ValueError, match="only by a person"):
+        monitor.reset(by="agent:scheduler", reason="go on")
+    assert monitor.status()["mode"] == "stopped"
 
 
 def test_a_reset_without_a_reason_is_refused(monitor: SafetyMonitor) -> None:

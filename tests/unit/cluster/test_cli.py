@@ -1,30 +1,23 @@
 """The command line as a person uses it: what it prints, and how it ends."""
 
 import json
-import signal
-import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from autonomous.safety.latch import Latch, LearningStopped
-from autonomous.versions.ledger import VersionLedger
 from cluster import logs
 from cluster.bench import FOLDER
 from cluster.cli import run
-from cluster.config import REPOSITORY, ConfigError, load_config
-from cluster.processes import end_processes
+from cluster.config import ConfigError, load_config
 
 COMMANDS = (
-    "up", "down", "status", "ask", "learn", "add", "versions", "approve", "rollback", "emergency-stop", "reset", "logs",
-    "watchdog", "bench", "demo", "audit verify",
+    "up", "down", "status", "ask", "learn", "add", "versions", "approve", "rollback", "unlock", "emergency-stop", "reset",
+    "logs", "watchdog", "bench", "demo", "audit verify",
 )  # fmt: skip
 NEED_A_SYSTEM = (
     ["down"], ["status"], ["ask", "hello?"], ["learn"], ["versions"], ["approve", "ver-1"],
-    ["rollback", "--reason", "x"], ["reset", "--reason", "x", "--by", "alice"], ["audit", "verify"],
+    ["rollback", "--reason", "x"], ["unlock", "--reason", "x"], ["audit", "verify"],
 )  # fmt: skip
 
 Captured = pytest.CaptureFixture[str]
@@ -252,107 +245,6 @@ def test_status_names_the_version_the_memory_and_the_latch(system: Any, document
     assert "not set" in shown
     assert run(["status", "--json", *config]) == 0
     assert _json(capsys)["url"] == system.url
-
-
-def test_an_emergency_stop_latches_and_tells_the_service_and_a_reset_undoes_it(system: Any, capsys: Captured) -> None:
-    config = ["--config", str(system.config_path)]
-    assert run(["emergency-stop", "--reason", "it lied", "--by", "alice", *config]) == 0
-    assert "The service confirms it" in capsys.readouterr().out
-    state = Latch.open(system.home / "safety" / "latch").state()
-    assert (state.mode, state.reason, state.by) == ("stopped", "it lied", "alice")
-    assert run(["learn", *config]) == 1
-    assert run(["status", *config]) == 0
-    assert "stopped by alice: it lied" in capsys.readouterr().out
-    assert run(["reset", "--reason", "found the cause", "--by", "bob", *config]) == 0
-    Latch.open(system.home / "safety" / "latch").permit("learning").check()
-
-
-def test_an_emergency_stop_works_when_everything_else_is_down(config_path: Path, capsys: Captured) -> None:
-    home = load_config(config_path).home
-    (home / "safety").mkdir(parents=True)
-    Latch.create(home / "safety" / "latch")
-    ledger = VersionLedger(home / "ledger.sqlite")
-    assert run(["emergency-stop", "--json", "--by", "ada", "--config", str(config_path)]) == 0
-    told = _json(capsys)
-    assert told["mode"] == "stopped"
-    assert "not running" in told["service"]
-    (row,) = ledger.audit(9)
-    assert (row.actor, row.action) == ("ada", "safety.stopped")
-    with pytest.raises(LearningStopped):
-        Latch.open(home / "safety" / "latch").permit("learning")
-
-
-def test_an_emergency_stop_needs_no_readable_configuration(tmp_path: Path, capsys: Captured) -> None:
-    broken = tmp_path / "broken.toml"
-    broken.write_text("home = [", encoding="utf-8")
-    home = tmp_path / "home"
-    (home / "safety").mkdir(parents=True)
-    Latch.create(home / "safety" / "latch")
-    assert run(["emergency-stop", "--config", str(broken)]) == 1
-    assert "--home" in capsys.readouterr().err
-    assert run(["emergency-stop", "--category", "pause", "--home", str(home)]) == 0
-    assert Latch.open(home / "safety" / "latch").state().mode == "paused"
-
-
-def test_a_kill_ends_registered_processes_and_tells_that_they_are_gone(tmp_path: Path, capsys: Captured) -> None:
-    home = tmp_path / "home"
-    Latch.create(home / "safety" / "latch")
-    code = (
-        "import sys, time; from pathlib import Path; from autonomous.safety.processes import register\n"
-        "register(Path(sys.argv[1]), role='learner', within='learner')\nprint('ready', flush=True)\ntime.sleep(600)"
-    )
-    command = [sys.executable, "-c", code, str(home / "safety")]
-    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as learner:
-        assert learner.stdout is not None
-        learner.stdout.readline()
-        assert run(["emergency-stop", "--category", "kill", "--scope", "learner", "--home", str(home), "--json"]) == 0
-        told = _json(capsys)
-        assert (told["mode"], told["scope"], told["killed_s"] < 5) == ("killed", "learner", True)
-        assert [(one["pid"], one["role"], one["is_gone"]) for one in told["processes"]] == [
-            (learner.pid, "learner", True)
-        ]
-    assert learner.returncode == -signal.SIGKILL
-    latch = Latch.open(home / "safety" / "latch")
-    latch.permit("memory write").check()
-    with pytest.raises(LearningStopped, match="the learner was killed"):
-        latch.permit("optimizer step", within="learner")
-
-
-def test_the_watchdog_is_started_once(config_path: Path, capsys: Captured) -> None:
-    home = load_config(config_path).home
-    Latch.create(home / "safety" / "latch")
-    try:
-        for is_new in (True, False):
-            assert run(["watchdog", "--json", "--config", str(config_path)]) == 0
-            assert _json(capsys)["started"] is is_new
-        Latch.open(home / "safety" / "latch").permit("learning").check()
-    finally:
-        assert end_processes(home, head_pid=None, grace_s=0) == 1
-
-
-def test_an_emergency_stop_of_a_system_that_never_was_is_refused(tmp_path: Path, capsys: Captured) -> None:
-    assert run(["emergency-stop", "--home", str(tmp_path / "typo")]) == 1
-    assert "there is no system in" in capsys.readouterr().err
-
-
-def test_audit_verify_names_the_first_altered_row(config_path: Path, capsys: Captured) -> None:
-    home = load_config(config_path).home
-    home.mkdir()
-    ledger = VersionLedger(home / "ledger.sqlite")
-    for number in range(3):
-        ledger.append_audit(actor="human", action="test", subject=str(number))
-    assert run(["audit", "verify", "--config", str(config_path)]) == 0
-    assert "is whole" in capsys.readouterr().out
-    _alter_second_audit_row(home / "ledger.sqlite")
-    assert run(["audit", "verify", "--config", str(config_path)]) == 1
-    assert "broken at row 2" in capsys.readouterr().err
-
-
-def _alter_second_audit_row(path: Path) -> None:
-    with sqlite3.connect(path) as database:
-        for (trigger,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
-            database.execute(f"DROP TRIGGER {trigger}")
-        assert database.execute("UPDATE audit SET subject = 'other' WHERE seq = 2").rowcount == 1
 
 
 def _write_logs(home: Path) -> None:

@@ -8,23 +8,17 @@ from memory.enrichment import EnrichmentConfig, EnrichmentQueue
 from memory.episodic import EpisodicMemory
 from memory.facts import fact_of
 from memory.types import Claim, Episode, Trust
+from tests.clock import Clock
 from tests.episodes import index_all, make_episode, open_memory, open_semantic
 
 CAPACITY = 20
-
-
-class Clock:
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Dreams:
     """A memory, its facts and its consolidation over one clock."""
 
     def __init__(self, folder: Path, **config: object) -> None:
-        self.clock = Clock()
+        self.clock = Clock(1_000_000.0)
         self.episodic: EpisodicMemory = open_memory(folder, capacity=CAPACITY, clock=self.clock)
         self.semantic = open_semantic(folder, clock=self.clock)
         self.queue = EnrichmentQueue(EnrichmentConfig(), self.semantic)

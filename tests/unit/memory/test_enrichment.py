@@ -6,21 +6,15 @@ from memory.claims import claims_of
 from memory.enrichment import EnrichmentConfig, EnrichmentQueue
 from memory.semantic import SemanticMemory
 from memory.types import Episode
+from tests.clock import Clock
 from tests.episodes import make_episode, open_semantic
 
 TEXT = make_episode("After the merger, Torvik moved its pumps to hall seven. It was a cold day.", title="news")
 
 
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1000.0)
 
 
 @pytest.fixture
