@@ -14,8 +14,8 @@ from ray.exceptions import RayError
 from actors.base import Shell, code_sha256
 from actors.calls import ActorMissing, actor
 from actors.ports import RayEngine, RayEvaluator, RayLearner, RayMemory
-from autonomous.agent import AlreadyLearning, AutonomousLearningAgent, NothingToLearn
 from autonomous.config import AutonomousConfig
+from autonomous.loop import AlreadyLearning, LearningLoop, NothingToLearn
 from autonomous.ports import AgentParts
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.versions.bundle import base_bundle
@@ -28,13 +28,13 @@ PART_TIMEOUT_S = 2.0
 
 
 class AgentShell(Shell):
-    """Holds the AutonomousLearningAgent and its schedule. Restarted by Ray, it goes on from the ledger."""
+    """Holds the LearningLoop and its schedule. Restarted by Ray, it goes on from the ledger."""
 
     def __init__(self, settings_sha256: str, *, config: AutonomousConfig, home: Path, base_folder: Path) -> None:
         super().__init__("agent", settings_sha256)
         self._config = config
         self._latch = Latch.open(home / "safety" / "latch")
-        self._agent = AutonomousLearningAgent(
+        self._agent = LearningLoop(
             config,
             parts=AgentParts(memory=RayMemory(), learner=RayLearner(), evaluator=RayEvaluator(), engine=RayEngine()),
             ledger=VersionLedger(home / "ledger.sqlite", warm_versions=config.warm_versions),

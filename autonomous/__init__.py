@@ -11,5 +11,5 @@ versions/    the life of a version: states, gates, ledger, audit
 safety/      the stop latch, the screen, the monitor
 curriculum   which passages are learned next, what is replayed, what is asked
 ports        what the agent works with, as protocols
-agent        the loop over all of them (AutonomousLearningAgent)
+loop         the learning cycles over all of them (LearningLoop)
 """

@@ -1,4 +1,4 @@
-"""The agent: one learning cycle after another, from the stream to a version that serves.
+"""The learning loop: one cycle after another, from the stream to a version that serves.
 
 A cycle takes the freshest passages that no serving version has learned, trains a candidate on them with replay and KL
 to the base, evaluates it against its parent and against the frozen original, and lets the gates decide. The ledger is the
@@ -64,7 +64,7 @@ class UnknownRun(LookupError):
     """No learning run of this id."""
 
 
-class AutonomousLearningAgent:
+class LearningLoop:
     """Runs learning cycles, one at a time, and answers questions about versions meanwhile. Thread-safe."""
 
     def __init__(

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from autonomous.agent import AlreadyLearning, AutonomousLearningAgent, NothingToLearn
 from autonomous.config import AutonomousConfig, GateConfig, LearningConfig
 from autonomous.evaluation import SelfEvaluationSystem
+from autonomous.loop import AlreadyLearning, LearningLoop, NothingToLearn
 from autonomous.online import OnlineLearningModule
 from autonomous.ports import AgentParts
 from autonomous.runs import CycleStatus
@@ -134,8 +134,8 @@ class World:
         self.late_s = 0.0
         self.agent = self.start()
 
-    def start(self) -> AutonomousLearningAgent:
-        return AutonomousLearningAgent(
+    def start(self) -> LearningLoop:
+        return LearningLoop(
             self._config,
             parts=AgentParts(memory=self.memory, learner=self.learner, evaluator=self.evaluator, engine=self.engine),
             ledger=VersionLedger(self._home / "ledger.sqlite", clock=self.clock),
