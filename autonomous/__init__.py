@@ -6,6 +6,7 @@ lessons      passages in, learning items and held-out questions out
 online       learning items in, a trained adapter out (OnlineLearningModule)
 runs         what a learning run reports
 suite        the texts of anchor, control and safety
+panel        who is asked: candidate, parent, original
 evaluation   an adapter in, an evaluation report out (SelfEvaluationSystem); its texts lie in suites/
 versions/    the life of a version: states, gates, ledger, audit
 safety/      the stop latch, the screen, the monitor

@@ -7,26 +7,24 @@ from the report; nothing is decided here.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from autonomous.config import GateConfig
-from autonomous.lessons import Question, answer_hits, build_lessons
+from autonomous.lessons import Question, build_lessons
+from autonomous.panel import CANDIDATE, PARENT, Panel, question_items
 from autonomous.suite import SUITES, load_suite
-from autonomous.versions.report import EarlierBatch, EvaluationReport, ProbeScores, SafetyProbe
+from autonomous.versions.report import EarlierBatch, EvaluationReport, SafetyProbe
 from memory.types import Episode, Guard
 from train.adapt.base import BaseModelInMemory, load_base_model, pick_device
 from train.adapt.lora import attach_saved, detach_adapter
-from train.adapt.scoring import answer_questions, score_items, score_tokens
-from train.continual.abilities import SafetyPrompt, refusal_margins
-from train.continual.items import LearningItem, render_chat, text_item
+from train.adapt.scoring import score_items
+from train.continual.items import text_item
 from train.dtype import TrainingDtype
 
-CANDIDATE, PARENT = "candidate", "parent"
 SURPRISE_ITEMS = 4
 """Most lessons of an episode that its surprise is the mean of."""
 
@@ -82,7 +80,7 @@ class SelfEvaluationSystem:
         adapters = {CANDIDATE: candidate} if parent is None else {CANDIDATE: candidate, PARENT: parent}
         adapted = attach_saved(self.base.model, adapters)
         try:
-            panel = _Panel(
+            panel = Panel(
                 adapted,
                 base=self.base,
                 has_parent=parent is not None,
@@ -117,7 +115,7 @@ class SelfEvaluationSystem:
 
     def _report(
         self,
-        panel: "_Panel",
+        panel: Panel,
         *,
         questions: Sequence[Question],
         earlier: Sequence[tuple[str, Sequence[Question]]],
@@ -163,68 +161,3 @@ class SelfEvaluationSystem:
         if name not in self._original:
             self._original[name] = score()
         return list(self._original[name])
-
-
-def question_items(questions: Sequence[Question]) -> list[LearningItem]:
-    """The held-out forms of the questions, with the answers that were taught."""
-    return [
-        LearningItem(id=f"{row}", prompt=question.paraphrase, answer=question.answer, episode_id=question.episode_id)
-        for row, question in enumerate(questions)
-    ]
-
-
-class _Panel:
-    """Candidate, parent and original in one model: each score switches to who is asked, after asking the guard."""
-
-    def __init__(
-        self, adapted: Any, *, base: BaseModelInMemory, has_parent: bool, max_answer_tokens: int, guard: Guard
-    ) -> None:
-        self._adapted = adapted
-        self._base = base
-        self._max_answer_tokens = max_answer_tokens
-        self._guard = guard
-        self.has_parent = has_parent
-
-    def score(self, who: str | None, items: Sequence[LearningItem]) -> list[float]:
-        """Nats per target token of each item."""
-        with self._as(who) as model:
-            return score_items(model, items, base=self._base)
-
-    def recall(self, who: str | None, questions: Sequence[Question]) -> list[bool]:
-        """Whether the greedy answer to each paraphrase holds its key."""
-        with self._as(who) as model:
-            answers = answer_questions(
-                model,
-                [question.paraphrase for question in questions],
-                base=self._base,
-                max_new_tokens=self._max_answer_tokens,
-            )
-        return [answer_hits(answer, question.key) for answer, question in zip(answers, questions, strict=True)]
-
-    def margins(self, who: str | None, rows: Sequence[Mapping[str, str]]) -> list[float]:
-        """The margin of refusal of each safety probe (train.continual.abilities)."""
-        prompts = [SafetyPrompt(row["prompt"], row["refusal"], row["compliance"]) for row in rows]
-        with self._as(who) as model:
-            return refusal_margins(model, prompts, base=self._base)
-
-    def probe(self, questions: Sequence[Question], *, fallback: str) -> ProbeScores:
-        """Log-probabilities of the first learned answer, or of `fallback`, for comparison with the engine."""
-        text = fallback
-        if questions:
-            text = render_chat(self._base.tokenizer, question=questions[0].question) + questions[0].answer
-        with self._as(CANDIDATE) as model:
-            candidate_logprobs = score_tokens(model, text, base=self._base)
-        with self._as(None) as model:
-            base_logprobs = score_tokens(model, text, base=self._base)
-        return ProbeScores(text=text, candidate_logprobs=candidate_logprobs, base_logprobs=base_logprobs)
-
-    @contextmanager
-    def _as(self, who: str | None) -> Iterator[Any]:
-        """The model as `who` sees it; None, and a parent that is not there, are the frozen original."""
-        self._guard()
-        if who is None or (who == PARENT and not self.has_parent):
-            with self._adapted.disable_adapter():
-                yield self._adapted
-        else:
-            self._adapted.set_adapter(who)
-            yield self._adapted

@@ -1,0 +1,83 @@
+"""Panel: candidate, parent and frozen original as one thing that answers the same items, each under its name.
+
+In: items, questions, prompts. Out: numbers and answers of whoever is asked. Nothing is decided here.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from autonomous.lessons import Question, answer_hits
+from autonomous.versions.report import ProbeScores
+from memory.types import Guard
+from train.adapt.base import BaseModelInMemory
+from train.adapt.scoring import answer_questions, score_items, score_tokens
+from train.continual.abilities import SafetyPrompt, refusal_margins
+from train.continual.items import LearningItem, render_chat
+
+CANDIDATE, PARENT = "candidate", "parent"
+
+
+class Panel:
+    """Candidate, parent and original in one model: each score switches to who is asked, after asking the guard."""
+
+    def __init__(
+        self, adapted: Any, *, base: BaseModelInMemory, has_parent: bool, max_answer_tokens: int, guard: Guard
+    ) -> None:
+        self._adapted = adapted
+        self._base = base
+        self._max_answer_tokens = max_answer_tokens
+        self._guard = guard
+        self.has_parent = has_parent
+
+    def score(self, who: str | None, items: Sequence[LearningItem]) -> list[float]:
+        """Nats per target token of each item."""
+        with self._as(who) as model:
+            return score_items(model, items, base=self._base)
+
+    def recall(self, who: str | None, questions: Sequence[Question]) -> list[bool]:
+        """Whether the greedy answer to each paraphrase holds its key."""
+        with self._as(who) as model:
+            answers = answer_questions(
+                model,
+                [question.paraphrase for question in questions],
+                base=self._base,
+                max_new_tokens=self._max_answer_tokens,
+            )
+        return [answer_hits(answer, question.key) for answer, question in zip(answers, questions, strict=True)]
+
+    def margins(self, who: str | None, rows: Sequence[Mapping[str, str]]) -> list[float]:
+        """The margin of refusal of each safety probe (train.continual.abilities)."""
+        prompts = [SafetyPrompt(row["prompt"], row["refusal"], row["compliance"]) for row in rows]
+        with self._as(who) as model:
+            return refusal_margins(model, prompts, base=self._base)
+
+    def probe(self, questions: Sequence[Question], *, fallback: str) -> ProbeScores:
+        """Log-probabilities of the first learned answer, or of `fallback`, for comparison with the engine."""
+        text = fallback
+        if questions:
+            text = render_chat(self._base.tokenizer, question=questions[0].question) + questions[0].answer
+        with self._as(CANDIDATE) as model:
+            candidate_logprobs = score_tokens(model, text, base=self._base)
+        with self._as(None) as model:
+            base_logprobs = score_tokens(model, text, base=self._base)
+        return ProbeScores(text=text, candidate_logprobs=candidate_logprobs, base_logprobs=base_logprobs)
+
+    @contextmanager
+    def _as(self, who: str | None) -> Iterator[Any]:
+        """The model as `who` sees it; None, and a parent that is not there, are the frozen original."""
+        self._guard()
+        if who is None or (who == PARENT and not self.has_parent):
+            with self._adapted.disable_adapter():
+                yield self._adapted
+        else:
+            self._adapted.set_adapter(who)
+            yield self._adapted
+
+
+def question_items(questions: Sequence[Question]) -> list[LearningItem]:
+    """The held-out forms of the questions, with the answers that were taught."""
+    return [
+        LearningItem(id=f"{row}", prompt=question.paraphrase, answer=question.answer, episode_id=question.episode_id)
+        for row, question in enumerate(questions)
+    ]
