@@ -62,28 +62,8 @@ class Promotions(LedgerWriter):
         self.check_promotions()
         with self._write(guard) as transaction:
             connection = transaction.connection
-            if freeze := find_freeze(connection):
-                raise PromotionsFrozen(str(freeze))
-            record = find_record(connection, version_id)
-            if approved_by is not None:
-                transaction.check(record, expected=State.AWAITING_APPROVAL, to=State.SHADOW, by=approved_by)
-                transaction.move(record, State.SHADOW, action="transition", by=approved_by, reason=reason)
-                record = find_record(connection, version_id)
-            if record.state not in (State.SHADOW, State.CANARY):
-                raise StaleTransition(record.name, expected="SHADOW or CANARY", actual=record.state)
+            record = _admit(transaction, version_id, reason=reason, approved_by=approved_by)
             old = _production(transaction)
-            check_gates(record)
-            for ancestor in select_line(connection, record)[:-1]:
-                if ancestor.state not in SERVED_STATES:
-                    raise PromotionRefused(
-                        f"version {record.name} builds on {ancestor.name}, which is {ancestor.state}: "
-                        "train its batch again on top of the version that serves"
-                    )
-            if suspect := learned_by_line(connection, record) & held_back(connection):
-                raise PromotionRefused(
-                    f"version {record.name} learned {len(suspect)} episodes that are held back since, for instance "
-                    f"{min(suspect)}: train again without them"
-                )
             transaction.move(old, State.SUPERSEDED, action="supersede", by=by, reason=f"{record.name} serves: {reason}")
             transaction.move(record, State.PRODUCTION, action="promote", by=by, reason=reason)
             warm = [found for found in select_in_states(connection, [State.SUPERSEDED]) if not found.is_genesis]
@@ -91,6 +71,45 @@ class Promotions(LedgerWriter):
             for cold in archived:
                 transaction.move(cold, State.ARCHIVED, action="archive", by=by, reason="beyond warm_versions")
             return [cold.name for cold in archived]
+
+    def set_canary(
+        self,
+        version_id: str,
+        *,
+        percent: float,
+        by: str,
+        reason: str,
+        approved_by: str | None = None,
+        evidence: dict[str, Any] | None = None,
+        guard: Guard = no_guard,
+    ) -> None:
+        """SHADOW or CANARY -> CANARY: from now on the version answers this share of the users of V2.
+
+        With a person's approval from AWAITING_APPROVAL. It needs what a promotion needs, and raises the same;
+        ValueError for a share outside (0, 100).
+        """
+        if not 0 < percent < 100:
+            raise ValueError(f"percent is {percent}: a canary answers a share between 0 and 100")
+        self.check_promotions()
+        with self._write(guard) as transaction:
+            record = _admit(transaction, version_id, reason=reason, approved_by=approved_by)
+            transaction.move(
+                record, State.CANARY, action="canary", by=by, reason=reason, evidence=evidence, percent=percent
+            )
+
+    def withdraw(
+        self, version_id: str, *, by: str, reason: str, is_breach: bool, evidence: dict[str, Any] | None = None
+    ) -> None:
+        """SHADOW or CANARY -> ROLLED_BACK -> QUARANTINED. A breach counts as a rollback (budget.py), a timeout does not.
+
+        It asks no guard: it takes a version out of traffic, also while the emergency stop holds. Raises StaleTransition.
+        """
+        with self._write() as transaction:
+            record = find_record(transaction.connection, version_id)
+            if record.state not in (State.SHADOW, State.CANARY):
+                raise StaleTransition(record.name, expected="SHADOW or CANARY", actual=record.state)
+            action = "rollback" if is_breach else "quarantine"
+            transaction.quarantine(record, by=by, reason=reason, evidence=evidence, action=action)
 
     def frozen(self) -> str:
         """Why nothing is promoted (too many rollbacks, an audit log that was altered); "" if promotions go on."""
@@ -185,6 +204,33 @@ class Promotions(LedgerWriter):
             if is_sound and not learned_by_line(connection, found) & suspect:
                 return found
         return None
+
+
+def _admit(transaction: Transaction, version_id: str, *, reason: str, approved_by: str | None) -> VersionRecord:
+    """The version, if it may meet users: approved where it waited for that, all gates passed, its line sound."""
+    connection = transaction.connection
+    if freeze := find_freeze(connection):
+        raise PromotionsFrozen(str(freeze))
+    record = find_record(connection, version_id)
+    if approved_by is not None:
+        transaction.check(record, expected=State.AWAITING_APPROVAL, to=State.SHADOW, by=approved_by)
+        transaction.move(record, State.SHADOW, action="transition", by=approved_by, reason=reason)
+        record = find_record(connection, version_id)
+    if record.state not in (State.SHADOW, State.CANARY):
+        raise StaleTransition(record.name, expected="SHADOW or CANARY", actual=record.state)
+    check_gates(record)
+    for ancestor in select_line(connection, record)[:-1]:
+        if ancestor.state not in SERVED_STATES:
+            raise PromotionRefused(
+                f"version {record.name} builds on {ancestor.name}, which is {ancestor.state}: "
+                "train its batch again on top of the version that serves"
+            )
+    if suspect := learned_by_line(connection, record) & held_back(connection):
+        raise PromotionRefused(
+            f"version {record.name} learned {len(suspect)} episodes that are held back since, for instance "
+            f"{min(suspect)}: train again without them"
+        )
+    return record
 
 
 def _production(transaction: Transaction) -> VersionRecord:

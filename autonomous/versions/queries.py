@@ -47,15 +47,18 @@ class LedgerQueries:
 
     def pointers(self) -> Pointers:
         """Which versions are V1, V2 and V3. Raises LedgerNotReady before `genesis`."""
-        newest = "SELECT version_id FROM versions WHERE state IN ({}) ORDER BY changed_seq DESC LIMIT 1"
+        newest = (
+            "SELECT version_id, json_extract(after, '$.percent') FROM versions JOIN audit ON seq = changed_seq"
+            " WHERE state IN ({}) ORDER BY changed_seq DESC LIMIT 1"
+        )
         with self._database.read() as connection:
-            v1, v2, v3 = (
-                (connection.execute(newest.format(states)).fetchone() or (None,))[0]
+            (v1, percent), (v2, _), (v3, _) = (
+                connection.execute(newest.format(states)).fetchone() or (None, None)
                 for states in ("'SHADOW', 'CANARY'", "'PRODUCTION'", "'QUARANTINED'")
             )
         if v2 is None:
             raise LedgerNotReady("the ledger has no production version: call genesis first")
-        return Pointers(v1=v1 or v2, v2=v2, v3=v3)
+        return Pointers(v1=v1 or v2, v2=v2, v3=v3, canary_percent=percent or 0.0)
 
     def get(self, name: str) -> VersionRecord:
         """By version id or run id. Raises UnknownVersion."""

@@ -105,6 +105,7 @@ SELECT version_id FROM learned JOIN versions USING (id) ORDER BY id
 
 _RECORDS = """
 SELECT versions.*, reports.body AS report, gates.body AS gates,
+       (SELECT json_extract(after, '$.percent') FROM audit WHERE seq = changed_seq) AS percent,
        (SELECT count(*) FROM version_episodes WHERE version = versions.id) AS num_episodes
 FROM versions
 LEFT JOIN evidence AS reports ON reports.sha256 = report_sha256
@@ -123,6 +124,8 @@ class Pointers:
     v1: str
     v2: str
     v3: str | None
+    canary_percent: float = 0.0
+    """Share of the users of V2 whom V1 answers."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,8 @@ class VersionRecord:
     """None for runs, and for the frozen original, which has no adapter."""
     report_sha256: str | None
     gates: tuple[GateResult, ...]
+    percent: float | None
+    """Of a CANARY: the share of the users whom it answers."""
     report_json: str | None = field(repr=False)
     row_id: int = field(repr=False)
 
@@ -176,6 +181,7 @@ class VersionRecord:
             "adapter_number": self.adapter_number,
             "created_at": self.created_at,
             "changed_at": self.changed_at,
+            "percent": self.percent,
             "num_episodes": self.num_episodes,
             "stream_offset": self.stream_offset,
             "gates": [gate.to_dict() for gate in self.gates],
@@ -250,6 +256,7 @@ def _record_of(row: sqlite3.Row) -> VersionRecord:
         adapter_number=row["adapter_number"],
         report_sha256=row["report_sha256"],
         gates=tuple(GateResult.from_dict(gate) for gate in json.loads(row["gates"] or "[]")),
+        percent=row["percent"],
         report_json=row["report"],
         row_id=row["id"],
     )

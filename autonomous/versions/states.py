@@ -54,7 +54,7 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.GATED: frozenset({State.AWAITING_APPROVAL, State.SHADOW, State.REJECTED}),
     State.AWAITING_APPROVAL: frozenset({State.SHADOW, State.REJECTED, State.EVALUATING}),  # again: its report expired
     State.SHADOW: frozenset({State.CANARY, State.PRODUCTION, State.ROLLED_BACK}),  # a policy may have no canary steps
-    State.CANARY: frozenset({State.PRODUCTION, State.ROLLED_BACK}),
+    State.CANARY: frozenset({State.CANARY, State.PRODUCTION, State.ROLLED_BACK}),  # again: a larger share
     State.PRODUCTION: frozenset({State.SUPERSEDED, State.ROLLED_BACK}),
     State.SUPERSEDED: frozenset({State.PRODUCTION, State.ARCHIVED}),
     State.ARCHIVED: frozenset(),
@@ -82,6 +82,8 @@ SERVED_STATES = frozenset({State.PRODUCTION, State.SUPERSEDED, State.ARCHIVED})
 
 COMPOUND_TRANSITIONS: dict[tuple[State, State], str] = {
     (State.TRAINING, State.CANDIDATE): "fix_bundle",
+    (State.SHADOW, State.CANARY): "set_canary",
+    (State.CANARY, State.CANARY): "set_canary",
     (State.SHADOW, State.PRODUCTION): "promote",
     (State.CANARY, State.PRODUCTION): "promote",
     (State.PRODUCTION, State.SUPERSEDED): "promote",

@@ -94,20 +94,23 @@ class Transaction:
         reason: str,
         evidence: Body | None = None,
         serving: VersionRecord | None = None,
+        percent: float | None = None,
     ) -> None:
         """One checked step with its audit row and what follows from it for held back episodes.
 
-        `serving` is the version that serves after the transaction, where that is not the present PRODUCTION.
+        `serving` is the version that serves after the transaction, where that is not the present PRODUCTION; `percent` the
+        share of the users whom a canary answers.
         """
         check_text("reason", reason)
         self.check(record, expected=record.state, to=to, by=by, evidence=evidence)
         report = {} if record.report_sha256 is None else {"report_sha256": record.report_sha256}
+        share = {} if percent is None else {"percent": percent}
         row = self.audit(
             ACTION_PREFIX + action,
             by=by,
             subject=record.name,
             before={"state": record.state.value, **report},
-            after={"state": to.value, "reason": reason, **report},
+            after={"state": to.value, "reason": reason, **share, **report},
             evidence=evidence,
         )
         self.connection.execute(
@@ -122,10 +125,13 @@ class Transaction:
                 "UPDATE versions SET report_sha256 = NULL, gates_sha256 = NULL WHERE id = ?", (record.row_id,)
             )
 
-    def quarantine(self, record: VersionRecord, *, by: str, reason: str, evidence: Body | None) -> None:
-        """All steps from where the version is to QUARANTINED."""
+    def quarantine(
+        self, record: VersionRecord, *, by: str, reason: str, evidence: Body | None, action: str = "quarantine"
+    ) -> None:
+        """All steps from where the version is to QUARANTINED; `action` names the first in the audit log."""
         for to in QUARANTINE_PATHS[record.state]:
-            self.move(record, to, action="quarantine", by=by, reason=reason, evidence=evidence)
+            self.move(record, to, action=action, by=by, reason=reason, evidence=evidence)
+            action = "quarantine"
             record = find_record(self.connection, record.name)
 
     def fix(

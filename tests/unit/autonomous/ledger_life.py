@@ -87,7 +87,10 @@ def advance(ledger: VersionLedger, name: str, to: State) -> str:
     for state in ROAD[: ROAD.index(to) + 1]:
         if state is State.GATED:
             ledger.bind_report(name, report={"seconds": 1.0}, gates=PASSED, by="agent")
-        ledger.transition(name, expected=at, to=state, by="alice", reason="next")
+        if state is State.CANARY:
+            ledger.set_canary(name, percent=5, by="agent", reason="next")
+        else:
+            ledger.transition(name, expected=at, to=state, by="alice", reason="next")
         at = state
     return name
 
@@ -113,14 +116,14 @@ def live_for_ever(path: Path) -> None:
     print("ready", flush=True)  # noqa: T201
     choose = random.Random(len(ledger.audit(10**9)))
     for turn in count(len(ledger.list(10**9))):
+        with suppress(ValueError):  # not frozen
+            ledger.unlock_promotions(by="bob", reason="drill")
         parent = ledger.pointers().v2
         name = make_production(ledger, parent, mark=str(turn), episodes=(f"episode-{turn}",), offset=turn)
         print("promoted", name, flush=True)  # noqa: T201
         if choose.random() < 0.5:
             bad, _ = ledger.rollback(by="bob", reason="drill")
             print("rolled-back", bad, flush=True)  # noqa: T201
-            with suppress(ValueError):  # not frozen yet
-                ledger.unlock_promotions(by="bob", reason="drill")
 
 
 if __name__ == "__main__":

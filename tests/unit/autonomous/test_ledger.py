@@ -201,9 +201,10 @@ def test_a_later_report_that_failed_stops_a_version_that_waits_for_promotion(led
 @pytest.mark.parametrize("at", [State.SHADOW, State.CANARY])
 def test_promotion_moves_the_pointer_and_supersedes_the_old_version(ledger: VersionLedger, base: str, at: State):
     name = advance(ledger, make_candidate(ledger, base, mark="one"), at)
-    assert asdict(ledger.pointers()) == {"v1": name, "v2": base, "v3": None}
+    percent = 5 if at is State.CANARY else 0
+    assert asdict(ledger.pointers()) == {"v1": name, "v2": base, "v3": None, "canary_percent": percent}
     assert ledger.promote(name, by="agent", reason="passed") == []
-    assert asdict(ledger.pointers()) == {"v1": name, "v2": name, "v3": None}
+    assert asdict(ledger.pointers()) == {"v1": name, "v2": name, "v3": None, "canary_percent": 0}
     assert state_of(ledger, base) is State.SUPERSEDED
 
 
@@ -397,3 +398,44 @@ def test_list_shows_the_newest_first_as_the_api_does(ledger: VersionLedger, base
     assert (newest["id"], newest["num_episodes"], newest["adapter_number"], newest["gates"]) == (name, 2, 1, [])
     assert (oldest["id"], oldest["state"], oldest["parent"]) == (base, "PRODUCTION", None)
     assert [record.name for record in ledger.list(1)] == [name]
+
+
+def test_a_canary_gets_larger_shares_and_its_approval_takes_it_there_in_one_step(ledger: VersionLedger, base: str):
+    name = advance(ledger, make_candidate(ledger, base, mark="one"), State.AWAITING_APPROVAL)
+    with pytest.raises(IllegalTransition, match="only by a person"):
+        ledger.set_canary(name, percent=1, by="agent", reason="approved", approved_by="agent")
+    ledger.set_canary(name, percent=1, by="agent", reason="approved", approved_by="alice")
+    assert (ledger.pointers().v1, ledger.pointers().canary_percent) == (name, 1)
+    ledger.set_canary(name, percent=25, by="agent", reason="all well", evidence={"num_requests": 400})
+    assert ledger.get(name).to_dict()["percent"] == 25
+    assert ledger.pointers().v2 == base
+    assert ledger.verify_audit().ok
+
+
+@pytest.mark.parametrize("percent", [0, 100, -1])
+def test_a_canary_of_nobody_or_everybody_is_refused(ledger: VersionLedger, base: str, percent: float):
+    name = advance(ledger, make_candidate(ledger, base, mark="one"), State.SHADOW)
+    with pytest.raises(ValueError, match="between 0 and 100"):
+        ledger.set_canary(name, percent=percent, by="agent", reason="begin")
+
+
+def test_a_canary_needs_what_a_promotion_needs(ledger: VersionLedger, base: str):
+    name = advance(ledger, make_candidate(ledger, base, mark="one"), State.SHADOW)
+    ledger.bind_report(name, report={}, gates=FAILED, by="agent")
+    with pytest.raises(PromotionRefused, match="gates say"):
+        ledger.set_canary(name, percent=5, by="agent", reason="begin")
+
+
+@pytest.mark.parametrize("is_breach", [True, False])
+def test_withdrawn_canaries_are_quarantined_and_only_breaches_use_up_the_budget(
+    ledger: VersionLedger, base: str, is_breach: bool
+):
+    for mark in ("one", "two"):
+        name = advance(ledger, make_candidate(ledger, base, mark=mark, episodes=(mark,)), State.CANARY)
+        ledger.withdraw(name, by="agent", reason="errors", is_breach=is_breach, evidence={"num_errors": 9})
+        assert state_of(ledger, name) is State.QUARANTINED
+        assert asdict(ledger.pointers()) == {"v1": base, "v2": base, "v3": name, "canary_percent": 0}
+    assert ledger.held_back() == {"one", "two"}
+    assert bool(ledger.frozen()) is is_breach
+    with pytest.raises(StaleTransition, match="SHADOW or CANARY"):
+        ledger.withdraw(name, by="agent", reason="again", is_breach=True)

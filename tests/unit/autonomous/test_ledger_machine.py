@@ -83,7 +83,7 @@ class LedgerMachine(RuleBasedStateMachine):
         parent = self.ledger.get(run).parent
         self.attempt(fix, self.ledger, run, parent=parent, mark=self.mark(), episodes=episodes)
 
-    @rule(pick=PICK, episodes=EPISODES, to=st.sampled_from(ROAD))
+    @rule(pick=PICK, episodes=EPISODES, to=st.sampled_from(ROAD[:-1]))
     def train_and_advance(self, pick: int, episodes: tuple[str, ...], to: State) -> None:
         parent = self.name(pick, State.PRODUCTION, State.SUPERSEDED, State.CANARY)
         advance(self.ledger, make_candidate(self.ledger, parent, mark=self.mark(), episodes=episodes), to)
@@ -122,6 +122,20 @@ class LedgerMachine(RuleBasedStateMachine):
         name = self.name(pick, State.SHADOW, State.CANARY)
         self.attempt(self.ledger.promote, name, by="agent", reason="random", guard=self.one_production)
 
+    @rule(pick=PICK, percent=st.sampled_from([0.5, 5, 50]))
+    def set_canary(self, pick: int, percent: float) -> None:
+        name = self.name(pick, State.SHADOW, State.CANARY)
+        self.attempt(
+            self.ledger.set_canary, name, percent=percent, by="agent", reason="random", guard=self.one_production
+        )
+        if self.ledger.get(name).state is State.CANARY:
+            assert self.ledger.get(name).percent in (0.5, 5, 50)
+
+    @rule(pick=PICK, is_breach=st.booleans())
+    def withdraw(self, pick: int, is_breach: bool) -> None:
+        name = self.name(pick, State.SHADOW, State.CANARY)
+        self.attempt(self.ledger.withdraw, name, by="agent", reason="random", is_breach=is_breach)
+
     @rule(pick=PICK, is_any=st.booleans())
     def quarantine(self, pick: int, is_any: bool) -> None:
         name = self.name(pick) if is_any else self.name(pick, State.EVALUATING, State.GATED, State.SHADOW)
@@ -144,7 +158,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def advance_released(self, pick: int) -> None:
         name = self.name(pick, State.CANDIDATE)
         if self.ledger.get(name).state is State.CANDIDATE:
-            advance(self.ledger, name, ROAD[pick % len(ROAD)])
+            advance(self.ledger, name, ROAD[pick % (len(ROAD) - 1)])
 
     @rule()
     def roll_back(self) -> None:

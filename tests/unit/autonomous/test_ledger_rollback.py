@@ -66,7 +66,7 @@ def test_rollback_restores_the_predecessor_and_quarantines_the_bad_version_in_on
     bad = make_production(ledger, good, mark="bad", episodes=("b", "c"), offset=3)
     assert ledger.learned_episodes(bad) == {"a", "b", "c"}
     assert ledger.rollback(by="bob", reason="answers are wrong") == (bad, good)
-    assert asdict(ledger.pointers()) == {"v1": good, "v2": good, "v3": bad}
+    assert asdict(ledger.pointers()) == {"v1": good, "v2": good, "v3": bad, "canary_percent": 0}
     assert (ledger.held_back(), ledger.stream_offset(good)) == ({"b", "c"}, 1)
 
 
