@@ -20,11 +20,15 @@ from autonomous.ports import AgentParts
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.versions.bundle import base_bundle
 from autonomous.versions.ledger import VersionLedger
+from autonomous.versions.rollout import Outcome
+from autonomous.versions.schema import Pointers
 from train.adapt.reference import AdapterRef
 
 logger = logging.getLogger(__name__)
 
 PART_TIMEOUT_S = 2.0
+TICK_S = 1.0
+"""How often the rollout and the effects of the ledger are looked after."""
 
 
 class AgentShell(Shell):
@@ -42,25 +46,31 @@ class AgentShell(Shell):
             versions_folder=home / "versions",
             base=base_bundle(base_folder, code_sha256=code_sha256()),
         )
+        threading.Thread(target=self._tick_for_ever, name="tick", daemon=True).start()
         if config.enable_online_learning and config.learning.interval_s > 0:
             threading.Thread(target=self._learn_on_schedule, name="schedule", daemon=True).start()
 
     @ray.method(concurrency_group="route")
-    def pointers(self) -> dict[str, str | None]:
-        """Which version is V1, V2, V3."""
-        return asdict(self._agent.ledger.pointers())
+    def pointers(self) -> Pointers:
+        """Which version is V1, V2, V3, and whom V1 answers."""
+        return self._agent.ledger.pointers()
 
     @ray.method(concurrency_group="route")
     def version_adapter(self, version_id: str) -> AdapterRef | None:
         """The adapter of a version; None for the frozen original."""
         return self._agent.adapter_of(version_id)
 
+    @ray.method(concurrency_group="route")
+    def observe(self, outcomes: list[Outcome]) -> None:
+        """How requests ended: what a canary and a new production are judged by."""
+        self._agent.rollout.observe(outcomes)
+
     @ray.method(concurrency_group="read")
     def versions(self) -> dict[str, Any]:
         """Pointers and all versions, newest first."""
         ledger = self._agent.ledger
         return {
-            "pointers": asdict(ledger.pointers()),
+            **_slots(ledger.pointers()),
             "frozen": ledger.frozen(),
             "versions": [record.to_dict() for record in ledger.list(100)],
         }
@@ -113,10 +123,10 @@ class AgentShell(Shell):
         self._agent.approve(version_id, by=by, reason=reason)
 
     @ray.method(concurrency_group="control")
-    def rollback(self, reason: str, by: str) -> dict[str, Any]:
+    def rollback(self, reason: str, by: str, keep_passages: bool = False) -> dict[str, Any]:
         """The predecessor serves again."""
         start = time.monotonic()
-        bad, restored = self._agent.rollback(by=by, reason=reason)
+        bad, restored = self._agent.rollback(by=by, reason=reason, keep_passages=keep_passages)
         return {"from": bad, "to": restored, "seconds": round(time.monotonic() - start, 4)}
 
     @ray.method(concurrency_group="control")
@@ -149,13 +159,14 @@ class AgentShell(Shell):
         return {
             "version": _program_version(),
             "uptime_s": round(time.time() - self._identity.started_at, 1),
-            "pointers": asdict(self._agent.ledger.pointers()),
+            **_slots(self._agent.ledger.pointers()),
             "memory": memory,
             "pending_episodes": max(0, memory.get("num_learnable", 0) - self._agent.curriculum.num_decided_episodes()),
             "facts": _part("semantic", "health"),
             "working": _part("working", "health"),
             "safety": _part("safety", "status"),
             "learning": asdict(last) if last else None,
+            "rollout": self._agent.rollout.status(),
             "delays": {"learning_s": timings.get("total_s"), "swap_s": timings.get("swap_s")},
         }
 
@@ -163,6 +174,14 @@ class AgentShell(Shell):
     def ready(self) -> dict[str, Any]:
         """Version that serves. Raises if there is none."""
         return {"v2": self._agent.ledger.pointers().v2}
+
+    def _tick_for_ever(self) -> None:
+        while True:
+            time.sleep(TICK_S)
+            try:
+                self._agent.tick()
+            except Exception:  # the thread must live: the next tick tries again
+                logger.exception("what follows from the ledger could not be done")
 
     def _learn_on_schedule(self) -> None:
         """One batch per interval. A reset of the emergency stop starts nothing: the interval begins anew."""
@@ -188,6 +207,11 @@ def _program_version() -> str:
         return version("autonomous-learning")
     except PackageNotFoundError:
         return f"code {code_sha256()[:12]}"
+
+
+def _slots(pointers: Pointers) -> dict[str, Any]:
+    slots = {"v1": pointers.v1, "v2": pointers.v2, "v3": pointers.v3}
+    return {"pointers": slots, "canary_percent": pointers.canary_percent}
 
 
 def _part(name: str, method: str) -> dict[str, Any]:

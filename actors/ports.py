@@ -43,6 +43,11 @@ class RayMemory:
         """See MemoryPort."""
         return self._store.get(ids)
 
+    def suspect(self, ids: Sequence[str]) -> Sequence[str]:
+        """See MemoryPort."""
+        held: Sequence[str] = ray.get(actor("semantic").suspect.remote(list(ids)))
+        return held
+
 
 class RayLearner:
     """LearnerPort over the learner actor. A killed learner ends the run: the ledger has seen none of it."""

@@ -178,6 +178,11 @@ class SemanticShell(Shell):
         return released
 
     @ray.method
+    def suspect(self, ids: list[str]) -> tuple[str, ...]:
+        """Hold episodes back until a person releases them; ids of those whose trust changed."""
+        return self._management.suspect(ids, guard=self._guard())
+
+    @ray.method
     def add_rule(self, name: str, text: str) -> int:
         """Keep a rule; how many facts it derives."""
         return self._memory.add_rule(Rule.parse(name, text), guard=self._guard())

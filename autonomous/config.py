@@ -5,7 +5,7 @@ A person edits the TOML sections of the same names (configs/laptop.toml); the re
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from train.dtype import TrainingDtype
 
@@ -86,6 +86,44 @@ class GateConfig(BaseModel):
     """G5: mean absolute difference of engine and PEFT log-probabilities on a probe text."""
 
 
+class RolloutConfig(BaseModel):
+    """How a version that passed its gates comes to serve everybody."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    canary_percents: tuple[float, ...] = ()
+    """Shares of the users who are answered by a canary, in percent, rising: 1, 5, 25, 50. Empty: no canary, for a system with
+    few users, where no number of days would decide."""
+    min_requests: int = Field(100, gt=0)
+    """Least requests of the canary at a step before the next."""
+    max_error_rate: float = Field(0.02, ge=0, lt=1)
+    """Share of requests that may fail (specification: V2 has fewer than 2 % errors)."""
+    slow_s: float = Field(3.0, gt=0)
+    """A whole answer that takes longer is slow, seconds (specification: p95 below 3 s)."""
+    max_slow_share: float = Field(0.05, ge=0, lt=1)
+    """Share of slow answers: 0.05 says that p95 is at most `slow_s`."""
+    max_masked_share: float = Field(0.05, ge=0, lt=1)
+    """Share of answers in which the output screen masked something."""
+    max_excess: float = Field(0.05, gt=0, lt=1)
+    """A share may surely be at most so much higher than the other arm's. Without errors .05 needs 200 requests, .01 1,200."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Of all comparisons of a rollout together."""
+    max_canary_s: float = Field(86_400.0, gt=0)
+    """A canary that is undecided after so long is withdrawn, without a verdict on what it learned."""
+    soak_s: float = Field(0.0, ge=0)
+    """So long a new production is watched, seconds, and rolled back by itself if it serves worse. Below the time between two
+    versions (24 h at most); another promotion ends it early."""
+
+    @field_validator("canary_percents")
+    @classmethod
+    def _rise(cls, percents: tuple[float, ...]) -> tuple[float, ...]:
+        if list(percents) != sorted(set(percents)) or any(not 0 < percent < 100 for percent in percents):
+            raise ValueError(
+                f"canary_percents = {list(percents)}: give rising shares between 0 and 100, for example 1, 5, 25, 50"
+            )
+        return percents
+
+
 class SafetyConfig(BaseModel):
     """What is screened, and where the stop latch lies."""
 
@@ -112,4 +150,5 @@ class AutonomousConfig(BaseModel):
     """Superseded versions kept loadable for rollback."""
     learning: LearningConfig = LearningConfig()
     gates: GateConfig = GateConfig()
+    rollout: RolloutConfig = RolloutConfig()
     safety: SafetyConfig = SafetyConfig()

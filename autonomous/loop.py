@@ -21,6 +21,8 @@ from autonomous.candidates import BY, TRAINING_FILE, CandidateTrainer
 from autonomous.config import AutonomousConfig
 from autonomous.curriculum import UNDECIDED_STATES, Batch, Curriculum
 from autonomous.ports import AgentParts
+from autonomous.reconciler import Reconciler
+from autonomous.rollout import Rollout
 from autonomous.run_board import RunBoard
 from autonomous.runs import CycleStatus
 from autonomous.safety.latch import Latch, LearningStopped, Permit
@@ -54,6 +56,10 @@ QUESTIONS_PER_EARLIER_BATCH = 8
 
 class AlreadyLearning(RuntimeError):
     """One batch is learned at a time."""
+
+
+class RolloutUnderWay(AlreadyLearning):
+    """A version meets users; the next is learned on top of what serves afterwards."""
 
 
 class NothingToLearn(RuntimeError):
@@ -101,15 +107,16 @@ class LearningLoop:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._create_genesis()
         self._recover()
+        self.rollout = Rollout(config.rollout, ledger=ledger, latch=latch, clock=clock)
+        self._reconciler = Reconciler(
+            ledger=ledger, engine=parts.engine, memory=parts.memory, latch=latch, adapter_of=reference_of
+        )
 
     # -- questions about versions, answered at any time
 
     def adapter_of(self, version_id: str) -> AdapterRef | None:
         """The adapter of a version; None for the frozen original. Raises UnknownVersion."""
-        record = self.ledger.get(version_id)
-        if record.adapter_number is None:
-            return None
-        return AdapterRef(name=record.name, number=record.adapter_number, folder=str(record.folder))
+        return reference_of(self.ledger.get(version_id))
 
     def status_of(self, run_id: str | None = None) -> CycleStatus | None:
         """A run's status, the last run's without an id. Raises UnknownRun."""
@@ -151,6 +158,11 @@ class LearningLoop:
         try:
             self._close_stale(permit)
             self.ledger.check_promotions()  # what is learned could not serve
+            if canary := self.ledger.in_states([State.CANARY]):
+                raise RolloutUnderWay(
+                    f"version {canary[0].name} meets {canary[0].percent:g} % of the users; what is learned next builds on "
+                    "the outcome: GET /v1/status"
+                )
             if undecided := self.ledger.in_states(UNDECIDED_STATES):
                 return self._start(undecided[-1].run_id or undecided[-1].name, self._resume, undecided[-1], permit)
             batch = self.curriculum.next_batch()
@@ -235,7 +247,7 @@ class LearningLoop:
                 self._finish(run_id, version_id)
                 return
             self._move(version_id, State.GATED, State.SHADOW, "loaded on every replica", permit)
-        self._promote(version_id, permit, reason="all gates passed")
+        self.rollout.begin(version_id, reason="all gates passed", guard=permit.check)
         self._board.time(run_id, "swap_s", decided)
         self._finish(run_id, version_id)
 
@@ -263,7 +275,7 @@ class LearningLoop:
             record = self.ledger.get(version_id)
             if record.state is not State.AWAITING_APPROVAL:
                 raise StaleTransition(record.name, expected=State.AWAITING_APPROVAL, actual=record.state)
-            self._check_parent(version_id)
+            self.rollout.check_parent(version_id)
             if self._is_expired(record):
                 raise PromotionRefused(
                     f"version {record.name} has waited for longer than {self._config.approval_expires_s / 3600:.0f} hours "
@@ -271,16 +283,23 @@ class LearningLoop:
                 )
             self.ledger.check_promotions()
             self._parts.engine.prepare(self._reference(version_id), "")
-            self._promote(version_id, permit, reason=f"approved by {by}: {reason}", approved_by=by)
+            told = f"approved by {by}: {reason}"
+            self.rollout.begin(version_id, reason=told, approved_by=by, guard=permit.check)
         finally:
             self._busy.release()
 
-    def rollback(self, *, by: str, reason: str) -> tuple[str, str]:
+    def rollback(self, *, by: str, reason: str, keep_passages: bool = False) -> tuple[str, str]:
         """The predecessor serves again, at once; the bad version is quarantined. Allowed while stopped.
 
-        Returns (bad version, restored version). Raises NothingToRollBack.
+        What it alone learned is not learned again, and is not recalled either until a person releases it, unless
+        `keep_passages`. Returns (bad version, restored version). Raises NothingToRollBack.
         """
-        return self.ledger.rollback(by=by, reason=reason)
+        return self.ledger.rollback(by=by, reason=reason, is_suspect=not keep_passages)
+
+    def tick(self) -> None:
+        """What goes on beside the cycles, every second or so: the rollout's next move, and what follows from the ledger."""
+        self.rollout.tick()
+        self._reconciler.step()
 
     # -- parts of a cycle
 
@@ -314,25 +333,6 @@ class LearningLoop:
         self.ledger.bind_report(record.name, report=report.to_dict(), gates=gates, by=BY, guard=permit.check)
         self._board.update(run_id, gates=tuple(gates))
         return gates
-
-    def _promote(self, version_id: str, permit: Permit, *, reason: str, approved_by: str | None = None) -> None:
-        self._check_parent(version_id)
-        archived = self.ledger.promote(version_id, by=BY, reason=reason, approved_by=approved_by, guard=permit.check)
-        logger.info("version %s serves as V2", version_id)
-        for reference in filter(None, map(self.adapter_of, archived)):
-            try:
-                self._parts.engine.drop(reference)
-            except Exception:  # the promotion is done; an adapter too many in memory harms nobody
-                logger.exception("the adapter of %s was not dropped", reference.name)
-
-    def _check_parent(self, version_id: str) -> None:
-        """A version was compared with its parent: it may replace no other."""
-        record, v2 = self.ledger.get(version_id), self.ledger.pointers().v2
-        if record.parent != v2:
-            raise PromotionRefused(
-                f"version {record.name} was compared with {record.parent}, but {v2} serves now; "
-                "POST /v1/learn closes it and learns its passages on top of what serves"
-            )
 
     def _close_stale(self, permit: Permit) -> None:
         """Close versions whose parent no longer serves, and free their passages: nothing was found wrong with them.
@@ -387,3 +387,10 @@ class LearningLoop:
 
     def _move(self, name: str, expected: State, to: State, reason: str, permit: Permit) -> None:
         self.ledger.transition(name, expected=expected, to=to, by=BY, reason=reason, guard=permit.check)
+
+
+def reference_of(record: VersionRecord) -> AdapterRef | None:
+    """The adapter of a version; None for the frozen original and for a run."""
+    if record.adapter_number is None:
+        return None
+    return AdapterRef(name=record.name, number=record.adapter_number, folder=str(record.folder))

@@ -22,6 +22,12 @@ class MemoryPort(Protocol):
     def get(self, ids: Sequence[str]) -> list[Episode]:
         """The episodes that still exist."""
 
+    def suspect(self, ids: Sequence[str]) -> Sequence[str]:
+        """Hold episodes back, neither recalled nor learned, until a person releases them; those whose trust changed.
+
+        Idempotent. Raises LearningStopped.
+        """
+
 
 class LearnerPort(Protocol):
     """What trains."""

@@ -195,7 +195,7 @@ def learn(
         print_outcome(console, status)
     if status["phase"] == "failed":
         raise typer.Exit(1)
-    if status.get("state") not in ("PRODUCTION", "AWAITING_APPROVAL"):
+    if status.get("state") not in ("PRODUCTION", "AWAITING_APPROVAL", "CANARY"):
         raise typer.Exit(NOT_PROMOTED)
 
 
@@ -221,6 +221,8 @@ def outcome_sentence(status: dict[str, Any]) -> str:
         return f"Version {version} passed all gates and serves now (v2)."
     if state == "AWAITING_APPROVAL":
         return f"Version {version} passed all gates and waits for a person: autonomous approve {version}"
+    if state == "CANARY":
+        return f"Version {version} passed all gates and meets the first users now: autonomous status"
     named = {
         verdict: ", ".join(g["name"] for g in status.get("gates") or [] if g["verdict"] == verdict)
         for verdict in ("fail", "inconclusive")
@@ -318,17 +320,21 @@ def unlock(
 
 def rollback(
     reason: Annotated[str, typer.Option(help="Why, for the audit log.")],
+    keep_passages: Annotated[
+        bool, typer.Option("--keep-passages", help="Go on recalling what the version learned.")
+    ] = False,
     by: ByOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Serve the predecessor again, at once.
 
-    The version that serves now is quarantined, and what it learned is held back from learning.
+    The version that serves now is quarantined. What it learned is not learned again, and not recalled until a person
+    releases it: autonomous memory waiting.
     """
     try:
         with connect(config) as client:
-            reply = client.rollback(by=by or who(), reason=reason)
+            reply = client.rollback(by=by or who(), reason=reason, keep_passages=keep_passages)
     except ApiError as error:
         if error.status == 409:
             raise Failure(f"{error}; look at: autonomous versions") from error

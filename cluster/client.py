@@ -247,9 +247,13 @@ class Client:
         """Let a version that passed all gates go on to production."""
         return self._json("POST", f"/v1/versions/{quote(version_id, safe='')}/approve", {"by": by, "reason": reason})
 
-    def rollback(self, *, by: str, reason: str) -> Json:
-        """Put the predecessor back into production and quarantine the version that serves now."""
-        return self._json("POST", "/v1/versions/rollback", {"by": by, "reason": reason})
+    def rollback(self, *, by: str, reason: str, keep_passages: bool = False) -> Json:
+        """Put the predecessor back into production and quarantine the version that serves now.
+
+        What it learned is not recalled until a person releases it, unless `keep_passages`.
+        """
+        body = {"by": by, "reason": reason, "keep_passages": keep_passages}
+        return self._json("POST", "/v1/versions/rollback", body)
 
     def unlock(self, *, by: str, reason: str) -> None:
         """Let versions be promoted again after rollbacks."""

@@ -231,6 +231,15 @@ class MemoryManagement:
         waiting = (Trust.QUARANTINED, Trust.UNTRUSTED)
         return self.episodic.set_trust(Trust.STANDARD, ids=ids, between=waiting, guard=guard)
 
+    def suspect(self, ids: Sequence[str], *, guard: Guard = no_guard) -> tuple[str, ...]:
+        """Hold episodes back until they are released, and their claims with them: the ids whose trust changed."""
+        with self.semantic.stating:
+            held = self.episodic.set_trust(
+                Trust.UNTRUSTED, ids=ids, between=(Trust.STANDARD, Trust.TRUSTED), guard=guard
+            )
+            self.semantic.withdraw_episodes(held, guard=guard)
+        return held
+
     def waiting(self, *, limit: int, offset: int = 0) -> list[Episode]:
         """One page of what waits to be released, newest first."""
         where = EpisodeFilter(min_trust=Trust.QUARANTINED, max_trust=Trust.UNTRUSTED)

@@ -7,13 +7,15 @@ its request in the engine. The last data event before [DONE] carries usage, vers
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from autonomous.versions.rollout import Outcome
 from serve.config import HttpConfig
 from serve.engine import GenerateChunk, GenerateRequest
 from serve.errors import describe_error
@@ -21,6 +23,9 @@ from serve.parts import Json, Parts
 from serve.rag import RAGSystem, Source
 from serve.schemas_openai import SourceInfo, StreamOptions, Timings, Usage
 from serve.stream import Mask, WholeAnswer, coalesce, screen_chunks
+
+FIRST_SERVER_ERROR = 500
+"""HTTP statuses from here on are no fault of the client."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Prepared:
     sources: list[Source]
     started_at: float
     retrieval_s: float = 0.0
+    is_judged: bool = False
+    """Whether V2 was asked for: how it ends then counts for a canary or a new production."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +90,45 @@ class EventStream(StreamingResponse):
 
 
 async def complete_answer(context: ServingContext, prepared: Prepared) -> WholeAnswer:
-    """A whole answer, not yet masked; `first_token_s` is counted from the request's arrival."""
+    """A whole answer, masked; `first_token_s` is counted from the request's arrival."""
     asked_at = context.clock()
     timeout_s = prepared.started_at + context.http.request_timeout_s - asked_at
+    with _observed(context, prepared) as note_masked:
+        try:
+            answer = await asyncio.wait_for(context.parts.complete(prepared.request), timeout=max(0.001, timeout_s))
+        except TimeoutError as problem:
+            raise TimeoutError(
+                f"no answer within {context.http.request_timeout_s:g} s (http.request_timeout_s); ask for fewer max_tokens"
+            ) from problem
+        text = note_masked(answer.text)
+    first_token_s = asked_at - prepared.started_at + answer.first_token_s
+    return replace(answer, text=text, first_token_s=first_token_s)
+
+
+@contextmanager
+def _observed(context: ServingContext, prepared: Prepared) -> Iterator[Mask]:
+    """Tells how a request ended; yields the mask, which notes whether it found something. A client that left tells nothing."""
+    was_masked = False
+
+    def mask(text: str) -> str:
+        nonlocal was_masked
+        masked = context.mask(text)
+        was_masked = was_masked or masked != text
+        return masked
+
+    def observe(*, is_error: bool) -> None:
+        if prepared.is_judged:
+            seconds = context.clock() - prepared.started_at
+            context.parts.observe(Outcome(prepared.version, seconds, is_error=is_error, is_masked=was_masked))
+
     try:
-        answer = await asyncio.wait_for(context.parts.complete(prepared.request), timeout=max(0.001, timeout_s))
-    except TimeoutError as problem:
-        raise TimeoutError(
-            f"no answer within {context.http.request_timeout_s:g} s (http.request_timeout_s); ask for fewer max_tokens"
-        ) from problem
-    return replace(answer, first_token_s=asked_at - prepared.started_at + answer.first_token_s)
+        yield mask
+    except Exception as problem:
+        if describe_error(problem).status >= FIRST_SERVER_ERROR:
+            observe(is_error=True)
+        raise
+    else:
+        observe(is_error=False)
 
 
 def envelope_of(context: ServingContext, prepared: Prepared, prefix: str) -> Json:
@@ -128,29 +164,37 @@ async def open_stream(
     headers: dict[str, str],
 ) -> EventStream:
     """Waits for the first piece, so that what fails before it has a proper HTTP status."""
-    pieces = coalesce(
-        context.parts.generate(prepared.request),
-        interval_s=context.coalesce_s,
-        deadline_s=prepared.started_at + context.http.request_timeout_s,
-        clock=context.clock,
-    )
+    pieces = _observed_pieces(context, prepared)
     try:
         first = await anext(pieces)
     except BaseException:
         await _aclose(pieces)
         raise
     first_token_s = context.clock() - prepared.started_at
-    screened = screen_chunks(_chain(first, pieces), mask=context.mask)
+    screened = _chain(first, pieces)
     has_usage_event = options is not None and options.include_usage
     return EventStream(_events(context, prepared, screened, kind, first_token_s, has_usage_event), headers)
+
+
+async def _observed_pieces(context: ServingContext, prepared: Prepared) -> AsyncIterator[GenerateChunk]:
+    """Joined and masked pieces."""
+    with _observed(context, prepared) as mask:
+        pieces = coalesce(
+            context.parts.generate(prepared.request),
+            interval_s=context.coalesce_s,
+            deadline_s=prepared.started_at + context.http.request_timeout_s,
+            clock=context.clock,
+        )
+        async with aclosing(screen_chunks(pieces, mask=mask)) as screened:  # type: ignore[type-var]
+            async for piece in screened:
+                yield piece
 
 
 async def _chain(first: GenerateChunk, rest: AsyncIterator[GenerateChunk]) -> AsyncIterator[GenerateChunk]:
     try:
         yield first
-        if first.finish_reason is None:
-            async for chunk in rest:
-                yield chunk
+        async for chunk in rest:
+            yield chunk
     finally:
         await _aclose(rest)
 

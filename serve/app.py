@@ -30,6 +30,7 @@ from serve.schemas import (
     LearnStarted,
     LearnStatus,
     Readiness,
+    RollbackRequest,
     RollbackResponse,
     SearchResponse,
     Signed,
@@ -196,9 +197,9 @@ def _version_routes(parts: Parts) -> APIRouter:
         return await parts.versions()
 
     @router.post("/rollback", response_model=RollbackResponse)
-    async def rollback(body: Signed) -> Any:
-        """Put the predecessor of V2 back; the version that served goes to quarantine."""
-        return await parts.rollback(reason=body.reason, by=body.by)
+    async def rollback(body: RollbackRequest) -> Any:
+        """Put V2's predecessor back; the version that served goes to quarantine, and what it learned waits for release."""
+        return await parts.rollback(reason=body.reason, by=body.by, keep_passages=body.keep_passages)
 
     @router.post("/unlock", status_code=204)
     async def unlock(body: Signed) -> None:

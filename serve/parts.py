@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from autonomous.safety.latch import Scope
+from autonomous.versions.rollout import Outcome
 from memory.enrichment import FailedEnrichment
 from memory.management import Context
 from memory.trust import SourceTrust
@@ -116,6 +117,12 @@ class Parts(Protocol):
     async def pointers(self) -> Mapping[str, str | None]:
         """{"v1", "v2", "v3"}: version ids; v3 may be None."""
 
+    async def canary_percent(self) -> float:
+        """Share of the users of V2 whom V1 answers, as of the last `pointers`."""
+
+    def observe(self, outcome: Outcome) -> None:
+        """Tell how a request of V2's users ended. Returns at once; what cannot be delivered is dropped."""
+
     async def version_adapter(self, version_id: str) -> AdapterRef | None:
         """The adapter of a version, None for the base. Raises NotFoundError."""
 
@@ -125,7 +132,7 @@ class Parts(Protocol):
     async def version(self, version_id: str) -> Json:
         """GET /v1/versions/{id}. Raises NotFoundError."""
 
-    async def rollback(self, *, reason: str, by: str) -> Json:
+    async def rollback(self, *, reason: str, by: str, keep_passages: bool) -> Json:
         """Back to the predecessor: {"from", "to", "seconds"}. Raises ConflictError if there is none."""
 
     async def unlock(self, *, reason: str, by: str) -> None:

@@ -18,6 +18,8 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from actors.base import NAMESPACE
 from autonomous.safety.latch import Latch, Scope
+from autonomous.versions.rollout import Outcome
+from autonomous.versions.schema import Pointers
 from memory.store import no_guard
 from memory.types import DocumentInfo, Guard, RecallHit
 from serve.engine import AdapterRef, EngineDeadError, GenerateChunk, GenerateRequest
@@ -33,6 +35,7 @@ from serve.errors import (
 from serve.parts import Category, Json, MemoryParts
 from serve.rag import Message
 from serve.ray_memory import RayMemoryParts
+from serve.ray_outcomes import OutcomeSender
 from serve.router import RetryOn, call_with_retry, stream_with_retry
 from serve.stream import WholeAnswer
 
@@ -115,6 +118,8 @@ class RayParts:
         self._latch = latch
         self._handles: dict[str, ActorHandle[Any]] = {}
         self._pointers: Mapping[str, str | None] | None = None
+        self._canary_percent = 0.0
+        self._outcomes = OutcomeSender(lambda outcomes: self._call_once("agent", "observe", outcomes))
         self._adapters: dict[str, AdapterRef | None] = {}
         self._probe: asyncio.Task[None] | None = None
         self._retrieval_delay_s: float | None = None
@@ -237,16 +242,26 @@ class RayParts:
     async def pointers(self) -> Mapping[str, str | None]:
         """See Parts. While the agent restarts the last known pointers serve on: answering does not depend on it."""
         if self._pointers is None:
-            first: Mapping[str, str | None] = await self._call("agent", "pointers")
-            self._pointers = first
-            return first
-        try:
-            self._pointers = dict(
-                await asyncio.wait_for(self._call_once("agent", "pointers"), timeout=POINTERS_TIMEOUT_S)
-            )
-        except (RayActorError, NotReadyError, OverloadedError, TimeoutError) as problem:
-            _log.warning("the agent does not answer, the last pointers are used: %s", type(problem).__name__)
+            self._keep(await self._call("agent", "pointers"))
+        else:
+            try:
+                self._keep(await asyncio.wait_for(self._call_once("agent", "pointers"), timeout=POINTERS_TIMEOUT_S))
+            except (RayActorError, NotReadyError, OverloadedError, TimeoutError) as problem:
+                _log.warning("the agent does not answer, the last pointers are used: %s", type(problem).__name__)
+        assert self._pointers is not None
         return self._pointers
+
+    def _keep(self, pointers: Pointers) -> None:
+        self._pointers = {"v1": pointers.v1, "v2": pointers.v2, "v3": pointers.v3}
+        self._canary_percent = pointers.canary_percent
+
+    async def canary_percent(self) -> float:
+        """See Parts."""
+        return self._canary_percent
+
+    def observe(self, outcome: Outcome) -> None:
+        """See Parts."""
+        self._outcomes.observe(outcome)
 
     async def version_adapter(self, version_id: str) -> AdapterRef | None:
         """See Parts. A version never changes, so its adapter is remembered."""
@@ -265,9 +280,9 @@ class RayParts:
         """See Parts."""
         return dict(await self._call("agent", "version", version_id))
 
-    async def rollback(self, *, reason: str, by: str) -> Json:
+    async def rollback(self, *, reason: str, by: str, keep_passages: bool) -> Json:
         """See Parts."""
-        return dict(await self._act("agent", "rollback", reason, by))
+        return dict(await self._act("agent", "rollback", reason, by, keep_passages))
 
     async def unlock(self, *, reason: str, by: str) -> None:
         """See Parts."""

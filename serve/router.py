@@ -1,6 +1,7 @@
 """Which version answers, and how a call to a replica that died is repeated. Pure: Ray's exceptions are arguments."""
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
@@ -60,6 +61,12 @@ def resolve_version(
     if name in versions or name in pointers.values():
         return name
     raise UnknownModelError(f"model {name!r} does not exist. Use {_valid_names(pointers, versions)}.")
+
+
+def is_for_canary(key: str, *, version: str, percent: float) -> bool:
+    """Whether a canary of this share answers whoever has this key: always the same, whom a larger share keeps."""
+    digest = hashlib.sha256(f"{version}\x00{key}".encode("utf-8", "replace")).digest()
+    return int.from_bytes(digest[:8], "big") < percent / 100 * 2**64
 
 
 def _valid_names(pointers: Mapping[str, str | None], versions: Collection[str]) -> str:

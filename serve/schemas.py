@@ -179,6 +179,8 @@ class VersionInfo(Response):
     adapter_number: int | None = None
     created_at: float | None = None
     num_episodes: int | None = None
+    percent: float | None = None
+    """Of a canary: the share of V2's users whom it answers."""
     gates: list[Gate] | None = None
     report_sha256: str | None = None
 
@@ -187,6 +189,8 @@ class VersionList(Response):
     """GET /v1/versions, newest first."""
 
     pointers: dict[str, str | None]
+    canary_percent: float = 0.0
+    """Share of the users of V2 whom V1 answers."""
     frozen: str = ""
     """Why nothing is promoted; empty if promotions go on."""
     versions: list[VersionInfo]
@@ -197,6 +201,13 @@ class Signed(Request):
 
     reason: str = Field(min_length=1, max_length=2000)
     by: str = Field(min_length=1, max_length=200)
+
+
+class RollbackRequest(Signed):
+    """POST /v1/versions/rollback."""
+
+    keep_passages: bool = False
+    """Go on recalling what the version learned. Otherwise it waits until a person releases it (GET /v1/memory/waiting)."""
 
 
 class StopRequest(Signed):

@@ -73,7 +73,7 @@ class Sampling(Request):
     frequency_penalty: float | None = Field(None, ge=0, le=0)
     """Only 0."""
     user: str | None = None
-    """Accepted and ignored."""
+    """Who asks: a canary answers the same users always. Without it the session counts, without both each request."""
     metadata: dict[str, str] | None = None
     """Accepted and ignored."""
     store: bool | None = None

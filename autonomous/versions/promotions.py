@@ -48,7 +48,14 @@ class Promotions(LedgerWriter):
     """See the module."""
 
     def promote(
-        self, version_id: str, *, by: str, reason: str, approved_by: str | None = None, guard: Guard = no_guard
+        self,
+        version_id: str,
+        *,
+        by: str,
+        reason: str,
+        approved_by: str | None = None,
+        evidence: dict[str, Any] | None = None,
+        guard: Guard = no_guard,
     ) -> Names:
         """SHADOW or CANARY -> PRODUCTION; the old one becomes SUPERSEDED. Returns versions that are ARCHIVED by it.
 
@@ -65,7 +72,7 @@ class Promotions(LedgerWriter):
             record = _admit(transaction, version_id, reason=reason, approved_by=approved_by)
             old = _production(transaction)
             transaction.move(old, State.SUPERSEDED, action="supersede", by=by, reason=f"{record.name} serves: {reason}")
-            transaction.move(record, State.PRODUCTION, action="promote", by=by, reason=reason)
+            transaction.move(record, State.PRODUCTION, action="promote", by=by, reason=reason, evidence=evidence)
             warm = [found for found in select_in_states(connection, [State.SUPERSEDED]) if not found.is_genesis]
             archived = warm[self._warm_versions :]
             for cold in archived:
@@ -94,7 +101,13 @@ class Promotions(LedgerWriter):
         with self._write(guard) as transaction:
             record = _admit(transaction, version_id, reason=reason, approved_by=approved_by)
             transaction.move(
-                record, State.CANARY, action="canary", by=by, reason=reason, evidence=evidence, percent=percent
+                record,
+                State.CANARY,
+                action="canary",
+                by=by,
+                reason=reason,
+                evidence=evidence,
+                details={"percent": percent},
             )
 
     def withdraw(
@@ -170,9 +183,12 @@ class Promotions(LedgerWriter):
             if not hold_back:
                 transaction.connection.execute("DELETE FROM held_back WHERE version = ?", (record.row_id,))
 
-    def rollback(self, *, by: str, reason: str, expected: str | None = None) -> tuple[str, str]:
+    def rollback(
+        self, *, by: str, reason: str, expected: str | None = None, is_suspect: bool = False
+    ) -> tuple[str, str]:
         """The newest fit predecessor serves again, and production goes to quarantine; returns (bad, restored).
 
+        `is_suspect` says that what the version learned is to be recalled no longer either (queries.unsettled_suspects).
         `expected` is the version that the caller saw serving: two people who press the button at once roll back once.
         It asks no guard: it takes a suspect version out of traffic and lets nothing new in, so it must work while the
         emergency stop holds. Raises: NothingToRollBack, StaleTransition.
@@ -188,7 +204,10 @@ class Promotions(LedgerWriter):
                 raise NothingToRollBack(
                     f"version {bad.name} serves and no earlier version is left: stop learning instead"
                 )
-            transaction.move(bad, State.ROLLED_BACK, action="rollback", by=by, reason=reason, serving=restored)
+            details = {"is_suspect": True} if is_suspect else None
+            transaction.move(
+                bad, State.ROLLED_BACK, action="rollback", by=by, reason=reason, serving=restored, details=details
+            )
             transaction.move(restored, State.PRODUCTION, action="restore", by=by, reason=f"{bad.name} left: {reason}")
             transaction.quarantine(find_record(connection, bad.name), by=by, reason=reason, evidence=None)
             return bad.name, restored.name

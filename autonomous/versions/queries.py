@@ -21,6 +21,7 @@ from autonomous.versions.schema import (
     select_records,
 )
 from autonomous.versions.states import State
+from autonomous.versions.transaction import ACTION_PREFIX
 from autonomous.versions.verify import verify_ledger
 from memory.store import Database
 
@@ -106,6 +107,26 @@ class LedgerQueries:
         """Episodes of rejected and rolled back versions: not to be learned again."""
         with self._database.read() as connection:
             return held_back(connection)
+
+    def held_back_by(self, version_id: str) -> Names:
+        """Those of a version's own episodes that are held back on its account."""
+        query = "SELECT episode_id FROM held_back WHERE version = ? ORDER BY episode_id"
+        with self._database.read() as connection:
+            return [row[0] for row in connection.execute(query, (find_record(connection, version_id).row_id,))]
+
+    def unsettled_suspects(self, settled: str) -> Names:
+        """Versions whose rollback says that what they learned is suspect, without a later audit row of this action."""
+        query = """
+            SELECT subject FROM audit AS rolled WHERE action = ? AND json_extract(after, '$.is_suspect')
+            AND NOT EXISTS (SELECT 1 FROM audit WHERE action = ? AND subject = rolled.subject AND seq > rolled.seq)
+        """
+        with self._database.read() as connection:
+            return [row[0] for row in connection.execute(query, (ACTION_PREFIX + "rollback", settled))]
+
+    def last_seq(self) -> int:
+        """Of the newest audit row: it moves with every change."""
+        with self._database.read() as connection:
+            return int(connection.execute("SELECT coalesce(max(seq), 0) FROM audit").fetchone()[0])
 
     def stream_offset(self, version_id: str) -> int:
         """Up to where the version has read the stream. Raises ValueError for a run without a bundle."""

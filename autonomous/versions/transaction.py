@@ -94,23 +94,22 @@ class Transaction:
         reason: str,
         evidence: Body | None = None,
         serving: VersionRecord | None = None,
-        percent: float | None = None,
+        details: Body | None = None,
     ) -> None:
         """One checked step with its audit row and what follows from it for held back episodes.
 
-        `serving` is the version that serves after the transaction, where that is not the present PRODUCTION; `percent` the
-        share of the users whom a canary answers.
+        `serving` is the version that serves after the transaction, where that is not the present PRODUCTION; `details`
+        go into the audit row.
         """
         check_text("reason", reason)
         self.check(record, expected=record.state, to=to, by=by, evidence=evidence)
         report = {} if record.report_sha256 is None else {"report_sha256": record.report_sha256}
-        share = {} if percent is None else {"percent": percent}
         row = self.audit(
             ACTION_PREFIX + action,
             by=by,
             subject=record.name,
             before={"state": record.state.value, **report},
-            after={"state": to.value, "reason": reason, **share, **report},
+            after={"state": to.value, "reason": reason, **(details or {}), **report},
             evidence=evidence,
         )
         self.connection.execute(

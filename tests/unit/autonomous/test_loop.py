@@ -38,6 +38,7 @@ class Passages:
 
     def __init__(self) -> None:
         self.episodes: list[Episode] = []
+        self.suspected: list[str] = []
 
     def add(self, *texts: str) -> None:
         for text in texts:
@@ -53,6 +54,10 @@ class Passages:
     def get(self, ids: Sequence[str]) -> list[Episode]:
         known = {episode.id: episode for episode in self.episodes}
         return [known[key] for key in ids if key in known]
+
+    def suspect(self, ids: Sequence[str]) -> list[str]:
+        self.suspected.extend(ids)
+        return list(ids)
 
 
 class LocalLearner:

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, special
 
+from autonomous.config import RolloutConfig
 from autonomous.versions.confidence import always_valid_interval
 from autonomous.versions.gates import Verdict
 from autonomous.versions.rollout import (
     ArmCounts,
     Move,
     Outcome,
-    RolloutConfig,
     compare_arms,
     decide_canary,
     decide_soak,

@@ -260,3 +260,20 @@ def test_a_session_forgets_a_sentence_of_what_is_erased_whatever_its_spacing(mem
     memory.note("other", "the vault is old", session="s")
     assert memory.forget("wiki").num_working == 1
     assert memory.working.items("s") == [("other", "the vault is old")]
+
+
+def test_what_is_suspect_is_neither_recalled_nor_believed_until_it_is_released(memory: MemoryManagement) -> None:
+    assert memory.semantic.resolve("Kestrel vault", "access code") or memory.semantic.about("Kestrel vault")
+    assert memory.suspect([VAULT.id]) == (VAULT.id,)
+    assert memory.suspect([VAULT.id]) == (), "a repeat changes nothing"
+    assert VAULT.id not in {hit.episode.id for hit in memory.recall("access code of the Kestrel vault", k=5)}
+    assert memory.semantic.about("Kestrel vault") == []
+    assert [one.id for one in memory.waiting(limit=5)] == [VAULT.id]
+    assert memory.release([VAULT.id]) == (VAULT.id,)
+    assert VAULT.id in {hit.episode.id for hit in memory.recall("access code of the Kestrel vault", k=5)}
+
+
+def test_a_suspicion_does_not_lift_what_is_quarantined(memory: MemoryManagement) -> None:
+    memory.episodic.set_trust(Trust.QUARANTINED, ids=[VAULT.id])
+    assert memory.suspect([VAULT.id]) == ()
+    assert memory.episodic.get([VAULT.id])[0].trust is Trust.QUARANTINED

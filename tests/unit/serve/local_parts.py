@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from autonomous.safety.latch import Latch, Scope
+from autonomous.versions.rollout import Outcome
 from memory.claims import claims_of
 from memory.consolidate import Consolidation, ConsolidationConfig
 from memory.enrichment import EnrichmentConfig, EnrichmentQueue, FailedEnrichment
@@ -166,6 +167,8 @@ class LocalParts:
         adapter = AdapterRef(name="ver-new", number=1, folder=str(folder / "adapter"))
         self.adapters: dict[str, AdapterRef | None] = {"ver-base": None, "ver-new": adapter}
         self.slots: dict[str, str | None] = {"v1": "ver-new", "v2": "ver-base", "v3": None}
+        self.percent = 0.0
+        self.outcomes: list[Outcome] = []
 
     def close(self) -> None:
         self.episodic.close()
@@ -191,6 +194,12 @@ class LocalParts:
     async def pointers(self) -> Mapping[str, str | None]:
         return self.slots
 
+    async def canary_percent(self) -> float:
+        return self.percent
+
+    def observe(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+
     async def version_adapter(self, version_id: str) -> AdapterRef | None:
         return self.adapters[version_id]
 
@@ -210,7 +219,7 @@ class LocalParts:
             "lineage": ["ver-base"],
         }
 
-    async def rollback(self, *, reason: str, by: str) -> dict[str, Any]:
+    async def rollback(self, *, reason: str, by: str, keep_passages: bool) -> dict[str, Any]:
         if self.slots["v2"] == "ver-base":
             raise ConflictError("V2 is the frozen original: there is nothing to roll back to")
         bad, self.slots = self.slots["v2"], {"v1": "ver-base", "v2": "ver-base", "v3": self.slots["v2"]}
