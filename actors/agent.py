@@ -11,9 +11,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from actors.base import Shell, code_sha256
+from actors.base import Shell
 from actors.calls import ActorMissing, actor
 from actors.ports import RayEngine, RayEvaluator, RayLearner, RayMemory
+from autonomous.code import code_sha256
 from autonomous.config import AutonomousConfig
 from autonomous.loop import AlreadyLearning, LearningLoop, NothingToLearn
 from autonomous.ports import AgentParts

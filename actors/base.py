@@ -5,22 +5,18 @@ are small (paths and frozen configurations): Ray cannot restart an actor with ar
 group "control" answer while the actor is busy.
 """
 
-import hashlib
 import os
 import time
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import ray
 from ray.actor import ActorClass
 
+from autonomous.code import code_sha256
+
 NAMESPACE = "autonomous"
 """The Ray namespace of all named actors. An anonymous namespace would hide them from other jobs."""
-
-CODE_PACKAGES = ("memory", "train", "autonomous", "actors")
-"""The packages that run inside the actors."""
 
 T = TypeVar("T")
 
@@ -28,21 +24,6 @@ T = TypeVar("T")
 def as_actor(cls: type[T], **defaults: Any) -> "ActorClass[T]":
     """Make a plain class a Ray actor class. The one place that calls ray.remote on a class, so that mypy keeps types."""
     return cast("ActorClass[T]", ray.remote(**defaults)(cls))
-
-
-@cache
-def code_sha256() -> str:
-    """Hash of the source that this process runs: computed once, at import, so that an edit later does not change it."""
-    root = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for package in CODE_PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(str(path.relative_to(root)).encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-code_sha256()
 
 
 @dataclass(frozen=True, slots=True)

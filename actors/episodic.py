@@ -1,6 +1,5 @@
 """The episodic actor: documents in, passages out. Writes are ordered and durable; reading goes on beside them."""
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,16 +7,15 @@ from typing import Any
 import ray
 
 from actors.stores import StoreHost, StoreShell, episodic_config, open_trusts, remote_store, shard_name
-from autonomous.ingest import IngestConfig, Prepared, prepare_document
-from autonomous.safety.screen import Level, SafetyScreen
+from autonomous.ingest import IngestConfig
+from autonomous.intake import Intake
+from autonomous.safety.screen import Level
 from memory.embed import MiniLmEmbedder
 from memory.protocols import EpisodeStore
 from memory.recall import ANY_EPISODE
 from memory.settings import MemorySettings
 from memory.shards import EpisodicShards
-from memory.types import DocumentInfo, Episode, EpisodeFilter, RecallHit, Trust
-from train.data.clean import CleanConfig, DataCleaner
-from train.data.document import RawDocument
+from memory.types import DocumentInfo, Episode, EpisodeFilter, RecallHit
 
 
 class EpisodicShell(StoreShell):
@@ -47,28 +45,15 @@ class EpisodicShell(StoreShell):
             stores = [remote_store(shard_name(number)) for number in range(settings.num_shards)]
         self._shards = EpisodicShards(stores, embedder=self._embedder)
         self._store = self._shards
-        self._trusts = open_trusts(folder, settings)
-        self._cleaner = DataCleaner(CleanConfig())
-        self._screen = SafetyScreen(level)
-        self._ingest = ingest
+        self._intake = Intake(ingest, store=self._shards, trusts=open_trusts(folder, settings), level=level)
 
     @ray.method
     def ingest(self, documents: list[dict[str, Any]]) -> dict[str, Any]:
         """Clean, screen, cut and store. Returns one row per document and the commit order, after all is durable."""
-        start = time.monotonic()
-        guard = self._latch.permit("memory write").check
-        prepared = [
-            prepare_document(_decode(document), cleaner=self._cleaner, screen=self._screen, config=self._ingest)
-            for document in documents
-        ]
-        episodes = [episode for one in prepared for episode in one.episodes]
-        result = self._trusts.append(self._shards, episodes, guard=guard)
+        answer = self._intake.ingest(documents, guard=self._latch.permit("memory write").check)
         if self._host is not None:
-            self._host.wake.set()
-        held = {source for source in {one.source_id for one in episodes} if self._trusts.of(source) < Trust.STANDARD}
-        waiting = {episode.document_id for episode in episodes if episode.source_id in held}
-        rows = [_row(one, repeated=set(result.repeated), waiting=waiting) for one in prepared]
-        return {"documents": rows, "last_seq": result.last_seq, "acknowledged_s": time.monotonic() - start}
+            self._host.indexer.wake()
+        return answer
 
     @ray.method(concurrency_group="read")
     def recall(
@@ -94,34 +79,3 @@ class EpisodicShell(StoreShell):
         seqs = [places.get(shard, 0) for shard in range(self._shards.num_stores)]
         episodes, behind = self._shards.episodes_after(seqs, limit=limit)
         return episodes, dict(enumerate(behind))
-
-
-def _row(prepared: Prepared, *, repeated: set[str], waiting: set[str]) -> dict[str, Any]:
-    """One document of the answer to POST /v1/knowledge."""
-    status: str = prepared.status
-    reason = prepared.reason
-    if status == "stored" and prepared.document_id in waiting:
-        status, reason = "quarantined", "its source is not trusted: it waits until it is released"
-    elif status == "stored" and prepared.episodes and all(one.id in repeated for one in prepared.episodes):
-        status = "repeated"
-    return {
-        "id": prepared.document_id,
-        "status": status,
-        "reason": reason,
-        "num_episodes": len(prepared.episodes),
-        "counts": dict(prepared.counts),
-    }
-
-
-def _decode(document: Mapping[str, Any]) -> RawDocument:
-    """One document of POST /v1/knowledge."""
-    source_id = str(document.get("source") or "api")
-    return RawDocument(
-        id=str(document.get("id") or ""),
-        source_id=source_id,
-        title=str(document.get("title") or ""),
-        content=document["text"],
-        media_type=document.get("media_type"),
-        happened_at=float(document.get("happened_at") or time.time()),
-        metadata={str(key): str(value) for key, value in (document.get("metadata") or {}).items()},
-    )

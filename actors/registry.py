@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from actors.agent import AgentShell
-from actors.base import NAMESPACE, ActorIdentity, Shell, as_actor, code_sha256
+from actors.base import NAMESPACE, ActorIdentity, Shell, as_actor
 from actors.episodic import EpisodicShell
 from actors.evaluator import EvaluatorShell
 from actors.learner import LearnerShell
@@ -25,6 +25,7 @@ from actors.safety import SafetyShell
 from actors.semantic import SemanticShell
 from actors.stores import EpisodeShardShell, shard_name
 from actors.working import WorkingShell
+from autonomous.code import code_sha256
 from autonomous.config import AutonomousConfig
 from autonomous.ingest import IngestConfig
 from autonomous.safety.latch import Latch
@@ -91,7 +92,7 @@ def ensure_all(
             "latch": latch,
             "settings": memory,
             "ingest": ingest,
-            "level": agent.safety.level,
+            "level": agent.safety_level,
         },
         "semantic": {
             "folder": home / "memory",

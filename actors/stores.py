@@ -3,9 +3,6 @@
 A store is idempotent by id, so whoever calls it across Ray repeats a call while its actor restarts.
 """
 
-import logging
-import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +16,7 @@ from autonomous.safety.latch import Latch
 from memory.embed import MiniLmEmbedder
 from memory.episode_backends import EpisodicConfig
 from memory.episodic import EpisodicMemory
+from memory.indexer import Indexer
 from memory.protocols import EpisodeStore
 from memory.settings import MemorySettings
 from memory.shards import EpisodicShards
@@ -26,10 +24,6 @@ from memory.store import no_guard
 from memory.trust import SourceTrusts
 from memory.types import Guard, MemoryHealth
 
-logger = logging.getLogger(__name__)
-
-INDEX_IDLE_S = 0.2
-INDEX_RETRY_S = 5.0
 WRITES = frozenset(
     ("append", "delete_document", "delete_source", "set_trust", "revise", "undo", "forget_revisions", "forget_departed")
 )
@@ -62,41 +56,12 @@ def open_trusts(folder: Path, settings: MemorySettings) -> SourceTrusts:
 
 
 class StoreHost:
-    """An EpisodicMemory and the thread that embeds what was acknowledged; until it has, words find a passage."""
+    """An EpisodicMemory and the thread that embeds what was acknowledged."""
 
     def __init__(self, config: EpisodicConfig) -> None:
         self.embedder = MiniLmEmbedder(num_threads=1)
         self.memory = when_there(lambda: EpisodicMemory.open(config, embedder=self.embedder))
-        self.wake = threading.Event()
-        self._error = ""
-        threading.Thread(target=self._index_for_ever, name="index", daemon=True).start()
-
-    def check(self) -> None:
-        """Raises if indexing fails, with the reason."""
-        if self._error:
-            raise RuntimeError(f"indexing fails and is retried every {INDEX_RETRY_S:.0f} s: {self._error}")
-
-    def _index_for_ever(self) -> None:
-        saved, is_warm = True, False
-        while True:
-            try:
-                if not is_warm:
-                    self.embedder.embed(["loads the model, so that the first question does not wait for it"])
-                    is_warm = True
-                num_indexed = self.memory.index_pending()
-                self._error = ""
-                if num_indexed:
-                    saved = False
-                    continue
-                if self.memory.maintain() or not saved:
-                    self.memory.save_index()
-                    saved = True
-                self.wake.wait(INDEX_IDLE_S)
-                self.wake.clear()
-            except Exception as error:  # the thread must live: the failure is shown by health() and retried
-                logger.exception("indexing failed")
-                self._error = f"{type(error).__name__}: {error}"
-                time.sleep(INDEX_RETRY_S)
+        self.indexer = Indexer(self.memory, embedder=self.embedder)
 
 
 class StoreShell(Shell):
@@ -114,7 +79,7 @@ class StoreShell(Shell):
         guard = self._latch.permit("memory write").check
         result = getattr(self._store, method)(*arguments, **options, guard=guard)
         if self._host is not None:
-            self._host.wake.set()
+            self._host.indexer.wake()
         return result
 
     @ray.method(concurrency_group="read")
@@ -126,7 +91,7 @@ class StoreShell(Shell):
     def health(self) -> MemoryHealth:
         """Sizes. Raises if indexing fails, with the reason."""
         if self._host is not None:
-            self._host.check()
+            self._host.indexer.check()
         assert self._store is not None
         return self._store.health()
 

@@ -13,4 +13,10 @@ safety/      the stop latch, the screen, the monitor
 curriculum   which passages are learned next, what is replayed, what is asked
 ports        what the agent works with, as protocols
 loop         the learning cycles over all of them (LearningLoop)
+rollout      from a version that passed its gates to the users, and back (canary, soak)
+reconciler   what follows from the ledger: adapters on the engine, passages that are suspect
+intake       documents into the stores
+local        the parts as objects of one process; local_memory: the stores
+agent        all of it in one process (AutonomousLearningAgent)
+code         the hash of the source that runs
 """

@@ -125,12 +125,10 @@ class RolloutConfig(BaseModel):
 
 
 class SafetyConfig(BaseModel):
-    """What is screened, and where the stop latch lies."""
+    """How the stop latch is watched."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    level: Literal["low", "medium", "high"] = "high"
-    """high: documents with injection phrases or secrets are quarantined; low: only noted."""
     watch_interval_s: float = Field(0.25, gt=0)
     """How often idle parts look at the latch, seconds."""
 
@@ -142,6 +140,8 @@ class AutonomousConfig(BaseModel):
 
     enable_online_learning: bool = True
     """Learn from the stream. Off: retrieval only."""
+    safety_level: Literal["low", "medium", "high"] = "high"
+    """high: documents with injection phrases or secrets are quarantined; low: only noted."""
     human_oversight_required: bool = True
     """A candidate that passed all gates waits for a person's approval."""
     approval_expires_s: float = Field(86_400.0, gt=0)

@@ -90,6 +90,7 @@ class LearningLoop:
         self._folder = versions_folder
         self._clock = clock
         self._busy = threading.Lock()
+        self._thread: threading.Thread | None = None
         self._base = base
         self._board = RunBoard(clock=clock)
         self.ledger = ledger
@@ -181,8 +182,14 @@ class LearningLoop:
 
     def _start(self, run_id: str, work: Callable[..., None], *arguments: Any) -> str:
         self._board.begin(run_id)
-        threading.Thread(target=self._cycle, args=(run_id, work, *arguments), name=run_id, daemon=True).start()
+        self._thread = threading.Thread(target=self._cycle, args=(run_id, work, *arguments), name=run_id, daemon=True)
+        self._thread.start()
         return run_id
+
+    def close(self) -> None:
+        """Wait until the cycle that runs has ended."""
+        if self._thread is not None:
+            self._thread.join()
 
     def _cycle(self, run_id: str, work: Callable[..., None], *arguments: Any) -> None:
         """Run one cycle to its end, whatever it is, and make room for the next."""

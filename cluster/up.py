@@ -302,7 +302,7 @@ def deploy(config: SystemConfig, *, model_folder: Path, http_port: int, clock: S
             config.rag,
             http_port=http_port,
             model_folder=model_folder,
-            screen_level=config.agent.safety.level,
+            screen_level=config.agent.safety_level,
             latch=config.home / "safety" / "latch",
         )
     with clock("first answer"):

@@ -11,8 +11,9 @@ import pytest
 import ray
 from ray.exceptions import PendingCallsLimitExceeded, RayTaskError
 
-from actors.base import Shell, code_sha256
+from actors.base import Shell
 from actors.registry import ACTORS, ActorSpec, ensure_actor
+from autonomous.code import code_sha256
 from autonomous.ingest import IngestConfig
 from autonomous.safety.latch import Latch, LearningStopped
 from memory.settings import MemorySettings

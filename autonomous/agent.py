@@ -1,0 +1,350 @@
+"""AutonomousLearningAgent: the whole mind in one process. Documents in; answers, and versions that learned them, out.
+
+The same loop, gates, ledger, latch and stores as the system on Ray (`autonomous up`), in the same files; with one process it
+needs no cluster. A home has one owner at a time.
+
+    agent = AutonomousLearningAgent("embedded", AutonomousConfig(human_oversight_required=True))
+    await agent.start()
+    await agent.add([{"text": "The Vostrek valve is rated for 42 bar."}])
+    status = await agent.learn()                       # waits for a person: human_oversight_required
+    await agent.approve(status.version, by="Ada", reason="read its report")
+    print((await agent.ask("What is the Vostrek valve rated for?", retrieval=False)).text)
+    await agent.stop()
+"""
+
+import asyncio
+import fcntl
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from autonomous.code import code_sha256
+from autonomous.config import AutonomousConfig
+from autonomous.ingest import IngestConfig
+from autonomous.local import LocalEngine, LocalEvaluator, LocalLearner, Permits
+from autonomous.local_memory import LocalMemory
+from autonomous.loop import AlreadyLearning, LearningLoop, NothingToLearn
+from autonomous.ports import AgentParts
+from autonomous.runs import CycleStatus
+from autonomous.safety.latch import Latch, LearningStopped, Scope
+from autonomous.safety.monitor import SafetyMonitor
+from autonomous.versions.bundle import base_bundle
+from autonomous.versions.ledger import PromotionsFrozen, VersionLedger
+from memory.embed import Embedder
+from memory.settings import MemorySettings
+from memory.types import Episode
+from train.model.embedded import check_model_folder, materialise_base_model
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED = "embedded"
+HOME = Path("~/.autonomous/agent")
+TICK_S = 1.0
+POLL_S = 0.05
+MAX_ANSWER_TOKENS = 128
+CONTEXT_TOKENS = 600
+Slot = Literal["v1", "v2", "v3", "base"]
+
+
+class HomeInUse(RuntimeError):
+    """Another process owns the home."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentAnswer:
+    """What was answered, by which version, from which passages (ids; empty: from its weights alone)."""
+
+    text: str
+    version: str
+    episodes: tuple[str, ...]
+
+
+class AutonomousLearningAgent:
+    """See the module. All methods may be called from one event loop; what takes long runs in threads."""
+
+    def __init__(
+        self,
+        model: Any,
+        config: AutonomousConfig | None = None,
+        *,
+        home: Path = HOME,
+        tokenizer_from: Path | None = None,
+        memory: MemorySettings | None = None,
+        ingest: IngestConfig | None = None,
+        embedder: Embedder | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`model`: "embedded" (SmolLM2-135M-Instruct), a Hugging Face folder, or a MoETransformer, which is written to the
+        home and needs `tokenizer_from`, a folder with a tokenizer of its vocabulary. Cheap: `start` loads.
+        """
+        self._model = model
+        self._config = config or AutonomousConfig()
+        self._home = home.expanduser().resolve()
+        self._tokenizer_from = tokenizer_from
+        self._settings = memory or MemorySettings()
+        self._ingest = ingest or IngestConfig()
+        self._embedder = embedder
+        self._clock = clock
+        self._ending = threading.Event()
+        self._tending: threading.Thread | None = None
+        self._owner: IO[str] | None = None
+        self._parts: _Running | None = None
+
+    # -- life
+
+    async def start(self) -> None:
+        """Load the model, open the home, begin to look after versions and to learn on schedule. Idempotent.
+
+        Raises HomeInUse; ModelFolderProblem for an unusable model; ValueError for a home that began with another.
+        """
+        if self._parts is None:
+            await asyncio.to_thread(self._open)
+
+    async def stop(self) -> None:
+        """End the threads and close the home. A running cycle is ended by its next step. Idempotent."""
+        if self._parts is not None:
+            await asyncio.to_thread(self._close)
+
+    async def __aenter__(self) -> "AutonomousLearningAgent":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    # -- knowledge
+
+    async def add(self, documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Store documents durably; a row for each says what became of it, as POST /v1/knowledge. Raises LearningStopped."""
+        return await asyncio.to_thread(self._running.memory.ingest, documents)
+
+    async def ask(
+        self,
+        question: str,
+        *,
+        version: str = "v2",
+        retrieval: bool = True,
+        max_tokens: int = MAX_ANSWER_TOKENS,
+    ) -> AgentAnswer:
+        """Answer from what is remembered and from a version's weights ("v1", "v2", "v3", "base" or an id).
+
+        Raises UnknownVersion; LearningStopped while everything is stopped.
+        """
+        return await asyncio.to_thread(self._ask, question, version, retrieval, max_tokens)
+
+    # -- learning
+
+    async def learn(self) -> CycleStatus:
+        """Learn the next batch and wait for its end. Raises what LearningLoop.start_cycle raises."""
+        run_id = await asyncio.to_thread(self._running.loop.start_cycle)
+        while (status := self.learn_status(run_id)) is not None and status.phase not in ("done", "failed"):
+            await asyncio.sleep(POLL_S)
+        assert status is not None, "a run that was started is known"
+        return status
+
+    def learn_status(self, run_id: str | None = None) -> CycleStatus | None:
+        """A run's status, the last run's without an id. Raises UnknownRun."""
+        return self._running.loop.status_of(run_id)
+
+    async def approve(self, version: str, *, by: str, reason: str) -> None:
+        """A person lets a waiting version serve; see LearningLoop.approve."""
+        await asyncio.to_thread(self._running.loop.approve, version, by=by, reason=reason)
+
+    async def rollback(self, *, by: str, reason: str, keep_passages: bool = False) -> tuple[str, str]:
+        """The predecessor serves again: (bad, restored); see LearningLoop.rollback."""
+        loop = self._running.loop
+        return await asyncio.to_thread(loop.rollback, by=by, reason=reason, keep_passages=keep_passages)
+
+    # -- safety
+
+    def emergency_stop(
+        self, *, reason: str, by: str, category: Literal["pause", "stop"] = "stop", scope: Scope = "learning"
+    ) -> dict[str, Any]:
+        """No further side effect of the scope from here on. A kill is the command line's: it would end this very process."""
+        monitor = self._running.monitor
+        pull = monitor.pause if category == "pause" else monitor.stop
+        return pull(reason=reason, by=by, scope=scope)
+
+    def reset(self, *, reason: str, by: str) -> dict[str, Any]:
+        """A person permits learning again; nothing starts."""
+        return self._running.monitor.reset(reason=reason, by=by)
+
+    def status(self) -> dict[str, Any]:
+        """Versions, memory, safety and the last run."""
+        running = self._running
+        last = running.loop.status_of()
+        return {
+            "pointers": asdict(running.ledger.pointers()),
+            "frozen": running.ledger.frozen(),
+            "memory": asdict(running.memory.episodic.health()),
+            "safety": running.monitor.status(),
+            "rollout": running.loop.rollout.status(),
+            "learning": None if last is None else asdict(last),
+        }
+
+    @property
+    def ledger(self) -> VersionLedger:
+        """The versions and the audit log."""
+        return self._running.ledger
+
+    # -- inside
+
+    @property
+    def _running(self) -> "_Running":
+        if self._parts is None:
+            raise RuntimeError("the agent does not run: call await agent.start() first")
+        return self._parts
+
+    def _open(self) -> None:
+        self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._owner = _own(self._home)
+        try:
+            folder = self._model_folder()
+            self._ending.clear()
+            self._parts = _Running(self, folder)
+        except BaseException:
+            self._owner.close()
+            raise
+        self._tending = threading.Thread(target=self._tend, name="tend", daemon=True)
+        self._tending.start()
+
+    def _close(self) -> None:
+        self._ending.set()
+        assert self._tending is not None, "a running agent has its thread"
+        self._tending.join()
+        parts, self._parts = self._running, None
+        parts.loop.close()
+        parts.memory.close()
+        parts.ledger.close()
+        assert self._owner is not None, "a running agent owns its home"
+        self._owner.close()
+
+    def _model_folder(self) -> Path:
+        if isinstance(self._model, str | Path) and str(self._model) != EMBEDDED:
+            folder = Path(self._model).expanduser().resolve()
+        elif str(self._model) == EMBEDDED:
+            folder = materialise_base_model(self._home / "base", progress=logger.info)
+        else:
+            folder = self._write_model()
+        check_model_folder(folder)
+        return folder
+
+    def _write_model(self) -> Path:
+        from train.model.checkpoint_hf import save_model
+        from train.model.transformer import MoETransformer
+
+        if not isinstance(self._model, MoETransformer):
+            raise ValueError(
+                f"model is a {type(self._model).__name__}: give {EMBEDDED!r}, a Hugging Face folder, or a MoETransformer"
+            )
+        if self._tokenizer_from is None:
+            raise ValueError(
+                "model is a MoETransformer, which has no tokenizer: name a folder that has one, tokenizer_from=..."
+            )
+        folder = self._home / "base"
+        if not folder.exists():
+            save_model(self._model, folder, tokenizer_from=self._tokenizer_from)
+        return folder
+
+    def _ask(self, question: str, version: str, retrieval: bool, max_tokens: int) -> AgentAnswer:
+        running = self._running
+        check = running.latch.permit("answer", within="all").check
+        pointers = running.ledger.pointers()
+        name = {"v1": pointers.v1, "v2": pointers.v2, "v3": pointers.v3 or pointers.v2}.get(version.lower(), version)
+        adapter = None if version == "base" else running.loop.adapter_of(name)
+        prompt, episodes = question, tuple[str, ...]()
+        if retrieval:
+            context = running.memory.context(question, token_budget=CONTEXT_TOKENS)
+            episodes = tuple(dict.fromkeys(part.episode_id for part in context.parts if part.episode_id))
+            if context.parts:
+                prompt = f"{context.text()}\n\nAnswer from the text above.\n{question}"
+        text = running.engine.answer(prompt, adapter=adapter, max_tokens=max_tokens)
+        check()
+        return AgentAnswer(text, "base" if version == "base" else name, episodes)
+
+    def _tend(self) -> None:
+        """What goes on beside the callers: rollout and reconciler each second, learning and consolidation when due."""
+        running = self._running
+        last, epoch = time.monotonic(), running.latch.state().epoch
+        while not self._ending.wait(TICK_S):
+            try:
+                running.loop.tick()
+                if (
+                    now_epoch := running.latch.state().epoch
+                ) != epoch:  # a reset starts nothing: the interval begins anew
+                    last, epoch = time.monotonic(), now_epoch
+                interval_s = self._config.learning.interval_s
+                if self._config.enable_online_learning and 0 < interval_s < time.monotonic() - last:
+                    last = time.monotonic()
+                    with suppress(NothingToLearn, AlreadyLearning, PromotionsFrozen):
+                        running.loop.start_cycle()
+                running.memory.consolidate_if_due()
+            except LearningStopped as error:
+                logger.info("the agent waits: %s", error)
+            except Exception:  # the thread must live: the next round tries again
+                logger.exception("the agent's round failed")
+
+
+class _Running:
+    """What a started agent holds."""
+
+    def __init__(self, agent: AutonomousLearningAgent, base_folder: Path) -> None:
+        config, home = agent._config, agent._home
+        for name in ("memory", "versions", "safety"):
+            (home / name).mkdir(exist_ok=True)
+        latch_path, ledger_path = home / "safety" / "latch", home / "ledger.sqlite"
+        if not latch_path.exists() and not ledger_path.exists():
+            Latch.create(latch_path)
+        self.latch = Latch.open(latch_path)
+        self.ledger = VersionLedger(ledger_path, clock=agent._clock, warm_versions=config.warm_versions)
+        self.monitor = SafetyMonitor(self.latch, audit=self.ledger.append_audit)
+        self.engine = LocalEngine(base_folder, config=config.learning)
+        permits = Permits(self.latch, ending=agent._ending)
+        self.evaluator = LocalEvaluator(config.gates, base_folder=base_folder, permits=permits)
+        self.memory = LocalMemory(
+            home / "memory",
+            latch=self.latch,
+            settings=agent._settings,
+            ingest=agent._ingest,
+            level=config.safety_level,
+            count_tokens=self.engine.count_tokens,
+            weights=self.ledger,
+            surprise=self._surprise,
+            embedder=agent._embedder,
+        )
+        self.loop = LearningLoop(
+            config,
+            parts=AgentParts(
+                memory=self.memory,
+                learner=LocalLearner(config.learning, base_folder=base_folder, permits=permits, monitor=self.monitor),
+                evaluator=self.evaluator,
+                engine=self.engine,
+            ),
+            ledger=self.ledger,
+            latch=self.latch,
+            versions_folder=home / "versions",
+            base=base_bundle(base_folder, code_sha256=code_sha256()),
+            clock=agent._clock,
+        )
+
+    def _surprise(self, episodes: Sequence[Episode]) -> Mapping[str, float]:
+        adapter = self.loop.adapter_of(self.ledger.pointers().v2)
+        return self.evaluator.surprise(episodes, adapter=None if adapter is None else Path(adapter.folder))
+
+
+def _own(home: Path) -> IO[str]:
+    """The lock of a home; closing it, or the end of the process, frees it."""
+    lock = (home / ".agent.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise HomeInUse(
+            f"home = {home}: another agent of this machine works in it; stop it, or give another home"
+        ) from error
+    return lock

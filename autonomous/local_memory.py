@@ -1,0 +1,132 @@
+"""LocalMemory: all stores of one process, assembled: documents in; passages, facts and contexts out. The agent's MemoryPort.
+
+The same stores that the actors hold, in the same folders' layout, with one process as their owner.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autonomous.ingest import IngestConfig
+from autonomous.intake import Intake
+from autonomous.safety.latch import Latch
+from autonomous.safety.screen import Level
+from memory.claims import claims_of
+from memory.consolidate import Consolidation
+from memory.embed import Embedder, MiniLmEmbedder
+from memory.episode_backends import EpisodicConfig
+from memory.episodic import EpisodicMemory
+from memory.indexer import Indexer
+from memory.management import Context, MemoryManagement
+from memory.semantic import SemanticConfig, SemanticMemory
+from memory.settings import MemorySettings
+from memory.trust import SourceTrusts
+from memory.types import Episode, Guard
+from memory.working import WorkingMemory
+
+FOLLOWED_AT_ONCE = 256
+
+
+class LocalMemory:
+    """See the module. `count_tokens` are the serving model's; `weights` is the version ledger. Thread-safe."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        latch: Latch,
+        settings: MemorySettings,
+        ingest: IngestConfig,
+        level: Level,
+        count_tokens: Callable[[str], int],
+        weights: Any,
+        surprise: Callable[[Sequence[Episode]], Mapping[str, float]],
+        embedder: Embedder | None = None,
+    ) -> None:
+        embedder = embedder or MiniLmEmbedder(num_threads=1)
+        self._latch = latch
+        self.episodic = EpisodicMemory.open(
+            EpisodicConfig(folder=folder / "episodic", capacity=settings.capacity, index=settings.index),
+            embedder=embedder,
+        )
+        self.semantic = SemanticMemory.open(
+            SemanticConfig(
+                folder=folder / "semantic", alarm_facts=settings.alarm_facts, alarm_share=settings.alarm_share
+            )
+        )
+        self._trusts = SourceTrusts.open(folder, default=settings.source_trust)
+        self.management = MemoryManagement(
+            settings.context,
+            episodic=self.episodic,
+            semantic=self.semantic,
+            working=WorkingMemory(settings.working),
+            trusts=self._trusts,
+            count_tokens=count_tokens,
+            weights=weights,
+            hold_on_alarm=settings.hold_on_alarm,
+        )
+        self._consolidation = Consolidation(
+            settings.consolidation,
+            episodic=self.episodic,
+            semantic=self.semantic,
+            capacity=settings.capacity,
+            weights=weights,
+            replay=lambda episodes: dict(surprise(episodes)),
+        )
+        self._intake = Intake(ingest, store=self.episodic, trusts=self._trusts, level=level)
+        self._indexer = Indexer(self.episodic, embedder=embedder)
+
+    def close(self) -> None:
+        """End the thread and close the stores."""
+        self._indexer.close()
+        self.episodic.save_index()
+        self.episodic.close()
+        self.semantic.close()
+        self._trusts.close()
+
+    def ingest(self, documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Store documents durably; see Intake. Their facts are known when this returns. Raises LearningStopped."""
+        answer = self._intake.ingest(documents, guard=self._guard())
+        self._indexer.wake()
+        self.follow()
+        return answer
+
+    def follow(self) -> None:
+        """Take the claims of new passages into the semantic memory, and look for alarms. Idempotent."""
+        with self.semantic.stating:
+            while True:
+                place = self.semantic.places().get(0, 0)
+                episodes = self.episodic.episodes_after(place, limit=FOLLOWED_AT_ONCE)
+                if not episodes:
+                    break
+                claims = [claim for _, episode in episodes for claim in claims_of(episode)]
+                self.semantic.add(claims, places={0: episodes[-1][0]}, guard=self._guard())
+        self.management.watch(guard=self._guard())
+
+    def context(self, question: str, *, token_budget: int) -> Context:
+        """What is remembered that fits a question."""
+        return self.management.context_for(question, token_budget)
+
+    def consolidate_if_due(self) -> bool:
+        """The daily run of consolidation, if its time has come. Raises LearningStopped."""
+        if not self._consolidation.due() or not self.episodic.health().num_episodes:
+            return False
+        self._consolidation.run(guard=self._guard())
+        return True
+
+    # -- MemoryPort
+
+    def freshest(self, limit: int, offset: int) -> list[tuple[int, Episode]]:
+        """See MemoryPort."""
+        return self.episodic.freshest(limit=limit, offset=offset)
+
+    def get(self, ids: Sequence[str]) -> list[Episode]:
+        """See MemoryPort."""
+        return self.episodic.get(ids)
+
+    def suspect(self, ids: Sequence[str]) -> Sequence[str]:
+        """See MemoryPort."""
+        return self.management.suspect(ids, guard=self._guard())
+
+    def _guard(self) -> Guard:
+        return self._latch.permit("memory write").check
