@@ -117,6 +117,9 @@ def _status_rows(facts: dict[str, Any]) -> list[tuple[str, str | None]]:
     learning, safety = facts.get("learning") or {}, facts.get("safety") or {}
     rows: list[tuple[str, str | None]] = [("up for", _duration(facts.get("uptime_s")))]
     rows += [(f"version {name}", pointers.get(name)) for name in ("v2", "v1", "v3")]
+    if canary := (facts.get("rollout") or {}).get("canary"):
+        waits_for = f"; waits for: {canary['waits_for']}" if canary.get("waits_for") else ""
+        rows.append(("canary", f"{canary['version']} answers {canary['percent']:g} % of the users{waits_for}"))
     if "error" in memory:
         rows.append(("memory", str(memory["error"])))
     else:

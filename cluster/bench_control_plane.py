@@ -1,0 +1,78 @@
+"""A whole system whose Ray control plane is frozen, and how long a kill of everything takes then."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+
+from autonomous.safety.latch import Latch
+from autonomous.safety.monitor import SafetyMonitor
+from autonomous.safety.processes import registered
+from cluster.bench import BenchContext
+from cluster.client import Client
+from cluster.processes import find_processes
+
+GCS = "gcs_server"
+READY_TIMEOUT_S = 180.0
+GIVE_UP_S = 20.0
+
+
+def kill_without_control_plane(context: BenchContext, *, count: int, note: Callable[[int, float], None]) -> list[float]:
+    """Seconds from the trigger until every registered process is gone by pid, once for each kill.
+
+    Between two kills the control plane goes on, a person resets the stop, and the system has to answer again.
+    """
+    seconds = []
+    with BenchContext(**{**vars(context), "client": None}).running_system() as (client, config, _):
+        safety = config.home / "safety"
+        monitor = SafetyMonitor(Latch.open(safety / "latch"), audit=lambda **_: None)
+        for number in range(count):
+            with _frozen(config.home):
+                pids = [one.pid for one in registered(safety).values() if one is not None]
+                start = time.monotonic()
+                monitor.kill(reason="trial", by="bench", scope="all")
+                while any(map(_lives, pids)) and time.monotonic() - start < GIVE_UP_S:
+                    time.sleep(0.005)
+                seconds.append(time.monotonic() - start if pids else float("inf"))
+            monitor.reset(reason="trial over", by="bench person")
+            _wait_until_ready(client)
+            note(number, seconds[-1])
+    return seconds
+
+
+@contextmanager
+def _frozen(home: Path) -> Iterator[None]:
+    found = [process.pid for process in find_processes(home) if GCS in process.name()]
+    if not found:
+        raise RuntimeError(f"no {GCS} of {home} runs: its control plane cannot be frozen")
+    for pid in found:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in found:
+            os.kill(pid, signal.SIGCONT)
+
+
+def _wait_until_ready(client: Client) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{client.base_url}/readyz", timeout=10.0, trust_env=False).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    raise RuntimeError(f"the system did not answer again within {READY_TIMEOUT_S:.0f} s")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
