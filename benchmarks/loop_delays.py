@@ -4,15 +4,14 @@ Needs a running system; without one, a system is started in a temporary home and
 made up (seeded; names and codes that no model has seen) and erased again. Nothing is learned while others wait.
 """
 
-import random
 import statistics
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from autonomous.lessons import answer_hits
 from cluster.bench import BenchContext, Claim, percentile
+from cluster.bench_documents import MadeUp, make_documents
 from cluster.client import Client
 from cluster.client_errors import ClientError
 
@@ -21,49 +20,6 @@ POLL_S = 0.01
 GIVE_UP_S = 60.0
 LEARNING_GIVE_UP_S = 1200.0
 SOURCE = "benchmark"
-_SYLLABLES = (
-    "ka",
-    "lo",
-    "mi",
-    "ter",
-    "van",
-    "dor",
-    "sel",
-    "qui",
-    "bra",
-    "nox",
-    "pel",
-    "zu",
-    "rim",
-    "fen",
-    "gor",
-    "tal",
-)
-_CITIES = ("Oslo", "Quito", "Hanoi", "Accra", "Perth", "Sofia", "Lima", "Turku", "Porto", "Nairobi")
-
-
-@dataclass(frozen=True)
-class MadeUp:
-    """A made-up document, and a question that only it answers."""
-
-    name: str
-    text: str
-    question: str
-
-
-def make_documents(count: int, *, seed: int) -> list[MadeUp]:
-    """Documents about stations that do not exist."""
-    rng = random.Random(seed)
-    documents = []
-    for _ in range(count):
-        name = "".join(rng.choices(_SYLLABLES, k=4)).capitalize() + f"-{rng.randrange(100, 1000)}"
-        city, code = rng.choice(_CITIES), f"{rng.choice('ABCDEFGH')}{rng.randrange(1000, 10000)}"
-        text = (
-            f"{name} is a weather station in {city}. {name} requires the access code {code}. "
-            f"The keeper of {name} writes a report every {rng.randrange(2, 30)} days."
-        )
-        documents.append(MadeUp(name, text, f"What does {name} require?"))
-    return documents
 
 
 def run(context: BenchContext) -> Iterable[Claim]:

@@ -11,7 +11,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -65,23 +65,24 @@ class BenchContext:
     """Says what is going on, for a person who waits."""
 
     @contextlib.contextmanager
-    def running_system(self) -> Iterator[tuple[Client, SystemConfig, bool]]:
+    def running_system(self, overrides: Mapping[str, Any] | None = None) -> Iterator[tuple[Client, SystemConfig, bool]]:
         """(client, its configuration, whether it was started for this measurement).
 
-        Uses the running system; without one, starts one in a home of its own and ends it afterwards.
+        Uses the running system; without one, or with `overrides` of its configuration, starts one in a home of its own and
+        ends it afterwards.
         """
-        if self.client is not None:
+        if self.client is not None and overrides is None:
             yield self.client, self.config, False
             return
         from cluster.stop import bring_down
         from cluster.up import bring_up
 
         home = self.folder / "home"
-        overrides = {
+        own = {
             "home": str(home), "http.port": 0, "ray.dashboard_port": 0, "agent.human_oversight_required": False,
-            "agent.learning.interval_s": 0,
+            "agent.learning.interval_s": 0, **(overrides or {}),
         }  # fmt: skip
-        config = load_config(self.config_path, overrides=overrides)
+        config = load_config(self.config_path, overrides=own)
         self.note("starting a system for this measurement")
         report = bring_up(config, on_stage=self._stage)
         try:

@@ -1,0 +1,175 @@
+"""kill -9 of an actor, or of all, at random moments while the loop learns: 50 times (--quick: 4).
+
+Documents arrive over HTTP without pause, one learning cycle follows another, and each 10 ms the ledger's file is read for how
+many versions are PRODUCTION. In the end every acknowledged document is listed once, no line of versions was trained on a
+passage twice, no passage is both held back and learned by what serves, and the audit log is whole. The gates are lenient and
+the batches small, so that many versions come to be; training and evaluation are real.
+"""
+
+import os
+import random
+import signal
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autonomous.versions.ledger import VersionLedger
+from autonomous.versions.states import State
+from cluster.bench import BenchContext, Claim
+from cluster.bench_documents import make_documents
+from cluster.client import Client
+from cluster.client_errors import ClientError
+from cluster.processes import find_processes
+
+OVERRIDES: dict[str, Any] = {
+    "agent.learning.max_steps": 3, "agent.learning.max_batch_episodes": 4, "agent.learning.max_batch_items": 8,
+    "agent.gates.min_recall": 0.0, "agent.gates.min_gain_nats": 0.0, "agent.gates.max_forgetting": 10.0,
+    "agent.gates.max_control_ratio": 3.0,
+}  # fmt: skip
+ACTORS = (
+    "AgentShell",
+    "EpisodicShell",
+    "SemanticShell",
+    "LearnerShell",
+    "EvaluatorShell",
+    "SafetyShell",
+    "EngineDeployment",
+)
+DOCUMENT_PAUSE_S = 0.3
+LEARN_PAUSE_S = 0.5
+SETTLE_TIMEOUT_S = 180.0
+
+
+@dataclass
+class Watch:
+    """What was seen while processes were killed."""
+
+    acknowledged: set[str] = field(default_factory=set)
+    num_looks: int = 0
+    wrong_production: Counter[int] = field(default_factory=Counter)
+    """How often there was another number of PRODUCTION than one."""
+    num_cycles: int = 0
+
+
+def run(context: BenchContext) -> Iterable[Claim]:
+    """The claims of this file."""
+    num_kills, rng, watch = 4 if context.quick else 50, random.Random(0), Watch()
+    with context.running_system(OVERRIDES) as (client, config, _):
+        is_over = threading.Event()
+        works = (_send, _learn, _look)
+        threads = [
+            threading.Thread(target=work, args=(client.base_url, config.home, watch, is_over), daemon=True)
+            for work in works
+        ]
+        for thread in threads:
+            thread.start()
+        for number in range(num_kills):
+            time.sleep(rng.uniform(1.0, 8.0))
+            victims = ACTORS if number % 5 == 4 else (rng.choice(ACTORS),)
+            num_killed = _kill(config.home, victims)
+            context.note(
+                f"kill {number + 1} of {num_kills}: {'all' if len(victims) > 1 else victims[0]} ({num_killed} processes); "
+                f"{len(watch.acknowledged)} documents, {watch.num_cycles} cycles begun"
+            )
+        is_over.set()
+        for thread in threads:
+            thread.join(timeout=SETTLE_TIMEOUT_S)
+        yield from _judge(client, config.home, watch, num_kills=num_kills)
+
+
+def _judge(client: Client, home: Path, watch: Watch, *, num_kills: int) -> Iterable[Claim]:
+    _wait_until_quiet(client)
+    told = f"{num_kills} kills, every fifth of all actors at once"
+    listed: list[str] = []
+    while page := client.list_documents(limit=1000, offset=len(listed))["documents"]:
+        listed += [one["document_id"] for one in page]
+    lost, doubled = watch.acknowledged - set(listed), len(listed) - len(set(listed))
+    yield Claim(
+        "kill -9 of actors: documents lost, or there twice", "0", len(lost) + doubled, "", not lost and not doubled,
+        f"{told}; {len(watch.acknowledged)} documents acknowledged over HTTP",
+    )  # fmt: skip
+    ledger = VersionLedger(home / "ledger.sqlite")
+    served = [
+        record for record in ledger.list(10_000) if record.state in (State.PRODUCTION, State.SUPERSEDED, State.ARCHIVED)
+    ]
+    line = Counter(key for record in ledger.lineage(ledger.pointers().v2) for key in ledger.episodes_of(record.name))
+    twice = [key for key, count in line.items() if count > 1]
+    both = ledger.held_back() & set(line)
+    yield Claim(
+        "kill -9 of actors: passages learned twice, or learned and held back", "0", len(twice) + len(both), "",
+        not twice and not both and len(line) > 0,
+        f"{told}; {len(line)} passages in the line that serves, {len(served) - 1} versions were promoted",
+    )  # fmt: skip
+    wrong = sum(watch.wrong_production.values())
+    yield Claim(
+        "kill -9 of actors: instants without exactly one V2", "0", wrong, f"of {watch.num_looks}", wrong == 0,
+        f"{told}; the ledger's file read every 10 ms; {dict(watch.wrong_production) or 'always one'}",
+    )  # fmt: skip
+    report = ledger.verify_audit()
+    yield Claim(
+        "kill -9 of actors: audit log whole", "whole", float(report.num_rows), "rows", report.ok, report.reason or told
+    )
+
+
+def _kill(home: Path, victims: tuple[str, ...]) -> int:
+    num_killed = 0
+    for process in find_processes(home):
+        with suppress(ProcessLookupError):
+            name = "".join(process.cmdline())
+            if any(name.startswith((f"ray::{victim}", f"ray::ServeReplica:autonomous:{victim}")) for victim in victims):
+                os.kill(process.pid, signal.SIGKILL)
+                num_killed += 1
+    return num_killed
+
+
+def _send(url: str, home: Path, watch: Watch, is_over: threading.Event) -> None:
+    del home
+    documents = iter(make_documents(100_000, seed=7))
+    with Client(url) as client:
+        while not is_over.wait(DOCUMENT_PAUSE_S):
+            one = next(documents)
+            row = {"id": one.name, "text": one.text, "title": one.name, "source": "bench"}
+            while True:  # ids make it idempotent: what was not acknowledged is sent again
+                try:
+                    watch.acknowledged |= {found["id"] for found in client.add_documents([row])["documents"]}
+                    break
+                except ClientError:
+                    if is_over.wait(DOCUMENT_PAUSE_S):
+                        return
+
+
+def _learn(url: str, home: Path, watch: Watch, is_over: threading.Event) -> None:
+    del home
+    with Client(url) as client:
+        while not is_over.wait(LEARN_PAUSE_S):
+            with suppress(ClientError):
+                client.learn()
+                watch.num_cycles += 1
+
+
+def _look(url: str, home: Path, watch: Watch, is_over: threading.Event) -> None:
+    del url
+    with closing(sqlite3.connect(f"file:{home / 'ledger.sqlite'}?mode=ro", uri=True)) as connection:
+        while not is_over.wait(0.01):
+            (count,) = connection.execute("SELECT count(*) FROM versions WHERE state = 'PRODUCTION'").fetchone()
+            watch.num_looks += 1
+            if count != 1:
+                watch.wrong_production[count] += 1
+
+
+def _wait_until_quiet(client: Client) -> None:
+    """The actors are back, and the cycle that was under way has ended."""
+    deadline = time.monotonic() + SETTLE_TIMEOUT_S
+    while time.monotonic() < deadline:
+        with suppress(ClientError):
+            learning = client.status().get("learning")
+            if not learning or learning["phase"] in ("done", "failed"):
+                return
+        time.sleep(1.0)
+    raise RuntimeError(f"the system was not quiet within {SETTLE_TIMEOUT_S:.0f} s after the last kill")
