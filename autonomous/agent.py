@@ -316,6 +316,7 @@ class _Running:
             weights=self.ledger,
             surprise=self._surprise,
             embedder=agent._embedder,
+            clock=agent._clock,
         )
         self.loop = LearningLoop(
             config,

@@ -3,6 +3,7 @@
 The same stores that the actors hold, in the same folders' layout, with one process as their owner.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,19 +43,22 @@ class LocalMemory:
         weights: Any,
         surprise: Callable[[Sequence[Episode]], Mapping[str, float]],
         embedder: Embedder | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         embedder = embedder or MiniLmEmbedder(num_threads=1)
         self._latch = latch
         self.episodic = EpisodicMemory.open(
             EpisodicConfig(folder=folder / "episodic", capacity=settings.capacity, index=settings.index),
             embedder=embedder,
+            clock=clock,
         )
         self.semantic = SemanticMemory.open(
             SemanticConfig(
                 folder=folder / "semantic", alarm_facts=settings.alarm_facts, alarm_share=settings.alarm_share
-            )
+            ),
+            clock=clock,
         )
-        self._trusts = SourceTrusts.open(folder, default=settings.source_trust)
+        self._trusts = SourceTrusts.open(folder, default=settings.source_trust, clock=clock)
         self.management = MemoryManagement(
             settings.context,
             episodic=self.episodic,
