@@ -48,7 +48,7 @@ def run(context: BenchContext) -> Iterable[Claim]:
             context.note(f"rollback {turn + 1} of {repeats}: last answer of the bad version after {last_s[-1]:.3f} s")
     yield Claim(
         "rollback: decision -> last answer of the bad version", "< 1 s", round(max(last_s), 3), "s", max(last_s) < 1,
-        f"{repeats} rollbacks under {CLIENTS} clients (4 tokens, half of them streamed), worst, in-flight answers included; the "
+        f"{repeats} rollbacks under {CLIENTS} clients (4 tokens, half of them streamed), worst, in-flight ones included; the "
         f"last question that it got came {max(started_s):+.3f} s from the decision; the pointer flipped within "
         f"{statistics.median(flips_s):.3f} s",
     )  # fmt: skip
