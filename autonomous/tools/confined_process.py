@@ -5,6 +5,7 @@ the registry of kills (autonomous/safety/processes.py) before it may begin, asks
 polls the guard 20 times a second, and whatever happens, its process group is killed and its folder removed.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from autonomous.safety.machine import boot_id, place, start_of
 from autonomous.safety.processes import MARK, forget, register_started
 from autonomous.tools.config import LEVELS, Isolation, SandboxConfig
 from autonomous.tools.syscall_filter import build_filter
@@ -51,6 +53,7 @@ class NotConfined(ToolUnavailable):
 
 def strongest_isolation(config: SandboxConfig, *, safety_folder: Path) -> Isolation:
     """The strongest level that holds on this machine, found by trying. Raises ToolUnavailable below config.min_isolation."""
+    remove_leftovers()
     problems = []
     for level in reversed(LEVELS[LEVELS.index(config.min_isolation) :]):
         try:
@@ -68,12 +71,26 @@ def strongest_isolation(config: SandboxConfig, *, safety_folder: Path) -> Isolat
     )
 
 
+def remove_leftovers() -> None:
+    """Remove the folders of programs whose runner was killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_prefix('*', '*')}*"):
+        pid, start = folder.name.split("-")[-3:-1]
+        if pid.isdigit() and start_of(int(pid)) != start:
+            shutil.rmtree(folder, ignore_errors=True)  # another user's stay
+
+
+def _prefix(pid: int | str, start: str) -> str:
+    """Of the folders that a process makes; those of another machine or container that shares the place have other names."""
+    here = hashlib.sha256(f"{place()} {boot_id()}".encode()).hexdigest()[:8]
+    return f"autonomous-tool-{here}-{pid}-{start}-"
+
+
 def run_confined(
     source: str, *, level: Isolation, config: SandboxConfig, timeout_s: float, guard: Guard, safety_folder: Path
 ) -> Outcome:
     """Run a program to its end. Raises NotConfined if the level does not hold; what the guard raises ends the program."""
     guard()
-    folder = Path(tempfile.mkdtemp(prefix="autonomous-tool-"))
+    folder = Path(tempfile.mkdtemp(prefix=_prefix(os.getpid(), start_of(os.getpid()))))
     try:
         with tempfile.TemporaryFile() as job:
             job.write(_job(source, level, config))

@@ -16,10 +16,18 @@ from typing import Any
 import pytest
 
 from autonomous.safety.latch import Latch, LearningStopped
+from autonomous.safety.machine import start_of
 from autonomous.safety.processes import FOLDER, kill_registered, registered
 from autonomous.tools import confined_process
 from autonomous.tools.config import LEVELS, Isolation, SandboxConfig
-from autonomous.tools.confined_process import NotConfined, Outcome, run_confined, strongest_isolation
+from autonomous.tools.confined_process import (
+    NotConfined,
+    Outcome,
+    _prefix,
+    remove_leftovers,
+    run_confined,
+    strongest_isolation,
+)
 from autonomous.tools.python_sandbox import PythonSandbox
 from autonomous.tools.syscall_filter import build_filter
 from autonomous.tools.tool import ToolError, ToolUnavailable
@@ -63,8 +71,13 @@ def _run(
     return run_confined(source, level=level, config=config, timeout_s=20, guard=guard, safety_folder=folder)
 
 
-def _names_of_sandboxes() -> set[str]:
-    return {path.name for path in Path(tempfile.gettempdir()).glob("autonomous-tool-*")}
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the folders of programs lie: a place of this test's own."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 def test_a_program_computes_prints_and_shows_its_last_value(level: Isolation, tmp_path: Path) -> None:
@@ -225,15 +238,16 @@ QUICK = SandboxConfig(cpu_s=1, wall_s=1.5, memory_bytes=256 << 20, output_bytes=
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_bombs_go_off_within_their_limits_and_leave_nothing(bomb: str, strongest: Isolation, tmp_path: Path) -> None:
+def test_bombs_go_off_within_their_limits_and_leave_nothing(
+    bomb: str, strongest: Isolation, tmp_path: Path, temporary: Path
+) -> None:
     source, words = BOMBS[bomb]
-    before = _names_of_sandboxes()
     result = _tool(tmp_path, QUICK).call({"source": source}, timeout_s=20, guard=no_guard)
     assert result.is_error
     assert words in result.text
     assert len(result.text) < QUICK.output_bytes + 1000
     assert result.details["seconds"] < 6
-    assert _names_of_sandboxes() <= before
+    assert list(temporary.iterdir()) == []
     assert registered(tmp_path) == {}
     assert result.details["isolation"] == strongest
 
@@ -325,7 +339,9 @@ def test_the_kill_of_the_registry_reaches_a_program_by_its_own_record(tmp_path: 
     assert running.result.status < 0
 
 
-def test_a_program_dies_with_whoever_runs_it(tmp_path: Path) -> None:
+def test_a_program_dies_with_whoever_runs_it_and_its_folder_is_removed_by_the_next(
+    tmp_path: Path, temporary: Path
+) -> None:
     code = (
         "from pathlib import Path\nfrom autonomous.tools.confined_process import run_confined\n"
         "from autonomous.tools.config import SandboxConfig\n"
@@ -333,12 +349,18 @@ def test_a_program_dies_with_whoever_runs_it(tmp_path: Path) -> None:
         " timeout_s=60,"
         f" guard=lambda: None, safety_folder=Path({str(tmp_path)!r}))"
     )
-    runner = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[3])
+    runner = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[3], env=os.environ | {"TMPDIR": str(temporary)}
+    )
     until(lambda: _pid_of_begun(tmp_path))
     pid = _pid_of_begun(tmp_path)
     runner.kill()
     runner.wait()
     until(lambda: not is_alive(pid), timeout_s=5)
+    of_this_process = tempfile.mkdtemp(prefix=_prefix(os.getpid(), start_of(os.getpid())))
+    assert len(list(temporary.iterdir())) == 2
+    remove_leftovers()
+    assert list(temporary.iterdir()) == [Path(of_this_process)]
 
 
 def test_below_the_configured_minimum_no_program_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
