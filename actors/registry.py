@@ -24,6 +24,7 @@ from actors.learner import LearnerShell
 from actors.safety import SafetyShell
 from actors.semantic import SemanticShell
 from actors.stores import EpisodeShardShell, shard_name
+from actors.tools import ToolsShell
 from actors.working import WorkingShell
 from autonomous.code import code_sha256
 from autonomous.config import AutonomousConfig
@@ -54,6 +55,7 @@ ACTORS: dict[str, ActorSpec] = {
     "episodic": ActorSpec(EpisodicShell, {"control": 1, "read": 4}, max_pending_calls=64),
     "semantic": ActorSpec(SemanticShell, {"control": 1, "read": 2, "dream": 1}),
     "working": ActorSpec(WorkingShell, {"control": 1}),
+    "tools": ActorSpec(ToolsShell, {"control": 1, "call": 4}, num_cpus=0.1, max_pending_calls=32),
     "learner": ActorSpec(LearnerShell, {"control": 1}, num_cpus=0.1, max_pending_calls=8),
     "evaluator": ActorSpec(EvaluatorShell, {"control": 1}, num_cpus=0.1, max_pending_calls=8),
     "agent": ActorSpec(AgentShell, {"control": 1, "route": 2, "read": 3, "learn": 1}),
@@ -102,6 +104,12 @@ def ensure_all(
             "settings": memory,
         },
         "working": {"config": memory.working},
+        "tools": {
+            "config": agent.knowledge,
+            "level": agent.safety.level,
+            "latch": latch,
+            "ledger": home / "ledger.sqlite",
+        },
         "learner": {
             "config": agent.learning,
             "base_folder": model_folder,

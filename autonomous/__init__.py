@@ -12,6 +12,8 @@ versions/    the life of a version: states, gates, ledger, audit
 safety/      the stop latch, the screen, the monitor
 curriculum   which passages are learned next, what is replayed, what is asked
 ports        what the agent works with, as protocols
+knowledge    retrieval and tools in one interface, each call through a permit (KnowledgeIntegration)
+tools/       the tools: calculator, code search, documentation, confined Python
 loop         the learning cycles over all of them (LearningLoop)
 rollout      from a version that passed its gates to the users, and back (canary, soak)
 reconciler   what follows from the ledger: adapters on the engine, passages that are suspect

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from autonomous.tools.config import KnowledgeConfig
 from train.dtype import TrainingDtype
 
 
@@ -152,3 +153,4 @@ class AutonomousConfig(BaseModel):
     gates: GateConfig = GateConfig()
     rollout: RolloutConfig = RolloutConfig()
     safety: SafetyConfig = SafetyConfig()
+    knowledge: KnowledgeConfig = KnowledgeConfig()

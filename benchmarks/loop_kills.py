@@ -85,6 +85,8 @@ def run(context: BenchContext) -> Iterable[Claim]:
 
 def _judge(client: Client, home: Path, watch: Watch, *, num_kills: int) -> Iterable[Claim]:
     _wait_until_quiet(client)
+    with suppress(ClientError):  # nothing may be left to learn
+        client.follow(client.learn(), on_status=lambda _: None, timeout_s=SETTLE_TIMEOUT_S)
     told = f"{num_kills} kills, every fifth of all actors at once"
     listed: list[str] = []
     while page := client.list_documents(limit=1000, offset=len(listed))["documents"]:

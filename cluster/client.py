@@ -197,6 +197,20 @@ class Client:
         path = f"/v1/memory/consolidations/{quote(run, safe='')}/undo"
         return self._json("POST", path, {"by": by, "reason": reason})
 
+    # --- tools --------------------------------------------------------------------------------------------------
+
+    def tools(self) -> Json:
+        """The tools with the schemas of their arguments."""
+        return self._json("GET", "/v1/tools")
+
+    def call_tool(self, name: str, arguments: Json) -> Json:
+        """Call a tool."""
+        return self._json("POST", f"/v1/tools/{quote(name, safe='')}", {"arguments": arguments})
+
+    def knowledge_answer(self, question: str) -> Json:
+        """Answer a question with tools."""
+        return self._json("POST", "/v1/knowledge/answer", {"question": question})
+
     # --- learning and versions ----------------------------------------------------------------------------------
 
     def learn(self) -> str:

@@ -39,6 +39,7 @@ from serve.schemas import (
     VersionList,
 )
 from serve.stream import COALESCE_S, Mask
+from serve.tool_routes import build_tool_router
 
 CONSOLE = Path(__file__).parent / "console" / "index.html"
 _PAGE_HEADERS = {
@@ -78,6 +79,7 @@ def build_api(
     app.include_router(build_chat_router(context))
     app.include_router(_knowledge_routes(context))
     app.include_router(build_memory_router(parts.memory))
+    app.include_router(build_tool_router(context))
     app.include_router(_learning_routes(parts))
     app.include_router(_version_routes(parts))
     app.include_router(_safety_routes(context))

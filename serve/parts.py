@@ -26,6 +26,7 @@ from memory.types import (
 from serve.engine import AdapterRef, GenerateChunk, GenerateRequest
 from serve.rag import Message
 from serve.stream import WholeAnswer
+from serve.tool_parts import ToolParts
 
 Json = dict[str, Any]
 Category = Literal["pause", "stop", "kill"]
@@ -97,6 +98,7 @@ class Parts(Protocol):
     """Everything behind the routes."""
 
     memory: MemoryParts
+    tools: ToolParts
 
     # --- engine ---------------------------------------------------------------------------------------------------
 

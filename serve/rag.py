@@ -5,10 +5,10 @@ quoted text, never instructions: they are delimited, and neither the delimiters 
 can be forged from inside one. With nothing above the threshold the messages are left as they were (abstention).
 """
 
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from autonomous.tools.quoting import neutral, quoted
 from memory.types import RecallHit
 from serve.config import RAGConfig
 
@@ -23,9 +23,7 @@ SHORT_QUESTION_WORDS = 6
 """A question of fewer words is taken for a follow-up."""
 STOPS_AFTER_PASSAGES = ("\nQuestion:", "\n[1] ")
 """A small model that has answered goes on in the prompt's own form: with the question again, or the passages."""
-_OPEN, _CLOSE = "<<<", ">>>"
 _MIN_PASSAGE_TOKENS = 24
-_FORGERIES = re.compile(r"<\||\|>|<{3,}|>{3,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +94,7 @@ class RAGSystem:
         """Hits in order while the budget lasts; the one that passes it is shortened at a word."""
         sources: list[Source] = []
         for hit in hits:
-            text = _neutral(hit.episode.text).strip()
+            text = neutral(hit.episode.text).strip()
             source = _source(hit, text)
             (cost,) = await count_tokens([_passage(len(sources) + 1, source)])
             if cost > budget:
@@ -123,11 +121,6 @@ async def _shorten(text: str, *, count_tokens: CountTokens, limit: int) -> str:
     return next((start for start, count in reversed(list(zip(starts, counts, strict=True))) if count <= limit), "")
 
 
-def _neutral(text: str) -> str:
-    """Text in which delimiters and control tokens such as <|im_end|> are broken up by a space."""
-    return _FORGERIES.sub(lambda match: " ".join(match.group()), text)
-
-
 def _source(hit: RecallHit, text: str) -> Source:
     return Source(
         episode_id=hit.episode.id,
@@ -140,8 +133,8 @@ def _source(hit: RecallHit, text: str) -> Source:
 
 
 def _passage(number: int, source: Source) -> str:
-    title = " ".join(_neutral(source.title).split())[:120]
-    return f"[{number}] {title}\n{_OPEN}\n{source.text}\n{_CLOSE}\n"
+    title = " ".join(neutral(source.title).split())[:120]
+    return f"[{number}] {title}\n{quoted(source.text)}"
 
 
 def _rewrite(messages: Sequence[Message], question: str, sources: Sequence[Source]) -> list[Message]:

@@ -36,8 +36,10 @@ from serve.parts import Category, Json, MemoryParts
 from serve.rag import Message
 from serve.ray_memory import RayMemoryParts
 from serve.ray_outcomes import OutcomeSender
+from serve.ray_tools import RayToolParts
 from serve.router import RetryOn, call_with_retry, stream_with_retry
 from serve.stream import WholeAnswer
+from serve.tool_parts import ToolParts
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +72,8 @@ CAUSES: Mapping[str, type[Exception]] = {
     "ActorMissing": NotReadyError,
     "LatchChanged": ConflictError,
     "StoreAway": StorageAwayError,
+    "UnknownTool": NotFoundError,
+    "ToolUnavailable": NotReadyError,
 }
 """The actors' typed errors by class name: importing them would load the learner's torch into the HTTP process."""
 
@@ -124,6 +128,7 @@ class RayParts:
         self._probe: asyncio.Task[None] | None = None
         self._retrieval_delay_s: float | None = None
         self.memory: MemoryParts = RayMemoryParts(self._call, self._act)
+        self.tools: ToolParts = RayToolParts(self._call, self._act)
 
     # --- calls ----------------------------------------------------------------------------------------------------
 

@@ -65,16 +65,30 @@ class Killed:
 
 def register(safety_folder: Path, *, role: str, within: Scope) -> None:
     """Write down this process. Idempotent. Raises OSError: a process that cannot be found must not begin."""
-    record = Registered(os.getpid(), start_of(os.getpid()), boot_id(), place(), role, within)
+    record = _record_of(os.getpid(), role, within)
+    _write(safety_folder, record)
+    marks = os.environ.get(MARK, "").split()
+    if record.name not in marks:
+        os.environ[MARK] = " ".join([*marks, record.name])
+
+
+def register_started(safety_folder: Path, pid: int, *, role: str, within: Scope) -> Path:
+    """Write down a process that this one has started and not waited for; its record, for `forget`. Raises OSError."""
+    return _write(safety_folder, _record_of(pid, role, within))
+
+
+def _record_of(pid: int, role: str, within: Scope) -> Registered:
+    return Registered(pid, start_of(pid), boot_id(), place(), role, within)
+
+
+def _write(safety_folder: Path, record: Registered) -> Path:
     folder = safety_folder / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{record.name}.json"
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(asdict(record)), encoding="utf-8")
     draft.replace(path)
-    marks = os.environ.get(MARK, "").split()
-    if record.name not in marks:
-        os.environ[MARK] = " ".join([*marks, record.name])
+    return path
 
 
 def registered(safety_folder: Path) -> dict[Path, Registered | None]:
@@ -90,7 +104,7 @@ def registered(safety_folder: Path) -> dict[Path, Registered | None]:
             found[path] = None
             continue
         if record.place == place() and not _lives(record):
-            _forget(path)
+            forget(path)
         else:
             found[path] = record
     return found
@@ -99,7 +113,7 @@ def registered(safety_folder: Path) -> dict[Path, Registered | None]:
 def forget_all(safety_folder: Path) -> None:
     """Drop the records of an earlier life: to be called where none of its processes is left."""
     for path in (safety_folder / FOLDER).glob("*.json"):
-        _forget(path)
+        forget(path)
 
 
 def kill_registered(safety_folder: Path, scope: Scope, *, timeout_s: float = KILL_TIMEOUT_S) -> list[Killed]:
@@ -222,6 +236,7 @@ def _lives(record: Registered) -> bool:
     return record.boot == boot_id() and start_of(record.pid) == record.start
 
 
-def _forget(path: Path) -> None:
+def forget(path: Path) -> None:
+    """Drop the record of a process that is gone."""
     with suppress(OSError):
         path.unlink(missing_ok=True)

@@ -65,6 +65,16 @@ def test_added_document_is_answered_with_its_source(system: Any) -> None:
     )
 
 
+def test_tools_work_out_run_and_look_up_behind_one_route(system: Any) -> None:
+    answer = system.post("/v1/knowledge/answer", {"question": "What is 12 * (3 + 4)?"})
+    assert (answer["answer"], answer["answered_by"]) == ("12 * (3 + 4) = 84", "tool")
+    answer = system.post("/v1/knowledge/answer", {"question": "What is the Zephyr pump primed with?", "max_tokens": 40})
+    assert [step["tool"] for step in answer["steps"]][:1] == ["documentation"]
+    assert "zephyr" in {source["title"].split()[0].lower() for source in answer["sources"]}
+    ran = json.loads(system.run("tool", "call", "python", "source=print(sum(range(10)))", "--json").stdout)
+    assert (ran["text"], ran["details"]["isolation"] in ("kernel", "namespaces")) == ("45", True)
+
+
 def test_personal_data_is_replaced_and_injection_is_quarantined(system: Any) -> None:
     rows = system.add(
         {"id": "pii", "text": "Write to Ann at ann.miller@acme-pumps.com about the Farrow seal."},

@@ -1,5 +1,6 @@
 """The parts behind the HTTP surface in one process: an echo engine, the real stores, the real stop latch."""
 
+import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -10,7 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from autonomous.knowledge import KnowledgeIntegration, build_tools
 from autonomous.safety.latch import Latch, Scope
+from autonomous.tools.config import KnowledgeConfig, SandboxConfig
+from autonomous.tools.tool import ToolResult, ToolUnavailable, UnknownTool
+from autonomous.versions.ledger import VersionLedger
 from autonomous.versions.rollout import Outcome
 from memory.claims import claims_of
 from memory.consolidate import Consolidation, ConsolidationConfig
@@ -38,7 +43,7 @@ from memory.working import WorkingConfig, WorkingMemory
 from serve.config import EngineConfig
 from serve.engine import AdapterRef, GenerateChunk, GenerateRequest
 from serve.engine_echo import EchoEngine
-from serve.errors import ConflictError, NotFoundError
+from serve.errors import ConflictError, NotFoundError, NotReadyError
 from serve.parts import Category
 from serve.rag import Message
 from serve.stream import WholeAnswer, collect
@@ -147,6 +152,32 @@ class LocalMemory:
         return asdict(self.consolidation.undo(run, by=f"{by}: {reason}", guard=self.guard()))
 
 
+class LocalTools:
+    """`serve.parts.ToolParts` in one process."""
+
+    def __init__(self, folder: Path, *, episodic: EpisodicMemory, latch: Latch) -> None:
+        self.ledger = VersionLedger(folder / "tools.sqlite")
+        self.settings = KnowledgeConfig(
+            min_cosine=0.2, max_prompt_chars=600, sandbox=SandboxConfig(min_isolation="interpreter")
+        )
+        tools = build_tools(self.settings, retrieve=episodic.recall, safety_folder=latch.path.parent)
+        self.knowledge = KnowledgeIntegration(self.settings, tools=tools, latch=latch, audit=self.ledger.append_audit)
+
+    async def describe(self) -> list[dict[str, Any]]:
+        return self.knowledge.describe()
+
+    async def config(self) -> KnowledgeConfig:
+        return self.settings
+
+    async def call(self, tool: str, arguments: Mapping[str, Any], *, timeout_s: float | None, by: str) -> ToolResult:
+        try:
+            return await asyncio.to_thread(self.knowledge.call, tool, arguments, timeout_s=timeout_s, by=by)
+        except UnknownTool as problem:
+            raise NotFoundError(str(problem)) from problem
+        except ToolUnavailable as problem:
+            raise NotReadyError(str(problem)) from problem
+
+
 class LocalParts:
     """`serve.parts.Parts` in one process. `fail_with`, when set, is raised by the engine before its first piece."""
 
@@ -158,6 +189,7 @@ class LocalParts:
         Latch.create(folder / "latch")
         self.latch = Latch.open(folder / "latch")
         self.memory = LocalMemory(folder, episodic=self.episodic, working=self.working, latch=self.latch)
+        self.tools = LocalTools(folder, episodic=self.episodic, latch=self.latch)
         self.fail_with: Exception | None = None
         self.searched: list[str] = []
         self.is_ready = True

@@ -1,0 +1,137 @@
+"""KnowledgeIntegration: retrieval and tools in one interface, each call through a permit.
+
+In: a tool's name and arguments, or a question. Out: a result that was screened, or an answer with its steps and citations.
+A call asks the stop latch before it begins and before its result is given, and leaves two rows in the audit log, the first
+before it begins: which tool, the hash of its arguments, what became of it; never the arguments or the result.
+"""
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from autonomous.safety.latch import Latch
+from autonomous.safety.screen import Level, SafetyScreen
+from autonomous.tools.calculator import Calculator
+from autonomous.tools.code_search import CodeSearch
+from autonomous.tools.config import KnowledgeConfig, ToolName
+from autonomous.tools.documentation import DocumentationLookup
+from autonomous.tools.plan import Ask, Call, KnowledgeAnswer, Message, Plan
+from autonomous.tools.python_sandbox import PythonSandbox
+from autonomous.tools.quoting import shortened
+from autonomous.tools.tool import Arguments, Retrieve, Tool, ToolError, ToolResult, ToolUnavailable, UnknownTool
+from autonomous.versions.audit import sha256_of
+from train.data.pii import SECRET_KINDS, mask_sensitive
+
+BY = "system:tools"
+Json = dict[str, Any]
+
+
+def build_tools(config: KnowledgeConfig, *, retrieve: Retrieve, safety_folder: Path) -> list[Tool]:
+    """The tools that are enabled, in the order of the configuration."""
+    kinds: dict[ToolName, Callable[[], Tool]] = {
+        "calculator": Calculator,
+        "code_search": lambda: CodeSearch(config.code, retrieve=retrieve),
+        "documentation": lambda: DocumentationLookup(
+            retrieve, num_passages=config.num_passages, min_cosine=config.min_cosine
+        ),
+        "python": lambda: PythonSandbox(config.sandbox, safety_folder=safety_folder),
+    }
+    return [kinds[name]() for name in dict.fromkeys(config.enabled)]
+
+
+def describe_tools(tools: Collection[Tool]) -> list[Json]:
+    """The tools as OpenAI's `tools` lists them."""
+    return [
+        {
+            "type": "function",
+            "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters},
+        }
+        for tool in tools
+    ]
+
+
+class KnowledgeIntegration:
+    """See the module. `audit` is VersionLedger.append_audit. Thread-safe."""
+
+    def __init__(
+        self,
+        config: KnowledgeConfig,
+        *,
+        tools: Sequence[Tool],
+        latch: Latch,
+        audit: Callable[..., Any],
+        level: Level = "high",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._tools = {tool.name: tool for tool in tools}
+        self._latch = latch
+        self._audit = audit
+        self._screen = SafetyScreen(level)
+        self._clock = clock
+
+    def describe(self) -> list[Json]:
+        """The tools as OpenAI's `tools` lists them."""
+        return describe_tools(self._tools.values())
+
+    def call(self, tool: str, arguments: Arguments, *, timeout_s: float | None = None, by: str = BY) -> ToolResult:
+        """Call a tool, within what a question may use if no time is given.
+
+        Raises UnknownTool, ToolError, ToolUnavailable, LearningStopped (also if it is stopped meanwhile: there is no result).
+        """
+        if tool not in self._tools:
+            raise UnknownTool(f"there is no tool {tool[:50]!r}; GET /v1/tools lists {', '.join(self._tools) or 'none'}")
+        permit = self._latch.permit("tool call")
+        asked = {"tool": tool, "arguments_sha256": sha256_of(dict(arguments))}
+        limit_s = self._config.max_seconds if timeout_s is None else min(timeout_s, self._config.max_seconds)
+        if limit_s <= 0:
+            raise ToolError("the time of the question is used up (knowledge.max_seconds); ask for less")
+        self._audit(actor=by, action="tool.call", subject=tool, before=asked)
+        start = self._clock()
+        outcome = "failed"
+        try:
+            permit.check()
+            result = self._screened(self._tools[tool].call(arguments, timeout_s=limit_s, guard=permit.check))
+            permit.check()
+            outcome = "error" if result.is_error else "withheld" if result.is_withheld else "done"
+            return result
+        except Exception as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            after = {"outcome": outcome, "seconds": round(self._clock() - start, 4)}
+            self._audit(actor=by, action="tool.result", subject=tool, before=asked, after=after)
+
+    def answer(self, question: str, *, generate: Callable[[Sequence[Message]], str]) -> KnowledgeAnswer:
+        """Answer a question with tools and a model. `generate` takes chat messages and gives the model's reply.
+
+        Raises LearningStopped, and what `generate` raises.
+        """
+        plan = Plan(question, config=self._config, tools=self._tools.values(), clock=self._clock)
+        while True:
+            match plan.next():
+                case Call(call=call, timeout_s=timeout_s):
+                    try:
+                        plan.add_result(self.call(call.tool, call.arguments, timeout_s=timeout_s))
+                    except (ToolError, ToolUnavailable) as error:
+                        plan.add_failure(str(error))
+                case Ask(messages=messages):
+                    plan.add_reply(generate(messages))
+                case KnowledgeAnswer() as answer:
+                    return answer
+
+    def _screened(self, result: ToolResult) -> ToolResult:
+        """Cut, without secrets, and with what the screen found in it."""
+        text, counts = mask_sensitive(result.text, kinds=SECRET_KINDS)
+        text = shortened(text, max_chars=self._config.max_result_chars)
+        verdict = self._screen.screen_document(text)
+        details = {**result.details, "masked": counts} if counts else result.details
+        is_withheld = verdict.decision == "quarantine"
+        citations = tuple(
+            replace(one, title=mask_sensitive(one.title, kinds=SECRET_KINDS)[0]) for one in result.citations
+        )
+        return replace(
+            result, text=text, citations=citations, details=details, flags=verdict.reasons, is_withheld=is_withheld
+        )
