@@ -30,6 +30,7 @@ from train.files import sync_path
 STATE_NAME = "continual.safetensors"
 DRIFT_NAME = "drift.json"
 FORMAT = 1
+METADATA = "learner"
 PARTS = ("curvature", "centre")
 
 
@@ -58,16 +59,17 @@ class HeldMethods:
     def save(self, folder: Path) -> None:
         """Write the state into a version's folder. Nothing is written for a policy without state."""
         tensors: dict[str, Tensor] = {}
-        said = {"format": str(FORMAT), "num_batches": str(self.num_batches + 1)}
+        said: dict[str, Any] = {"format": FORMAT, "num_batches": self.num_batches + 1}
         for name, method in self.by_name.items():
             if (held := _held(method)) is None:
                 continue
-            said[f"{name}.least"] = repr(held.least)
+            said[f"{name}.least"] = held.least
             for part in PARTS:
                 for weight, tensor in getattr(held, part).items():
                     tensors[f"{name}/{part}/{weight}"] = tensor.detach().float().cpu().contiguous()
         if tensors:
-            save_file(tensors, folder / STATE_NAME, metadata=said)
+            # one entry: safetensors writes several in an order that changes from process to process
+            save_file(tensors, folder / STATE_NAME, metadata={METADATA: json.dumps(said)})
             (folder / STATE_NAME).chmod(0o644)
             sync_path(folder / STATE_NAME, folder)
 
@@ -100,11 +102,11 @@ def _load(parent: Path, by_name: dict[MethodName, ContinualMethod], *, model: nn
     device = next(iter(weights.values())).device
     try:
         with safe_open(path, framework="pt") as file:
-            said: dict[str, str] = file.metadata() or {}
+            said = json.loads((file.metadata() or {}).get(METADATA, "{}"))
             tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise LearnerStateError(f"{path} is damaged ({error}): restore it from a copy, or roll back") from error
-    if said.get("format") != str(FORMAT):
+    if said.get("format") != FORMAT:
         raise LearnerStateError(
             f"{path} has format {said.get('format')!r}, this program knows {FORMAT}: start the program that wrote it, or "
             "roll back"
@@ -123,8 +125,8 @@ def _load(parent: Path, by_name: dict[MethodName, ContinualMethod], *, model: nn
             start = f"{method_name}/{part}/"
             found = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
             setattr(held, part, found)
-        held.least = float(said.get(f"{method_name}.least", "0"))
-    return int(said.get("num_batches", "0"))
+        held.least = float(said.get(f"{method_name}.least", 0.0))
+    return int(said["num_batches"])
 
 
 def load_drift(parent: Path | None, policy: PolicyConfig) -> DriftMonitor:

@@ -1,8 +1,8 @@
 """Plan B's online learning: a batch trains a copy of all weights of its parent, from any Hugging Face causal language model.
 
 The model may be dense or a Mixture of Experts (train.model writes such folders). The frozen original stays in memory
-beside the copy, for the KL. Memory: the original, the copy, and 16 bytes per parameter (float32 weight, gradient, AdamW's two moments;
-12 where the copy is float32 itself); ewc adds 8 bytes per parameter, si 24.
+beside the copy, for the KL. Memory: the original, the copy, and 16 bytes per parameter (float32 weight, gradient, AdamW's two
+moments; 12 where the copy is float32 itself); ewc adds 8 bytes per parameter, si 24, lwf another copy.
 """
 
 from collections.abc import Iterator
