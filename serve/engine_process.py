@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -73,6 +73,7 @@ class ProcessEngine:
         self._model_folder = model_folder
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
+        self._reader: threading.Thread | None = None
         self._mailboxes: dict[int, asyncio.Queue[_Reply]] = {}
         self._numbers = count(STARTED + 1)
         self._ended: str | None = "the engine is not started"
@@ -93,7 +94,8 @@ class ProcessEngine:
         await asyncio.to_thread(self._process.start)
         far_end.close()  # the child's own end is then the only one: its death is an end of file here
         loop = asyncio.get_running_loop()
-        threading.Thread(target=self._read, args=(self._pipe, loop), name="engine-replies", daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(self._pipe, loop), name="engine-replies", daemon=True)
+        self._reader.start()
         try:
             _value_of(await mailbox.get())
         except BaseException:
@@ -150,8 +152,12 @@ class ProcessEngine:
         self._end("the engine was stopped")
         if process is None or pipe is None:
             return
-        pipe.close()  # an end of file for the child
+        with suppress(OSError):  # it has ended by itself
+            pipe.send(None)
         await asyncio.to_thread(_see_gone, process)
+        if self._reader is not None:
+            await asyncio.to_thread(self._reader.join)  # the end of file has reached it: only now the pipe may be closed
+        pipe.close()
 
     async def _replies(self, what: GenerateRequest | str) -> AsyncIterator[Any]:
         self.check_health()
@@ -228,7 +234,7 @@ def _value_of(reply: _Reply) -> Any:
 
 
 def run_child(pipe: Connection, config: EngineConfig, model_folder: Path) -> None:
-    """Serve one engine until the parent closes the pipe or is gone."""
+    """Serve one engine until the parent says None or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     asyncio.run(_serve(pipe, config, model_folder))
 
