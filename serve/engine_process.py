@@ -156,7 +156,9 @@ class ProcessEngine:
             pipe.send(None)
         await asyncio.to_thread(_see_gone, process)
         if self._reader is not None:
-            await asyncio.to_thread(self._reader.join)  # the end of file has reached it: only now the pipe may be closed
+            await asyncio.to_thread(
+                self._reader.join
+            )  # the end of file has reached it: only now the pipe may be closed
         pipe.close()
 
     async def _replies(self, what: GenerateRequest | str) -> AsyncIterator[Any]:
