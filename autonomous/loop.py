@@ -24,7 +24,7 @@ from autonomous.ports import AgentParts
 from autonomous.run_board import RunBoard
 from autonomous.runs import CycleStatus
 from autonomous.safety.latch import Latch, LearningStopped, Permit
-from autonomous.versions.bundle import Bundle, version_id_of, write_bundle
+from autonomous.versions.bundle import Bundle, kind_of, version_id_of, write_bundle
 from autonomous.versions.gates import (
     MIN_PAIRS,
     Decision,
@@ -109,7 +109,9 @@ class LearningLoop:
         record = self.ledger.get(version_id)
         if record.adapter_number is None:
             return None
-        return AdapterRef(name=record.name, number=record.adapter_number, folder=str(record.folder))
+        return AdapterRef(
+            name=record.name, number=record.adapter_number, folder=str(record.folder), kind=kind_of(record.manifest)
+        )
 
     def status_of(self, run_id: str | None = None) -> CycleStatus | None:
         """A run's status, the last run's without an id. Raises UnknownRun."""
