@@ -1,4 +1,4 @@
-"""The learner actor: keeps the base model in memory and trains adapters on it, one batch at a time."""
+"""The learner actor: keeps the base model in memory and trains adapters on it, or copies of it, one batch at a time."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ import ray
 
 from actors.base import Shell
 from autonomous.config import LearningConfig
-from autonomous.online import OnlineLearningModule
+from autonomous.online_weights import build_learner
 from autonomous.runs import LearningRun, StepReport
 from autonomous.safety.latch import Latch
 from autonomous.safety.monitor import SafetyMonitor
@@ -17,13 +17,13 @@ from train.continual.items import LearningItem
 
 
 class LearnerShell(Shell):
-    """Holds the OnlineLearningModule. Every optimizer step asks the stop latch; a kill leaves no half adapter."""
+    """Holds the learner of `config.target`. Every optimizer step asks the stop latch; a kill leaves no half adapter."""
 
     def __init__(
         self, settings_sha256: str, *, config: LearningConfig, base_folder: Path, latch: Path, ledger: Path
     ) -> None:
         super().__init__("learner", settings_sha256)
-        self._module = OnlineLearningModule(config, base_folder=base_folder)
+        self._module = build_learner(config, base_folder=base_folder)
         self._latch = Latch.open(latch)
         self._monitor = SafetyMonitor(self._latch, audit=VersionLedger(ledger).append_audit)
         self._progress: StepReport | None = None
@@ -38,7 +38,7 @@ class LearnerShell(Shell):
         parent_adapter: Path | None,
         out_folder: Path,
     ) -> LearningRun:
-        """Train one batch and write the adapter. Raises LearningStopped, NonFiniteLoss: then nothing was written."""
+        """Train one batch and write the version's weights. Raises LearningStopped, NonFiniteLoss: then nothing was written."""
         guard = self._latch.permit("optimizer step", within="learner").check
         self._module.start()
         try:

@@ -106,7 +106,7 @@ def ensure_all(
         "working": {"config": memory.working},
         "tools": {
             "config": agent.knowledge,
-            "level": agent.safety.level,
+            "level": agent.safety_level,
             "latch": latch,
             "ledger": home / "ledger.sqlite",
         },

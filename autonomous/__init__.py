@@ -3,10 +3,14 @@
 config       every setting of the parts below
 ingest       documents in, passages out: cleaned, screened, cut
 lessons      passages in, learning items and held-out questions out
-online       learning items in, a trained adapter out (OnlineLearningModule)
+batching     when a batch is due by itself
+policy       what holds on to earlier batches, and what a drift changes
+online       learning items in, a trained adapter out (OnlineLearningModule); online_weights: full weights (WeightsLearner)
+steps        what each optimizer step of a batch sees
+stream_drift whether the stream has changed; learner_state: what a version's learner knows beside its weights
 runs         what a learning run reports
 suite        the texts of anchor, control and safety
-panel        who is asked: candidate, parent, original
+panel        who is asked: candidate, parent, original; panel_weights: where they are models of their own
 evaluation   an adapter in, an evaluation report out (SelfEvaluationSystem); its texts lie in suites/
 versions/    the life of a version: states, gates, ledger, audit
 safety/      the stop latch, the screen, the monitor

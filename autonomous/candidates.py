@@ -83,6 +83,7 @@ class CandidateTrainer:
             tokenizer_sha256=self._base.tokenizer_sha256,
             code_sha256=self._base.code_sha256,
             adapter_sha256=run.adapter_sha256,
+            weights_sha256=run.weights_sha256,
             config=self._config.model_dump(mode="json"),
             data={
                 "episodes_sha256": digest_of(ids),

@@ -1,4 +1,4 @@
-"""Self-evaluation: a candidate adapter, its parent and the frozen original answer the same questions; numbers come out.
+"""Self-evaluation: a candidate version, its parent and the frozen original answer the same questions; numbers come out.
 
 Measured are held-out questions on what was learned, questions of earlier batches, unrelated control texts, safety probes,
 and the log-probabilities of one text that the serving engine must reproduce. The gates (autonomous.versions.gates) decide
@@ -16,11 +16,11 @@ import torch
 from autonomous.config import GateConfig
 from autonomous.lessons import Question, build_lessons
 from autonomous.panel import CANDIDATE, PARENT, Panel, question_items
+from autonomous.panel_weights import open_panel, version_model
 from autonomous.suite import SUITES, load_suite
 from autonomous.versions.report import EarlierBatch, EvaluationReport, SafetyProbe
 from memory.types import Episode, Guard
 from train.adapt.base import BaseModelInMemory, load_base_model, pick_device
-from train.adapt.lora import attach_saved, detach_adapter
 from train.adapt.scoring import score_items
 from train.continual.items import text_item
 from train.dtype import TrainingDtype
@@ -71,43 +71,28 @@ class SelfEvaluationSystem:
         training: Mapping[str, Any],
         guard: Guard,
     ) -> EvaluationReport:
-        """Score the adapter folder `candidate` against `parent` (None: the frozen original) and the original.
+        """Score the version's folder `candidate` against `parent` (None: the frozen original) and the original.
 
         `earlier` holds (version id, its questions). `training` goes into the report as it is. `guard` is called between
-        the parts; what it raises ends the evaluation. Raises: AdapterError for an unusable adapter folder.
+        the parts; what it raises ends the evaluation. Raises: AdapterError, WeightsError for an unusable folder.
         """
         start = time.monotonic()
-        adapters = {CANDIDATE: candidate} if parent is None else {CANDIDATE: candidate, PARENT: parent}
-        adapted = attach_saved(self.base.model, adapters)
-        try:
-            panel = Panel(
-                adapted,
-                base=self.base,
-                has_parent=parent is not None,
-                max_answer_tokens=self._config.max_answer_tokens,
-                guard=guard,
-            )
+        with open_panel(
+            candidate, parent, base=self.base, max_answer_tokens=self._config.max_answer_tokens, guard=guard
+        ) as panel:
             return self._report(panel, questions=questions, earlier=earlier, training=training, start=start)
-        finally:
-            detach_adapter(adapted)
 
     def surprise(self, episodes: Sequence[Episode], *, adapter: Path | None, guard: Guard) -> dict[str, float]:
         """How little a version knows of what episodes teach: mean loss of their lessons by episode id, nats per target token.
 
         `adapter` None asks the frozen original. Episodes that teach nothing are left out. `guard` is called once before.
-        Raises AdapterError.
+        Raises AdapterError, WeightsError.
         """
         lessons = {one.id: build_lessons([one], max_items=SURPRISE_ITEMS).items for one in episodes}
         items = [item for taught in lessons.values() for item in taught]
         guard()
-        if adapter is None:
-            losses = score_items(self.base.model, items, base=self.base)
-        else:
-            adapted = attach_saved(self.base.model, {CANDIDATE: adapter})
-            try:
-                losses = score_items(adapted, items, base=self.base)
-            finally:
-                detach_adapter(adapted)
+        with version_model(adapter, base=self.base) as model:
+            losses = score_items(model, items, base=self.base)
         found: dict[str, list[float]] = {}
         for item, loss in zip(items, losses, strict=True):
             found.setdefault(item.episode_id, []).append(loss)

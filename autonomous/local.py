@@ -12,14 +12,14 @@ import torch
 from autonomous.config import GateConfig, LearningConfig
 from autonomous.evaluation import SelfEvaluationSystem
 from autonomous.lessons import Question
-from autonomous.online import OnlineLearningModule
+from autonomous.online_weights import build_learner
+from autonomous.panel_weights import version_model
 from autonomous.runs import LearningRun, StepReport
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.safety.monitor import SafetyMonitor
 from autonomous.versions.report import EvaluationReport
 from memory.types import Episode, Guard
 from train.adapt.base import BaseModelInMemory, load_base_model, pick_device
-from train.adapt.lora import attach_saved, detach_adapter
 from train.adapt.reference import AdapterRef
 from train.adapt.scoring import answer_questions, score_tokens
 from train.continual.items import LearningItem
@@ -50,7 +50,7 @@ class LocalLearner:
     """LearnerPort: trains in the calling thread. Every optimizer step asks the latch and is watched by the monitor."""
 
     def __init__(self, config: LearningConfig, *, base_folder: Path, permits: Permits, monitor: SafetyMonitor) -> None:
-        self._module = OnlineLearningModule(config, base_folder=base_folder)
+        self._module = build_learner(config, base_folder=base_folder)
         self._permits = permits
         self._monitor = monitor
         self._progress: StepReport | None = None
@@ -158,7 +158,7 @@ class LocalEngine:
         return [self._with(adapter, lambda model: score_tokens(model, probe, base=self.base))]
 
     def drop(self, adapter: AdapterRef) -> None:
-        """See EnginePort. An adapter is in memory only while it answers."""
+        """See EnginePort. A version is in memory only while it answers."""
 
     def answer(self, prompt: str, *, adapter: AdapterRef | None, max_tokens: int) -> str:
         """The greedy answer of a version to one user message."""
@@ -168,11 +168,5 @@ class LocalEngine:
         return str(text)
 
     def _with(self, adapter: AdapterRef | None, ask: Any) -> Any:
-        with self._lock:
-            if adapter is None:
-                return ask(self.base.model)
-            adapted = attach_saved(self.base.model, {adapter.name: Path(adapter.folder)})
-            try:
-                return ask(adapted)
-            finally:
-                detach_adapter(adapted)
+        with self._lock, version_model(None if adapter is None else Path(adapter.folder), base=self.base) as model:
+            return ask(model)

@@ -26,7 +26,7 @@ from autonomous.rollout import Rollout
 from autonomous.run_board import RunBoard
 from autonomous.runs import CycleStatus
 from autonomous.safety.latch import Latch, LearningStopped, Permit
-from autonomous.versions.bundle import Bundle, version_id_of, write_bundle
+from autonomous.versions.bundle import Bundle, kind_of, version_id_of, write_bundle
 from autonomous.versions.gates import (
     MIN_PAIRS,
     Decision,
@@ -400,4 +400,6 @@ def reference_of(record: VersionRecord) -> AdapterRef | None:
     """The adapter of a version; None for the frozen original and for a run."""
     if record.adapter_number is None:
         return None
-    return AdapterRef(name=record.name, number=record.adapter_number, folder=str(record.folder))
+    return AdapterRef(
+        name=record.name, number=record.adapter_number, folder=str(record.folder), kind=kind_of(record.manifest)
+    )

@@ -1,54 +1,40 @@
-"""Online learning: a batch of learning items flows in, a LoRA adapter in PEFT's format flows out.
+"""Online learning: a batch of learning items flows in, the weights of a new version flow out, and what its learner knows.
 
-The base model is loaded once and stays frozen. A batch trains one adapter, fresh or a copy of the parent version's, with
-a fixed share of replayed items in every step and a KL term to the base on generic texts (train.adapt.trainer). The KL term
-keeps what the model knew: without it new facts were measured to wreck the perplexity of unrelated texts tenfold.
+The base model is loaded once and stays frozen. A batch trains one adapter, fresh or a copy of the parent version's (here), or
+a copy of all weights (online_weights.py), with a fixed share of replayed items in every step and a KL term to the base on
+generic texts (train.adapt.trainer). The KL term keeps what the model knew: without it new facts were measured to wreck the
+perplexity of unrelated texts tenfold. The methods of the policy come on top (policy.py, learner_state.py).
 """
 
 import logging
-import math
-import random
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from autonomous.config import LearningConfig
+from autonomous.learner_state import hold, load_drift, save_drift
+from autonomous.policy import decide_reaction
 from autonomous.runs import LearningRun, StepReport
+from autonomous.steps import plan_steps, train_steps
+from autonomous.stream_drift import observe_batch
 from memory.types import Guard
 from train.adapt.base import BaseModelInMemory, load_base_model, pick_device
-from train.adapt.lora import LoRAConfig, attach_adapter, detach_adapter, save_adapter
-from train.adapt.trainer import AdapterTrainer, AnchorReferences, NonFiniteLoss, StepMetrics
-from train.continual.items import EncodedItem, LearningItem, encode_item, text_item
-from train.continual.replay import num_replay
+from train.adapt.lora import AdapterError, LoRAConfig, attach_adapter, detach_adapter, save_adapter
+from train.adapt.trainer import AnchorReferences, NonFiniteLoss, OnlineTrainer, rows_batch
+from train.adapt.weights import is_weights_folder
+from train.continual.items import EncodedItem, LearningItem, build_batch, encode_item, text_item
+from train.continual.rows import Batch
+from train.dtype import TrainingDtype
+from train.files import sync_path
 
-__all__ = [
-    "LearningRun",
-    "NonFiniteLoss",
-    "OnlineLearningModule",
-    "StepReport",
-    "is_learned",
-    "learning_rate_at",
-    "plan_steps",
-]
+__all__ = ["LearningRun", "NonFiniteLoss", "OnlineLearningModule", "StepReport"]
 
 logger = logging.getLogger(__name__)
-
-NUM_WARMUP_STEPS = 2
-FINAL_RATE = 0.2
-"""The learning rate falls along a cosine to this share of its peak."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedStep:
-    """What one optimizer step sees."""
-
-    new: tuple[EncodedItem, ...]
-    replayed: tuple[EncodedItem, ...]
-    anchors: tuple[EncodedItem, ...]
-    ends_epoch: bool
 
 
 class OnlineLearningModule:
@@ -65,14 +51,14 @@ class OnlineLearningModule:
         if self._base is None:
             torch.set_num_threads(self._config.num_threads)
             device = pick_device(self._config.device)
-            self._base = load_base_model(self._base_folder, dtype=self._config.dtype, device=device)
+            self._base = load_base_model(self._base_folder, dtype=self._base_dtype(), device=device)
             self._references = AnchorReferences(self._base)
 
     @property
     def base(self) -> BaseModelInMemory:
         """The resident base model; its weights never change."""
         if self._base is None:
-            raise RuntimeError("OnlineLearningModule has no model yet: call start() first")
+            raise RuntimeError(f"{type(self).__name__} has no model yet: call start() first")
         return self._base
 
     def learn(
@@ -86,39 +72,58 @@ class OnlineLearningModule:
         guard: Guard,
         on_step: Callable[[StepReport], None],
     ) -> LearningRun:
-        """Train one adapter and write it to `out_folder`, which must not exist.
+        """Train one batch and write weights and learner state to `out_folder`, which must not exist.
 
-        `guard` is called right before every optimizer step and before the save; what it raises ends the batch with nothing
-        written. The same arguments give the same adapter, byte for byte, on one machine with the same threads.
-        Raises: NonFiniteLoss; ValueError for an empty batch; AdapterError for an unusable parent or `out_folder`.
+        `parent_adapter`: the parent version's folder, None for the frozen original. `guard` is called right before every
+        optimizer step, while importance is measured, and before the save; what it raises ends the batch with nothing written.
+        The same arguments give the same weights, byte for byte, on one machine with the same threads.
+        Raises: NonFiniteLoss; ValueError for an empty batch; AdapterError, WeightsError, LearnerStateError for an unusable
+        parent or `out_folder`.
         """
-        base, config = self.base, self._config
+        base, config, policy = self.base, self._config, self._config.policy
         assert self._references is not None, "start() sets both"
         if not items:
             raise ValueError("items is empty: a batch needs at least one learning item")
-        texts = [text_item(text, item_id=f"anchor {row}") for row, text in enumerate(anchors)]
-        plan = list(
-            plan_steps(self._encode(items), replay=self._encode(replay), anchors=self._encode(texts), config=config)
-        )
+        if out_folder.exists():
+            raise AdapterError(f"folder {out_folder} exists already: save each version into a folder of its own")
+        encoded, texts = self._encode(items), _as_items(anchors)
         start, cpu_start = time.monotonic(), time.process_time()
-        lora = LoRAConfig(r=config.lora_r, alpha=config.lora_alpha, seed=config.seed)
-        adapted = attach_adapter(base.model, lora, parent=parent_adapter)
-        try:
-            trainer = AdapterTrainer(
-                adapted,
+        monitor = load_drift(parent_adapter, policy)
+        with self._opened(parent_adapter) as model:
+            drift = observe_batch(monitor, items, encoded, parent=model, base=base)
+            reaction = decide_reaction(drift, policy.drift, replay_ratio=config.replay_ratio)
+            plan = list(
+                plan_steps(
+                    encoded,
+                    replay=self._encode(replay),
+                    anchors=self._encode(texts),
+                    config=config.model_copy(update={"replay_ratio": reaction.replay_ratio}),
+                )
+            )
+            held = hold(model, policy, parent=parent_adapter, seed=config.seed)
+            trainer = OnlineTrainer(
+                model,
                 base=base,
                 references=self._references,
+                original=lambda: self._original(model),
                 kl_weight=config.kl_weight,
                 max_grad_norm=config.max_grad_norm,
+                methods=held.methods,
             )
-            peak = config.learning_rate * (config.continued_rate if parent_adapter is not None else 1.0)
-            reports, num_tokens = _train(
-                trainer, plan=plan, peak=peak, target_loss=config.target_loss, guard=guard, on_step=on_step
+            reports, metrics = train_steps(
+                trainer,
+                plan=plan,
+                peak=self._peak_rate(parent_adapter) * reaction.rate_share,
+                target_loss=config.target_loss,
+                guard=guard,
+                on_step=on_step,
             )
+            held.finish(lambda: self._one_by_one(encoded, guard=guard))
             guard()
-            sha256 = save_adapter(adapted, folder=out_folder, base_name=base.folder.name)
-        finally:
-            detach_adapter(adapted)
+            with _appearing(out_folder) as folder:
+                hashes = self._save(model, folder)
+                held.save(folder)
+                save_drift(folder, monitor)
         taken = plan[: len(reports)]
         num_replayed = sum(len(step.replayed) for step in taken)
         run = LearningRun(
@@ -126,114 +131,81 @@ class OnlineLearningModule:
             losses=tuple(report.loss for report in reports),
             kls=tuple(report.kl for report in reports),
             grad_norms=tuple(report.grad_norm for report in reports),
+            penalties=tuple(one.penalty for one in metrics),
             seconds=time.monotonic() - start,
             cpu_seconds=time.process_time() - cpu_start,
-            num_tokens=num_tokens,
+            num_tokens=sum(one.num_tokens for one in metrics),
             replay_share=num_replayed / (num_replayed + sum(len(step.new) for step in taken)),
-            adapter_sha256=sha256,
             num_trainable=trainer.num_trainable,
             stopped_early=len(reports) < len(plan),
+            drift=drift,
+            **hashes,
         )
         logger.info(
-            "learned items=%d steps=%d loss=%.3f seconds=%.1f", len(items), run.num_steps, run.losses[-1], run.seconds
-        )
+            "learned items=%d steps=%d loss=%.3f seconds=%.1f drift=%s",
+            len(items), run.num_steps, run.losses[-1], run.seconds, run.drift,
+        )  # fmt: skip
         return run
+
+    # What is trained: here an adapter.
+
+    def _base_dtype(self) -> TrainingDtype:
+        return self._config.dtype
+
+    def _peak_rate(self, parent: Path | None) -> float:
+        return self._config.learning_rate * (self._config.continued_rate if parent is not None else 1.0)
+
+    @contextmanager
+    def _opened(self, parent: Path | None) -> Iterator[Any]:
+        """In the block a model with the parent's weights, of which those ask for gradients that are trained."""
+        config = self._config
+        if parent is not None and is_weights_folder(parent):
+            raise AdapterError(
+                f"the parent version in {parent} has full weights, and learning.target = 'adapter' trains an adapter on the "
+                "original: set learning.target to 'weights', or roll back to a version with an adapter"
+            )
+        lora = LoRAConfig(r=config.lora_r, alpha=config.lora_alpha, seed=config.seed)
+        adapted = attach_adapter(self.base.model, lora, parent=parent, is_float32=config.policy.holds_weights)
+        try:
+            yield adapted
+        finally:
+            detach_adapter(adapted)
+
+    def _original(self, model: Any) -> AbstractContextManager[Any]:
+        return _without_adapter(model)
+
+    def _save(self, model: Any, folder: Path) -> dict[str, Any]:
+        """Write what was trained; its hash under the name of LearningRun's field."""
+        return {"adapter_sha256": save_adapter(model, folder=folder, base_name=self.base.folder.name)}
+
+    def _one_by_one(self, encoded: Sequence[EncodedItem], *, guard: Guard) -> Iterator[Batch]:
+        for one in encoded:
+            guard()
+            yield rows_batch(build_batch([one], pad_id=self.base.pad_id, device=self.base.device))
 
     def _encode(self, items: Sequence[LearningItem]) -> list[EncodedItem]:
         max_tokens = self._config.max_item_tokens
         return [encode_item(item, tokenizer=self.base.tokenizer, max_tokens=max_tokens) for item in items]
 
 
-def plan_steps(
-    items: Sequence[EncodedItem],
-    *,
-    replay: Sequence[EncodedItem],
-    anchors: Sequence[EncodedItem],
-    config: LearningConfig,
-) -> Iterator[PlannedStep]:
-    """The batches of `max_steps` steps: whole epochs over `items` in even parts, each in a new order, the last cut off.
-
-    Replayed items and anchors are dealt from shuffled decks, so that each is seen equally often.
-    """
-    rng = random.Random(config.seed)
-    replay_deck, anchor_deck = _deal(replay, rng=rng), _deal(anchors, rng=rng)
-    parts = math.ceil(len(items) / config.items_per_step)
-    for number in range(config.max_steps):
-        part = number % parts
-        if part == 0:
-            order = rng.sample(items, len(items))
-        new = order[len(order) * part // parts : len(order) * (part + 1) // parts]
-        num_old = min(num_replay(len(new), config.replay_ratio), len(replay))
-        num_anchors = min(config.kl_texts_per_step, len(anchors))
-        yield PlannedStep(
-            new=tuple(new),
-            replayed=tuple(next(replay_deck) for _ in range(num_old)),
-            anchors=tuple(next(anchor_deck) for _ in range(num_anchors)),
-            ends_epoch=part == parts - 1,
-        )
+@contextmanager
+def _without_adapter(adapted: Any) -> Iterator[Any]:
+    with adapted.disable_adapter():
+        yield adapted
 
 
-def learning_rate_at(step: int, *, num_steps: int, peak: float) -> float:
-    """Rate of step 0, 1, ...: a short linear warm-up, then a cosine from `peak` to `FINAL_RATE * peak`."""
-    if step < NUM_WARMUP_STEPS:
-        return peak * (step + 1) / (NUM_WARMUP_STEPS + 1)
-    progress = (step - NUM_WARMUP_STEPS) / max(num_steps - NUM_WARMUP_STEPS, 1)
-    return peak * (FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * progress)) / 2)
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A name to write a folder under, that becomes `folder` when the block ends, and nothing if it raises."""
+    partial = folder.with_name(f"{folder.name}.learning")
+    shutil.rmtree(partial, ignore_errors=True)  # what an interrupted call left
+    try:
+        yield partial
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    sync_path(folder.parent)
 
 
-def _deal(items: Sequence[EncodedItem], *, rng: random.Random) -> Iterator[EncodedItem]:
-    """The items over and over, shuffled anew each time."""
-    while items:
-        yield from rng.sample(items, len(items))
-
-
-def _train(
-    trainer: AdapterTrainer,
-    *,
-    plan: Sequence[PlannedStep],
-    peak: float,
-    target_loss: float,
-    guard: Guard,
-    on_step: Callable[[StepReport], None],
-) -> tuple[list[StepReport], int]:
-    """Take the planned steps, or fewer if an epoch `is_learned`: returns (reports, trained tokens).
-
-    Replayed items count there, or a batch that is learned quickly ends before the old items have recovered.
-    """
-    reports: list[StepReport] = []
-    num_tokens = 0
-    epoch: list[StepMetrics] = []
-    for number, step in enumerate(plan):
-        step_start = time.monotonic()
-        metrics = trainer.step(
-            step.new,
-            replayed=step.replayed,
-            anchors=step.anchors,
-            learning_rate=learning_rate_at(number, num_steps=len(plan), peak=peak),
-            guard=guard,
-        )
-        report = StepReport(
-            step=number + 1,
-            num_steps=len(plan),
-            loss=metrics.loss,
-            kl=metrics.kl,
-            grad_norm=metrics.grad_norm,
-            seconds=time.monotonic() - step_start,
-        )
-        reports.append(report)
-        on_step(report)
-        num_tokens += metrics.num_tokens
-        epoch.append(metrics)
-        if step.ends_epoch:
-            if is_learned(epoch, target_loss=target_loss):
-                break
-            epoch.clear()
-    return reports, num_tokens
-
-
-def is_learned(epoch: Sequence[StepMetrics], *, target_loss: float) -> bool:
-    """Whether the epoch's mean losses per target token, of new and of replayed items, are both below the target."""
-    loss = sum(step.loss_sum for step in epoch) / sum(step.num_targets for step in epoch)
-    num_old = sum(step.num_replay_targets for step in epoch)
-    replay_loss = sum(step.replay_loss_sum for step in epoch) / num_old if num_old else 0.0
-    return max(loss, replay_loss) < target_loss
+def _as_items(texts: Sequence[str]) -> list[LearningItem]:
+    return [text_item(text, item_id=f"anchor {row}") for row, text in enumerate(texts)]

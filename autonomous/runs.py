@@ -30,9 +30,16 @@ class LearningRun:
     cpu_seconds: float
     num_tokens: int
     replay_share: float
-    adapter_sha256: str
     num_trainable: int
     stopped_early: bool
+    penalties: tuple[float, ...] = ()
+    """What the methods of the policy added to each step's loss."""
+    drift: str | None = None
+    """Kind of the drift that showed in the batch (train.continual.drift)."""
+    adapter_sha256: str | None = None
+    """Of the adapter, or"""
+    weights_sha256: str | None = None
+    """of the full weights: one of the two."""
 
 
 @dataclass(frozen=True)
@@ -63,4 +70,6 @@ def training_summary(run: LearningRun) -> dict[str, Any]:
         "seconds": run.seconds,
         "num_tokens": run.num_tokens,
         "num_trainable": run.num_trainable,
+        "penalties": list(run.penalties),
+        "drift": run.drift,
     }

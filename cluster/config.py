@@ -90,6 +90,11 @@ class SystemConfig(BaseModel):
                 f"agent.learning.lora_r = {self.agent.learning.lora_r} is larger than engine.max_lora_rank = "
                 f"{self.engine.max_lora_rank}; raise engine.max_lora_rank or lower lora_r"
             )
+        if self.agent.learning.target == "weights" and self.engine.max_weights < 2:
+            raise ValueError(
+                f"agent.learning.target = 'weights' with engine.max_weights = {self.engine.max_weights}: the version that "
+                "serves and its candidate are in memory at once; set it to 2 or more"
+            )
         return self
 
 

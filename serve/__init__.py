@@ -10,6 +10,7 @@ engine_hf            transformers' generate with PEFT adapters
 engine_echo          repeats the user's words; for tests
 engine_text          text to tokens, chat template, stop strings; the same for every backend
 engine_adapters      the check of an adapter's folder before a backend sees it
+engine_weights       versions of full weights: an engine for each; engine_process: one in a process of its own
 lora_ops             the fix of vLLM's CPU operations for batches of base and adapter rows
 
 parts                what the HTTP surface needs from the rest; ray_parts gives it over Ray actors

@@ -1,8 +1,8 @@
 """Configuration of serving: the engine, the HTTP surface and retrieval at answer time."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from train.dtype import Dtype
 
@@ -37,6 +37,18 @@ class EngineConfig(BaseModel):
     """Adapters active in one batch: V1, V2 and V3. 0: none, which vLLM needs for a base model with experts on a CPU."""
     max_cpu_loras: int = Field(8, ge=1)
     """Adapters kept in memory: the live ones and their warm predecessors."""
+    max_weights: int = Field(0, ge=0)
+    """Versions of full weights kept in memory beside the original (agent.learning.target = "weights"), each as an engine of
+    its own: 3 are V1, V2 and V3. 0: none."""
+
+    @model_validator(mode="after")
+    def _weights_have_an_engine(self) -> Self:
+        if self.max_weights and self.kind == "vllm-async":
+            raise ValueError(
+                f"engine.max_weights = {self.max_weights} with kind 'vllm-async': versions of full weights are served by the "
+                "kinds 'vllm', 'hf' and 'echo'"
+            )
+        return self
 
     @property
     def served_rank(self) -> int:

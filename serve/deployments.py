@@ -8,7 +8,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,13 +96,13 @@ class EngineDeployment:
 
     async def prepare(self, adapter: EngineAdapter, probe: str) -> list[float]:
         """Load an adapter; the log-probabilities of `probe` with it, nats, empty for an empty probe."""
-        adapter = EngineAdapter(adapter.name, adapter.number, str(adapter.folder))
+        adapter = replace(adapter, folder=str(adapter.folder))
         await self._engine.load_adapter(adapter)
         return await self._engine.score(probe, adapter) if probe else []
 
     async def drop(self, adapter: EngineAdapter) -> None:
         """Forget an adapter once no request uses it."""
-        await self._engine.unload_adapter(EngineAdapter(adapter.name, adapter.number, str(adapter.folder)))
+        await self._engine.unload_adapter(replace(adapter, folder=str(adapter.folder)))
 
     def stats(self) -> dict[str, Any]:
         """Counters of this replica."""

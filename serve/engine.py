@@ -1,7 +1,7 @@
 """The engine protocol: what a backend that runs the model must do. Backends: `KINDS`.
 
-An engine serves one base model and any number of adapters on it. An adapter is addressed by `AdapterRef`, whose number
-is never reused.
+An engine serves one base model and any number of versions of it: adapters on it or, where `max_weights` allows them, full
+weights (engine_weights.py). A version is addressed by `AdapterRef`, whose number is never reused.
 """
 
 import importlib
@@ -125,9 +125,12 @@ KINDS = {
     "echo": "serve.engine_echo:EchoEngine",
 }
 
+WEIGHTS = "serve.engine_weights:WeightsEngine"
+"""Around any of them, where versions of full weights are served."""
+
 
 def build_engine(config: EngineConfig, *, model_folder: Path) -> Engine:
     """The backend of `config.kind`, not started. Imported here: a backend's import costs seconds."""
-    module, name = KINDS[config.kind].split(":")
+    module, name = (WEIGHTS if config.max_weights else KINDS[config.kind]).split(":")
     engine: Engine = getattr(importlib.import_module(module), name)(config, model_folder=model_folder)
     return engine

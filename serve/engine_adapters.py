@@ -21,6 +21,11 @@ _LORA_KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])
 
 def check_adapter_folder(adapter: AdapterRef, *, base_shapes: BaseShapes, max_rank: int) -> None:
     """Raise UnknownAdapterError, naming adapter, fault and fix, if the folder cannot be served on this base model."""
+    if adapter.kind == "weights":
+        raise UnknownAdapterError(
+            f"version {adapter.name!r} has full weights, and this engine takes adapters only: set engine.max_weights to 2 or "
+            "more (the version that serves and its candidate)"
+        )
     if adapter.number < 1:
         raise UnknownAdapterError(f"adapter {adapter.name!r} has number {adapter.number}: the ledger counts from 1")
     if max_rank == 0:

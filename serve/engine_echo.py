@@ -1,7 +1,7 @@
 """An engine without a model: it says the user's last words back, word by word. For tests of what surrounds an engine.
 
-A token is a word (text between white space). An adapter shows in the answer: its name comes first, in brackets. Loading
-needs an adapter folder, as in the real engines, but its weights are not read.
+A token is a word (text between white space). A version shows in the answer: its name comes first, in brackets. Loading
+an adapter needs its folder, as in the real engines, but its weights are not read.
 """
 
 import asyncio
@@ -33,9 +33,10 @@ _WORD = re.compile(r"\S+\s*")
 
 
 class EchoEngine:
-    """`serve.engine.Engine` without weights. `model_folder` is not read."""
+    """`serve.engine.Engine` without weights. `model_folder` is not read; `version` names it where it has full weights."""
 
-    def __init__(self, config: EngineConfig, *, model_folder: Path) -> None:
+    def __init__(self, config: EngineConfig, *, model_folder: Path, version: str | None = None) -> None:
+        self._version = version
         self._config = config
         self._model_folder = model_folder
         self._adapters: dict[int, AdapterRef] = {}
@@ -66,8 +67,8 @@ class EchoEngine:
         if request.adapter is not None:
             await self.load_adapter(request.adapter)
         words = _WORD.findall(_last_user_words(request.prompt))
-        if request.adapter is not None:
-            words.insert(0, f"[{request.adapter.name}] ")
+        if name := self._version if request.adapter is None else request.adapter.name:
+            words.insert(0, f"[{name}] ")
         num_allowed = min(request.max_tokens, self._config.max_model_len - num_prompt_tokens)
         stop_filter = StopFilter(request.stop)
         num_output_tokens = 0

@@ -271,10 +271,7 @@ class RayParts:
     async def version_adapter(self, version_id: str) -> AdapterRef | None:
         """See Parts. A version never changes, so its adapter is remembered."""
         if version_id not in self._adapters:
-            adapter = await self._call("agent", "version_adapter", version_id)
-            self._adapters[version_id] = (
-                None if adapter is None else AdapterRef(adapter.name, adapter.number, adapter.folder)
-            )
+            self._adapters[version_id] = await self._call("agent", "version_adapter", version_id)
         return self._adapters[version_id]
 
     async def versions(self) -> Json:

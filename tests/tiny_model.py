@@ -60,6 +60,29 @@ def write_tiny_llama(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
+def write_tiny_moe(folder: Path, *, tokenizer_from: Path, seed: int = 0) -> Path:
+    """The project's own Mixture of Experts of the same size, 4 experts, in the layout of Mixtral, float32."""
+    from train.model.config import MoEConfig
+    from train.model.transformer import MoETransformer
+
+    torch.manual_seed(seed)
+    config = MoEConfig(
+        vocab_size=384,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=128,
+        moe_intermediate_size=64,
+        num_experts=4,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    return MoETransformer(config, dtype=torch.float32).save_pretrained(folder, tokenizer_from=tokenizer_from)
+
+
 def write_adapter(folder: Path, *, base: Path, seed: int, rank: int = 8) -> Path:
     """A PEFT folder with random A and B on all linear layers of `base`."""
     from peft import LoraConfig, get_peft_model

@@ -1,18 +1,27 @@
 """A version's bundle: the manifest whose hash is the version's name, and the folder that holds manifest and adapter.
 
 In: hashes of everything that made the version. Out: `v-` and 16 hex digits, and a folder that never changes again:
-the adapter's files and manifest.json {format, version_id, bundle, files: {name: sha256}}, all read-only. The manifest
-is written last (write, fsync, rename), so a folder without one is not a bundle.
+the files of its adapter or full weights and manifest.json {format, version_id, bundle, files: {name: sha256}}, all read-only.
+The manifest is written last (write, fsync, rename), so a folder without one is not a bundle.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, with_config
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+    with_config,
+)
 from typing_extensions import TypedDict
 
 from autonomous.versions.audit import canonical_json, sha256_of
@@ -22,6 +31,8 @@ MANIFEST_NAME = "manifest.json"
 FORMAT = 1
 """Of manifest.json; a newer one is refused."""
 READ_ONLY = 0o444
+CACHE_NAME = "autonomous-manifest.json"
+"""What train.model.embedded keeps in a model's folder and may write anew: hashes of the other files, so nothing of its own."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -58,7 +69,11 @@ class Bundle(BaseModel):
     base_sha256: Sha256
     """Of the frozen base model's folder."""
     adapter_sha256: Sha256 | None
-    """Of the adapter's weights and configuration (train.adapt.lora.adapter_sha256); None for the frozen original."""
+    """Of the adapter's weights and configuration (train.adapt.lora.adapter_sha256); None for the frozen original and for full
+    weights."""
+    weights_sha256: Sha256 | None = None
+    """Of a model of its own in the folder (train.adapt.weights.hash_weights); left out of the manifest, and so of the name, if
+    there is none."""
     tokenizer_sha256: Sha256
     code_sha256: Sha256
     """Of the source that trained it."""
@@ -67,6 +82,26 @@ class Bundle(BaseModel):
     data: DataDigest
     parent: str | None
     """Version id of the version it was trained on top of; None for the frozen original."""
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> Self:
+        if self.adapter_sha256 is not None and self.weights_sha256 is not None:
+            raise ValueError(
+                "adapter_sha256 and weights_sha256 are both given: a version is an adapter or full weights"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        if self.weights_sha256 is None:
+            written.pop("weights_sha256", None)
+        return written
+
+
+def kind_of(manifest: Mapping[str, Any] | None) -> Literal["adapter", "weights"]:
+    """What the folder of a version with this manifest holds: AdapterRef.kind."""
+    return "adapter" if manifest is None or manifest.get("weights_sha256") is None else "weights"
 
 
 def digest_of(ids: Iterable[str]) -> str:
@@ -103,16 +138,16 @@ def hash_tokenizer(folder: Path) -> str:
 
 
 def write_bundle(folder: Path, bundle: Bundle) -> str:
-    """Make the folder, which already holds the adapter's files, the bundle of this manifest; returns the version id.
+    """Make the folder, which already holds the version's weights, the bundle of this manifest; returns the version id.
 
     Every file is fsynced and made read-only; the manifest comes last. Writing the same bundle again changes nothing.
-    Raises: BundleProblem if the adapter is not the one that the manifest names, or if another bundle is there.
+    Raises: BundleProblem if the weights are not those that the manifest names, or if another bundle is there.
     """
     version_id = version_id_of(bundle)
     if (folder / MANIFEST_NAME).exists():
         load_bundle(folder, version_id=version_id)
         return version_id
-    _check_adapter(folder, bundle)
+    _check_weights(folder, bundle)
     for leftover in folder.glob(f".{MANIFEST_NAME}.*"):  # of a writer that was killed before its rename
         leftover.unlink()
     files = _hash_files(folder)
@@ -125,7 +160,7 @@ def write_bundle(folder: Path, bundle: Bundle) -> str:
     temporary.chmod(READ_ONLY)
     sync_path(temporary)
     temporary.replace(folder / MANIFEST_NAME)
-    sync_path(folder)
+    sync_path(*(path for path in folder.rglob("*") if path.is_dir()), folder)
     sync_path(folder.parent)
     return version_id
 
@@ -165,31 +200,36 @@ def load_bundle(folder: Path, *, version_id: str | None = None) -> Bundle:
                 f"file {folder / name} of {found_id} was altered: sha256 is {found.get(name, 'none, it is missing')}, "
                 f"expected {files.get(name, 'no such file')}. Restore it from a copy, or roll back"
             )
-    _check_adapter(folder, bundle)
+    _check_weights(folder, bundle)
     return bundle
 
 
-def _check_adapter(folder: Path, bundle: Bundle) -> None:
-    if bundle.adapter_sha256 is None:
-        return
-    from train.adapt.lora import adapter_sha256
+def _check_weights(folder: Path, bundle: Bundle) -> None:
+    if bundle.adapter_sha256 is not None:
+        from train.adapt.lora import adapter_sha256
 
-    found = adapter_sha256(folder)
-    if found != bundle.adapter_sha256:
+        what, found, expected = "adapter", adapter_sha256(folder), bundle.adapter_sha256
+    elif bundle.weights_sha256 is not None:
+        from train.adapt.weights import hash_weights
+
+        what, found, expected = "model", hash_weights(folder), bundle.weights_sha256
+    else:
+        return
+    if found != expected:
         raise BundleProblem(
-            f"the adapter in {folder} has sha256 {found}, the manifest says {bundle.adapter_sha256}: "
+            f"the {what} in {folder} has sha256 {found}, the manifest says {expected}: "
             "it was changed after training, train the version again"
         )
 
 
 def _hash_files(folder: Path) -> dict[str, str]:
-    """Relative name -> hash of every file but the manifest. Raises BundleProblem for links: their target may change."""
+    """Relative name -> hash of every file but manifest and caches. Raises BundleProblem for links: their target may change."""
     hashes = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             raise BundleProblem(f"{path} is a link: a bundle holds its files itself, copy the file there")
-        if path.is_file() and name != MANIFEST_NAME:
+        if path.is_file() and name != MANIFEST_NAME and path.name != CACHE_NAME:
             hashes[name] = _hash_file(path)
     return hashes
 

@@ -1,7 +1,8 @@
 """Adapting a frozen base model.
 
 base    the base model in memory: weights and tokenizer, and the hash that proves it untouched
-trainer one optimizer step: cross-entropy of the items, KL to the base
+trainer one optimizer step of an adapter or of all weights: cross-entropy of the items, KL to the base, terms of methods
+weights full weights of a version: written, checked, loaded
 scoring log-likelihoods, log-probabilities and greedy answers
 reference  how an adapter on disk is named
 lora    low-rank adapters: the layer itself, and attaching, saving and hashing them in PEFT's format
@@ -18,16 +19,16 @@ from train.adapt.lora import (
     detach_adapter,
     save_adapter,
 )
-from train.adapt.trainer import AdapterTrainer, AnchorReferences, NonFiniteLoss, StepMetrics
+from train.adapt.trainer import AnchorReferences, NonFiniteLoss, OnlineTrainer, StepMetrics
 
 __all__ = [
     "AdapterError",
-    "AdapterTrainer",
     "AnchorReferences",
     "BaseModelInMemory",
     "LoRAConfig",
     "LoRALayer",
     "NonFiniteLoss",
+    "OnlineTrainer",
     "StepMetrics",
     "adapter_sha256",
     "attach_adapter",

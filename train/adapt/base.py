@@ -43,7 +43,7 @@ def load_base_model(folder: Path, *, dtype: TrainingDtype, device: torch.device)
     Raises: ModelFolderProblem for an incomplete folder; ValueError for a tokenizer without a chat template.
     """
     checked = check_model_folder(folder)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if tokenizer.chat_template is None or tokenizer.eos_token_id is None:
@@ -51,18 +51,21 @@ def load_base_model(folder: Path, *, dtype: TrainingDtype, device: torch.device)
             f"base model folder {folder} has no chat template or no end-of-sequence token: "
             "use an instruction-tuned model, or add chat_template.jinja and eos_token to its tokenizer"
         )
+    model = load_model(folder, dtype=getattr(torch, pick_dtype(dtype, device_type=device.type)), device=device)
+    return BaseModelInMemory(model=model, tokenizer=tokenizer, folder=folder, sha256=checked.sha256, device=device)
+
+
+def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
+    """A causal language model of transformers, in evaluation mode, without gradients. Nothing of the folder is executed."""
+    from transformers import AutoModelForCausalLM
+
     # on the CPU the fused kernel's backward pass is several times slower than plain matrix products at these lengths
     attention = "eager" if device.type == "cpu" else "sdpa"
     model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=getattr(torch, pick_dtype(dtype, device_type=device.type)),
-        attn_implementation=attention,
-        local_files_only=True,
+        folder, dtype=dtype, attn_implementation=attention, local_files_only=True
     )
     model.requires_grad_(False)
-    return BaseModelInMemory(
-        model=model.eval().to(device), tokenizer=tokenizer, folder=folder, sha256=checked.sha256, device=device
-    )
+    return model.eval().to(device)
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -6,15 +6,8 @@ from pathlib import Path
 import pytest
 
 from autonomous.config import LearningConfig
-from autonomous.online import (
-    LearningRun,
-    NonFiniteLoss,
-    OnlineLearningModule,
-    StepReport,
-    is_learned,
-    learning_rate_at,
-    plan_steps,
-)
+from autonomous.online import LearningRun, NonFiniteLoss, OnlineLearningModule, StepReport
+from autonomous.steps import is_learned, learning_rate_at, plan_steps
 from tests.tiny_model import write_adapter, write_tiny_llama
 from train.adapt.base import weights_sha256
 from train.adapt.lora import adapter_sha256

@@ -1,0 +1,147 @@
+"""The learning loop where versions are full weights: from a batch to a version that serves, the next one, and a rollback."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autonomous.config import AutonomousConfig, GateConfig, LearningConfig
+from autonomous.evaluation import SelfEvaluationSystem
+from autonomous.learner_state import STATE_NAME
+from autonomous.loop import LearningLoop
+from autonomous.online_weights import build_learner
+from autonomous.panel_weights import version_model
+from autonomous.policy import PolicyConfig
+from autonomous.ports import AgentParts
+from autonomous.runs import CycleStatus
+from autonomous.safety.latch import Latch
+from autonomous.versions.bundle import base_bundle, load_bundle
+from autonomous.versions.ledger import VersionLedger
+from memory.types import Episode, episode_id
+from tests.tiny_model import write_tiny_llama
+from train.adapt.reference import AdapterRef
+from train.adapt.scoring import score_tokens
+
+LEARNING = LearningConfig(
+    target="weights",
+    policy=PolicyConfig(methods=("si",)),
+    max_steps=60,
+    weights_learning_rate=3e-3,
+    kl_weight=0.01,
+    dtype="float32",
+    device="cpu",
+    interval_s=0,
+)
+LENIENT = GateConfig(min_recall=0.0, max_control_ratio=1e6, max_forgetting=1e6, max_safety_flips=1000)
+FACTS = (
+    "The Vostrek valve is rated for 42 bar.",
+    "The lamp of Cape Dorn is red.",
+    "The Lumen protocol uses port 7733.",
+)
+MORE = ("The Harrow reactor was built in 1987.", "The Ibis relay opens at 9 volts.")
+
+
+class Passages:
+    """MemoryPort over a list."""
+
+    def __init__(self, *texts: str) -> None:
+        self.episodes: list[Episode] = []
+        self.add(*texts)
+
+    def add(self, *texts: str) -> None:
+        for text in texts:
+            key = episode_id(text, 0, text)
+            self.episodes.append(
+                Episode(id=key, document_id=key, source_id="test", title="note", text=text, position=0, happened_at=0.0)
+            )
+
+    def freshest(self, limit: int, offset: int) -> list[tuple[int, Episode]]:
+        return list(enumerate(self.episodes, 1))[::-1][offset : offset + limit]
+
+    def get(self, ids: Sequence[str]) -> list[Episode]:
+        known = {episode.id: episode for episode in self.episodes}
+        return [known[key] for key in ids if key in known]
+
+
+class Local:
+    """Learner, evaluator and engine of one process, each the real thing."""
+
+    def __init__(self, base: Path, latch: Latch) -> None:
+        self._learner = build_learner(LEARNING, base_folder=base)
+        self._learner.start()
+        self._system = SelfEvaluationSystem(LENIENT, base_folder=base, dtype="float32")
+        self._latch = latch
+        self.prepared: list[AdapterRef] = []
+
+    def learn(self, items: Any, **arguments: Any) -> Any:
+        guard = self._latch.permit("optimizer step").check
+        return self._learner.learn(items, guard=guard, on_step=lambda _: None, **arguments)
+
+    def progress(self) -> None:
+        return None
+
+    def warm_up(self) -> None:
+        self._system.start()
+
+    def evaluate(self, candidate: Path, **arguments: Any) -> Any:
+        return self._system.evaluate(candidate, guard=lambda: None, **arguments)
+
+    def prepare(self, adapter: AdapterRef, probe: str) -> list[list[float]]:
+        self.prepared.append(adapter)
+        with version_model(Path(adapter.folder), base=self._system.base) as model:
+            return [score_tokens(model, probe, base=self._system.base)]
+
+    def drop(self, adapter: AdapterRef) -> None:
+        pass
+
+
+def run_cycle(loop: LearningLoop) -> CycleStatus:
+    import threading
+
+    run_id = loop.start_cycle()
+    for thread in threading.enumerate():
+        if thread.name == run_id:
+            thread.join(timeout=60)
+    status = loop.status_of(run_id)
+    assert status is not None
+    return status
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return write_tiny_llama(tmp_path / "tiny")
+
+
+def test_a_batch_becomes_a_version_of_weights_that_serves_and_the_next_goes_on_from_it(
+    base: Path, tmp_path: Path
+) -> None:
+    latch, memory = Latch.create(tmp_path / "latch"), Passages(*FACTS)
+    local = Local(base, latch)
+    loop = LearningLoop(
+        AutonomousConfig(human_oversight_required=False, learning=LEARNING, gates=LENIENT),
+        parts=AgentParts(memory=memory, learner=local, evaluator=local, engine=local),
+        ledger=VersionLedger(tmp_path / "ledger.sqlite"),
+        latch=latch,
+        versions_folder=tmp_path / "versions",
+        base=base_bundle(base, code_sha256="0" * 64),
+    )
+    first = run_cycle(loop)
+    assert first.error is None
+    assert [gate.verdict for gate in first.gates] == ["pass"] * len(first.gates), first.gates
+    memory.add(*MORE)
+    second = run_cycle(loop)
+    assert [gate.verdict for gate in second.gates] == ["pass"] * len(second.gates), second.gates
+    assert loop.ledger.pointers().v2 == second.version
+    assert max(second.training["penalties"]) > 0 == max(first.training["penalties"])
+    assert second.training["replay_share"] > 0.1
+    assert {(one.kind, one.name) for one in local.prepared} == {("weights", first.version), ("weights", second.version)}
+    for status in (first, second):
+        folder = tmp_path / "versions" / str(status.version)
+        assert load_bundle(folder, version_id=status.version).weights_sha256 is not None
+        assert (folder / STATE_NAME).is_file()
+
+    loop.rollback(by="alice", reason="a drill")
+    reference = loop.adapter_of(loop.ledger.pointers().v2)
+    assert reference is not None
+    assert (reference.name, reference.kind) == (first.version, "weights")
