@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from actors.stores import StoreHost, StoreShell, episodic_config, open_trusts, remote_store, shard_name
-from autonomous.ingest import IngestConfig, Prepared, prepare_document
+from autonomous.ingest import IngestConfig, Prepared, prepare_document, stale_passages
 from autonomous.safety.screen import Level, SafetyScreen
 from memory.embed import MiniLmEmbedder
 from memory.protocols import EpisodeStore
@@ -55,6 +55,21 @@ class EpisodicShell(StoreShell):
     @ray.method
     def ingest(self, documents: list[dict[str, Any]]) -> dict[str, Any]:
         """Clean, screen, cut and store. Returns one row per document and the commit order, after all is durable."""
+        return self._store_all(documents)[1]
+
+    @ray.method
+    def follow(self, documents: list[dict[str, Any]], removed: list[str]) -> dict[str, Any]:
+        """`ingest` for a source that is read on: a document takes the place of its earlier versions, and what the source has
+        `removed` leaves recall and learning. Idempotent.
+        """
+        prepared, answer = self._store_all(documents)
+        stale = stale_passages(prepared, ids_of=self._shards.ids_of)
+        stale += [key for document_id in removed for key in self._shards.ids_of(document_id)]
+        if stale:
+            self._shards.retire(stale, guard=self._latch.permit("memory write").check)
+        return answer
+
+    def _store_all(self, documents: list[dict[str, Any]]) -> tuple[list[Prepared], dict[str, Any]]:
         start = time.monotonic()
         guard = self._latch.permit("memory write").check
         prepared = [
@@ -68,7 +83,11 @@ class EpisodicShell(StoreShell):
         held = {source for source in {one.source_id for one in episodes} if self._trusts.of(source) < Trust.STANDARD}
         waiting = {episode.document_id for episode in episodes if episode.source_id in held}
         rows = [_row(one, repeated=set(result.repeated), waiting=waiting) for one in prepared]
-        return {"documents": rows, "last_seq": result.last_seq, "acknowledged_s": time.monotonic() - start}
+        return prepared, {
+            "documents": rows,
+            "last_seq": result.last_seq,
+            "acknowledged_s": time.monotonic() - start,
+        }
 
     @ray.method(concurrency_group="read")
     def recall(

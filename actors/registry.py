@@ -24,6 +24,7 @@ from actors.learner import LearnerShell
 from actors.safety import SafetyShell
 from actors.semantic import SemanticShell
 from actors.stores import EpisodeShardShell, shard_name
+from actors.stream import StreamShell
 from actors.working import WorkingShell
 from autonomous.config import AutonomousConfig
 from autonomous.ingest import IngestConfig
@@ -53,6 +54,7 @@ ACTORS: dict[str, ActorSpec] = {
     "episodic": ActorSpec(EpisodicShell, {"control": 1, "read": 4}, max_pending_calls=64),
     "semantic": ActorSpec(SemanticShell, {"control": 1, "read": 2, "dream": 1}),
     "working": ActorSpec(WorkingShell, {"control": 1}),
+    "stream": ActorSpec(StreamShell, {"control": 2}),
     "learner": ActorSpec(LearnerShell, {"control": 1}, num_cpus=0.1, max_pending_calls=8),
     "evaluator": ActorSpec(EvaluatorShell, {"control": 1}, num_cpus=0.1, max_pending_calls=8),
     "agent": ActorSpec(AgentShell, {"control": 1, "route": 2, "read": 3, "learn": 1}),
@@ -101,6 +103,7 @@ def ensure_all(
             "settings": memory,
         },
         "working": {"config": memory.working},
+        "stream": {"home": home, "sources": agent.sources, "max_document_bytes": ingest.max_document_bytes},
         "learner": {
             "config": agent.learning,
             "base_folder": model_folder,
@@ -108,7 +111,7 @@ def ensure_all(
             "ledger": home / "ledger.sqlite",
         },
         "evaluator": {"config": agent.gates, "base_folder": model_folder, "latch": latch},
-        "agent": {"config": agent, "home": home, "base_folder": model_folder},
+        "agent": {"config": agent.model_copy(update={"sources": ()}), "home": home, "base_folder": model_folder},
     }
     specs = {**shard_specs(memory.num_shards), **ACTORS}
     for number in range(memory.num_shards if memory.num_shards > 1 else 0):

@@ -10,6 +10,7 @@ panel        who is asked: candidate, parent, original
 evaluation   an adapter in, an evaluation report out (SelfEvaluationSystem); its texts lie in suites/
 versions/    the life of a version: states, gates, ledger, audit
 safety/      the stop latch, the screen, the monitor
+sources/     the stream that is read by itself: readers, cursors, StreamReader
 curriculum   which passages are learned next, what is replayed, what is asked
 ports        what the agent works with, as protocols
 loop         the learning cycles over all of them (LearningLoop)

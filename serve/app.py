@@ -37,6 +37,7 @@ from serve.schemas import (
     VersionInfo,
     VersionList,
 )
+from serve.source_routes import build_source_router
 from serve.stream import COALESCE_S, Mask
 
 CONSOLE = Path(__file__).parent / "console" / "index.html"
@@ -77,6 +78,7 @@ def build_api(
     app.include_router(build_chat_router(context))
     app.include_router(_knowledge_routes(context))
     app.include_router(build_memory_router(parts.memory))
+    app.include_router(build_source_router(parts.sources))
     app.include_router(_learning_routes(parts))
     app.include_router(_version_routes(parts))
     app.include_router(_safety_routes(context))

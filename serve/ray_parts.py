@@ -33,7 +33,9 @@ from serve.errors import (
 from serve.parts import Category, Json, MemoryParts
 from serve.rag import Message
 from serve.ray_memory import RayMemoryParts
+from serve.ray_sources import RaySourceParts
 from serve.router import RetryOn, call_with_retry, stream_with_retry
+from serve.source_parts import SourceParts
 from serve.stream import WholeAnswer
 
 _log = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ RETRY_ENGINE: RetryOn = (RayActorError, EngineDeadError, ReplicaUnavailableError
 CAUSES: Mapping[str, type[Exception]] = {
     "UnknownVersion": NotFoundError,
     "UnknownRun": NotFoundError,
+    "UnknownSource": NotFoundError,
     "AlreadyLearning": ConflictError,
     "NothingToLearn": ConflictError,
     "NothingToRollBack": ConflictError,
@@ -119,6 +122,7 @@ class RayParts:
         self._probe: asyncio.Task[None] | None = None
         self._retrieval_delay_s: float | None = None
         self.memory: MemoryParts = RayMemoryParts(self._call, self._act)
+        self.sources: SourceParts = RaySourceParts(self._call, self._act)
 
     # --- calls ----------------------------------------------------------------------------------------------------
 
