@@ -202,7 +202,10 @@ def shown(config: SourceConfig) -> Json:
 
 def shown_url(url: str) -> str:
     """An address as it may stand in a log: without name, password, fragment and the values of its query."""
-    parts: SplitResult = urlsplit(url)
+    try:
+        parts: SplitResult = urlsplit(url)
+    except ValueError:
+        return "a broken address"
     host = parts.netloc.rpartition("@")[2]
     query = "&".join(f"{pair.partition('=')[0]}=..." for pair in parts.query.split("&")) if parts.query else ""
     return f"{parts.scheme}://{host}{parts.path}{'?' if query else ''}{query}"

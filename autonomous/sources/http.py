@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from autonomous.sources.batch import Cursor, Known, Mark, ReadLimit, SourceBatch, SourceProblem
 from autonomous.sources.config import HttpSource, shown_url
 from autonomous.sources.http_address import is_public, permit_all
-from autonomous.sources.http_fetch import Answer, FetchBounds, Fetcher
+from autonomous.sources.http_fetch import Answer, FetchBounds, Fetcher, joined
 from autonomous.sources.jsonl import record_document, record_rules
 from memory.store import no_guard
 from memory.types import Guard
@@ -136,7 +136,7 @@ class HttpReader:
                 return token, ""
             return new, _with_parameter(self._config.url, self._config.cursor_parameter, new)
         link = answer.next_link or (value if isinstance(value, str) else "")
-        return "", urljoin(answer.url, link) if link else ""
+        return "", joined(answer.url, link) if link else ""
 
     # -- items
 

@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin
@@ -81,25 +81,28 @@ class Fetcher:
         named = {"If-None-Match": etag, "If-Modified-Since": last_modified}
         headers = {name: value for name, value in named.items() if value}
         first = url
-        with self._client() as client, _deadline(self._bounds.timeout_s) as watch:
+        # The transport alone, because a client logs whole addresses; without a proxy, which would resolve names past the check.
+        transport = httpx.HTTPTransport(trust_env=False)
+        with transport, _deadline(self._bounds.timeout_s) as watch:
             for _ in range(MAX_REDIRECTS + 1):
                 guard()
                 target = _parsed(url)
                 has_token = self._token_env and _same_origin(target, self._origin)
                 token = _token(self._token_env) if has_token else {}
-                answer = self._get(client, target, headers={**headers, **token}, watch=watch, guard=guard)
+                answer = self._get(transport, target, headers={**headers, **token}, watch=watch, guard=guard)
                 if isinstance(answer, Answer):
                     return answer
-                url = urljoin(url, answer)
+                url = joined(url, answer)
         raise SourceProblem(f"{shown_url(first)} redirects more than {MAX_REDIRECTS} times: give the last address")
 
-    def _client(self) -> httpx.Client:
-        timeout = httpx.Timeout(min(SILENCE_S, self._bounds.timeout_s))
-        # A proxy of the environment would resolve the name itself, past the check.
-        return httpx.Client(timeout=timeout, follow_redirects=False, trust_env=False)
-
     def _get(
-        self, client: httpx.Client, target: httpx.URL, *, headers: Mapping[str, str], watch: "_Watch", guard: Guard
+        self,
+        transport: httpx.HTTPTransport,
+        target: httpx.URL,
+        *,
+        headers: Mapping[str, str],
+        watch: "_Watch",
+        guard: Guard,
     ) -> Answer | str:
         """The answer, or the address that it redirects to."""
         shown = shown_url(str(target))
@@ -109,9 +112,11 @@ class Fetcher:
             **headers, "Host": target.netloc.decode("ascii"), "User-Agent": USER_AGENT, "Accept-Encoding": "identity",
             "Accept": "application/json, application/x-ndjson, text/*;q=0.9, */*;q=0.1", "Connection": "close",
         }  # fmt: skip
-        extensions = {"sni_hostname": target.host, "trace": watch.see}
+        timeout = httpx.Timeout(min(SILENCE_S, self._bounds.timeout_s)).as_dict()
+        extensions = {"sni_hostname": target.host, "trace": watch.see, "timeout": timeout}
+        request = httpx.Request("GET", target.copy_with(host=address), headers=sent, extensions=extensions)
         try:
-            with client.stream("GET", target.copy_with(host=address), headers=sent, extensions=extensions) as response:
+            with closing(transport.handle_request(request)) as response:
                 if response.status_code in _REDIRECTS and (location := response.headers.get("location")):
                     return str(location)
                 if response.status_code == httpx.codes.NOT_MODIFIED:
@@ -216,6 +221,14 @@ def _parsed(url: str) -> httpx.URL:
     if target.userinfo:
         raise SourceProblem(f"{shown_url(url)[:200]} holds a name or password: set token_env instead")
     return target.copy_with(fragment=None)
+
+
+def joined(url: str, link: str) -> str:
+    """Where a link of an answer leads. Raises SourceProblem."""
+    try:
+        return urljoin(url, link)
+    except ValueError as error:
+        raise SourceProblem(f"{shown_url(url)} leads to a broken address ({error}): its server is to be mended") from error
 
 
 def _same_origin(one: httpx.URL, other: httpx.URL) -> bool:
