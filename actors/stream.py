@@ -14,6 +14,7 @@ from ray.exceptions import PendingCallsLimitExceeded, RayActorError, RayTaskErro
 from actors.base import Shell
 from actors.calls import ActorMissing, actor
 from autonomous.safety.latch import Latch
+from autonomous.safety.processes import register
 from autonomous.sources.config import SourceConfig, place_of
 from autonomous.sources.cursors import CursorStore
 from autonomous.sources.stream import IngestBusy, Outcome, StreamReader
@@ -38,6 +39,7 @@ class StreamShell(Shell):
         max_document_bytes: int,
     ) -> None:
         super().__init__("stream", settings_sha256)
+        register(home / "safety", role="stream", within="learning")
         cursors = CursorStore(home / "sources" / "cursors.sqlite")
         cursors.follow_file(sources)
         self._ledger = VersionLedger(home / "ledger.sqlite")

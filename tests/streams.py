@@ -16,9 +16,9 @@ from autonomous.sources.batch import Cursor, Reader, ReadLimit, SourceBatch
 from autonomous.sources.config import SourceConfig
 from autonomous.sources.cursors import CursorStore
 from autonomous.sources.stream import Outcome, StreamReader
+from tests.episodes import open_memory
 from train.data.clean import CleanConfig, DataCleaner
 from train.data.document import RawDocument
-from tests.episodes import open_memory
 
 MAX_DOCUMENT_BYTES = 64 << 10
 CLEANER, SCREEN = DataCleaner(CleanConfig()), SafetyScreen("high")
@@ -59,7 +59,9 @@ class PassageStore:
             raise Crash
         repeated = set(result.repeated)
         return [
-            Outcome("repeated" if one.episodes and all(e.id in repeated for e in one.episodes) else one.status, one.reason)
+            Outcome(
+                "repeated" if one.episodes and all(e.id in repeated for e in one.episodes) else one.status, one.reason
+            )
             for one in prepared
         ]
 

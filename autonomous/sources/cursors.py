@@ -1,7 +1,7 @@
 """CursorStore: which sources there are, how far each was read, what of it is known, and what was refused.
 
 A batch is committed in one transaction after the store of passages has acknowledged it: a crash in between reads the batch
-again, which changes nothing there. Of a source that is in the configuration file and was changed at run time the latest
+again, which changes nothing there; what is about to be handed on is written down before. Of a source that is in the configuration file and was changed at run time the latest
 counts: the file wins again when its entry is edited.
 """
 
@@ -188,6 +188,26 @@ class CursorStore:
                 {"id": source_id, "keys": self._database.many(list(keys))},
             )
             return {row[0]: Mark(*row[1:]) for row in rows}
+
+    def intend(self, source_id: str, batch: SourceBatch, *, guard: Guard = no_guard) -> None:
+        """Keep which documents are about to be handed on, with unknown content. A process that dies before `commit` may have
+        stored them: if they change back or go before they are read again, that is noticed all the same.
+        """
+        ids = {document.id for document in batch.documents}
+        rows = [
+            {"id": source_id, "key": key, "document": mark.document_id}
+            for key, mark in batch.marks.items()
+            if mark is not None and mark.document_id in ids
+        ]
+        if not rows:
+            return
+        with self._database.write(guard=guard) as connection:
+            connection.executemany(
+                "INSERT INTO mark(source_id, key, document_id, stamp, sha256) SELECT :id, :key, :document, '', ''"
+                " WHERE EXISTS (SELECT 1 FROM progress WHERE source_id = :id)"
+                " ON CONFLICT(source_id, key) DO UPDATE SET document_id = :document, stamp = '', sha256 = ''",
+                rows,
+            )
 
     def commit(
         self,

@@ -81,7 +81,7 @@ class Fetcher:
         named = {"If-None-Match": etag, "If-Modified-Since": last_modified}
         headers = {name: value for name, value in named.items() if value}
         first = url
-        # The transport alone, because a client logs whole addresses; without a proxy, which would resolve names past the check.
+        # The transport alone: a client logs whole addresses. Without a proxy: it would resolve names past the check.
         transport = httpx.HTTPTransport(trust_env=False)
         with transport, _deadline(self._bounds.timeout_s) as watch:
             for _ in range(MAX_REDIRECTS + 1):
@@ -228,7 +228,9 @@ def joined(url: str, link: str) -> str:
     try:
         return urljoin(url, link)
     except ValueError as error:
-        raise SourceProblem(f"{shown_url(url)} leads to a broken address ({error}): its server is to be mended") from error
+        raise SourceProblem(
+            f"{shown_url(url)} leads to a broken address ({error}): its server is to be mended"
+        ) from error
 
 
 def _same_origin(one: httpx.URL, other: httpx.URL) -> bool:

@@ -59,14 +59,16 @@ class ListedReader:
         self._known = known
         self._max_bytes = max_document_bytes
         self._pass: _Pass | None = None
+        self._asked = ""
         self._before: dict[str, Mark] = {}
 
     def read(self, cursor: Cursor, limit: ReadLimit, *, guard: Guard = no_guard) -> SourceBatch:
         """See Reader."""
         guard()
         after = str(cursor.get("after", ""))
-        if self._pass is None or not after:
+        if self._pass is None or not after or after == self._asked:  # the same again: its batch was not acknowledged
             self._pass = self._compare(self._list())
+        self._asked = after
         changed = self._pass.changed
         position = bisect_right(changed, after)
         paths = changed[position : position + limit.num_documents]
@@ -89,7 +91,7 @@ class ListedReader:
             guard()
             if num_bytes >= limit.num_bytes:
                 break
-        if position + num_read < len(changed):
+        if position + num_read < len(changed) or (documents and self._pass.gone):  # what is gone has a batch of its own
             last = changed[position + num_read - 1]
             return SourceBatch({**cursor, "after": last}, documents, refused, marks=marks, is_exhausted=False)
         return self._ended(limit, documents, refused, marks)

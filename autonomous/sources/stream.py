@@ -137,6 +137,7 @@ class StreamReader:
 
     def _store(self, config: SourceConfig, batch: SourceBatch, guard: Guard, now: float) -> Step:
         try:
+            self._cursors.intend(config.id, batch, guard=guard)
             outcomes = self._ingest(batch.documents, batch.removed) if batch.documents or batch.removed else ()
         except LearningStopped:
             raise

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,12 @@ class Site:
         self.asked: list[tuple[str, dict[str, str]]] = []
         self.num_bytes = 0
 
-    def page(self, path: str, body: bytes | str | list[Any] | dict[str, Any], *, kind: str = "", **headers: str) -> None:
-        content = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else json.dumps(body).encode()
+    def page(
+        self, path: str, body: bytes | str | list[Any] | dict[str, Any], *, kind: str = "", **headers: str
+    ) -> None:
+        content = (
+            body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        )
         is_json = isinstance(body, list | dict)
 
         def answer(request: BaseHTTPRequestHandler) -> None:
@@ -75,10 +80,8 @@ def site() -> Iterator[Site]:
             if answer is None:
                 self.send_error(404)
                 return
-            try:
+            with suppress(OSError):  # the reader has hung up
                 answer(self)
-            except OSError:
-                pass  # the reader has hung up
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -104,7 +107,9 @@ def reader(site: Site, path: str, cursors: CursorStore, **fields: Any) -> HttpRe
 
 
 def texts(batches: Any) -> list[str]:
-    return [str(one.content, "utf-8") if isinstance(one.content, bytes) else one.content for one in documents_of(batches)]
+    return [
+        str(one.content, "utf-8") if isinstance(one.content, bytes) else one.content for one in documents_of(batches)
+    ]
 
 
 def items(*words: str, **more: Any) -> dict[str, Any]:
@@ -427,7 +432,9 @@ def test_no_key_of_a_query_is_in_an_error_a_log_or_the_status(
     assert shown(config)["url"] == "https://example.org/x?key=...&b=..."
 
 
-@pytest.mark.parametrize("url", ["ftp://x.org/", "file:///etc/passwd", "https://", "http://a:b@x.org/", "http://x:99999/"])
+@pytest.mark.parametrize(
+    "url", ["ftp://x.org/", "file:///etc/passwd", "https://", "http://a:b@x.org/", "http://x:99999/"]
+)
 def test_what_is_no_web_address_is_refused_in_the_configuration(url: str) -> None:
     with pytest.raises(ValidationError):
         source(kind="http", url=url)
@@ -442,5 +449,5 @@ def test_what_widens_the_reach_is_set_in_the_configuration_file_alone() -> None:
         with pytest.raises(ValueError, match="can only be set in the configuration file"):
             refuse_trusted_fields(source(**fields))
     for place in ("https://x.org/a.git", "git@x.org:a.git", "ssh://x.org/a", "ext::sh -c id", "x.org:a"):
-        with pytest.raises(ValidationError, match="allow_remote = true|an address of https or ssh"):
+        with pytest.raises(ValidationError, match=r"allow_remote = true|an address of https or ssh"):
             source(kind="git", repository=place)

@@ -149,7 +149,7 @@ def test_ids_are_those_of_the_records_or_of_their_texts(path: Path) -> None:
 
 def test_a_binary_file_or_a_folder_is_an_error_with_a_fix(path: Path, tmp_path: Path) -> None:
     path.write_bytes(bytes(range(256)) * 10)
-    with pytest.raises(SourceProblem, match="is binary.*give a JSON Lines file"):
+    with pytest.raises(SourceProblem, match=r"is binary.*give a JSON Lines file"):
         reader(path).read({}, LIMIT)
     with pytest.raises(SourceProblem, match="correct the path"):
         reader(tmp_path).read({}, LIMIT)

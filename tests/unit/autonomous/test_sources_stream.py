@@ -2,9 +2,11 @@
 
 import json
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from autonomous.sources.readers import build_reader
 from autonomous.sources.stream import IngestBusy
 from memory.store import StoreFull, no_guard
 from memory.types import Guard
-from tests.streams import Crash, Stream, source
+from tests.streams import Crash, Stream, http_server, source
 from tests.unit.autonomous.ledger_life import quick_folder
 from train.data.document import RawDocument, Rejected
 
@@ -208,6 +210,32 @@ def test_a_crash_behind_the_acknowledgement_repeats_the_batch_which_changes_noth
     assert stream.row("log")["num_repeated"] == 4
 
 
+@pytest.mark.parametrize("what", ["removed", "changed back"])
+def test_what_was_stored_by_a_crashed_step_and_is_gone_before_it_is_read_again_is_retired(
+    stream: Stream, folder: Path, what: str
+) -> None:
+    wiki = folder / "wiki"
+    wiki.mkdir()
+    (wiki / "kept.md").write_text("The kept page.")
+    page = wiki / "page.md"
+    page.write_text("The first words.")
+    os.utime(page, (1, 1))
+    stream.add(id="wiki", kind="folder", path=str(wiki))
+    stream.drain()
+    page.write_text("The second words.")
+    stream.store.crash_after = True
+    stream.now += 10
+    with pytest.raises(Crash):
+        stream.reader.step(stream.now)
+    stream.restart()
+    page.unlink()
+    if what == "changed back":
+        page.write_text("The first words.")
+        os.utime(page, (1, 1))
+    stream.drain()
+    assert stream.store.texts() == ["The first words.", "The kept page."][what == "removed" :]
+
+
 def test_refused_documents_are_listed_with_reason_and_fix_until_they_are_mended(stream: Stream, folder: Path) -> None:
     wiki = folder / "wiki"
     wiki.mkdir()
@@ -254,6 +282,42 @@ def test_marks_that_need_not_be_known_for_ever_are_bounded(folder: Path) -> None
     assert set(cursors.marks("log")) == {str(n) for n in range(13, 20)}
     assert len(cursors.marks("other")) == 20
     cursors.close()
+
+
+def test_a_source_of_each_kind_of_the_configuration_is_read_into_the_store(folder: Path) -> None:
+    class Feed(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(b'{"items": [{"text": "From the feed."}]}')
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    for name in ("wiki", "app"):
+        (folder / name).mkdir()
+        (folder / name / "page.md").write_text(f"From the {name}.")
+    for arguments in (
+        ["init", "--quiet"],
+        ["add", "."],
+        ["-c", "user.name=t", "-c", "user.email=t@x", "commit", "-qm", "x"],
+    ):
+        subprocess.run(["git", "-C", str(folder / "app"), *arguments], check=True, capture_output=True)
+    stream = Stream(folder)
+    with http_server(Feed) as url:
+        stream.cursors.follow_file([
+            source(id="wiki", kind="folder", path=str(folder / "wiki")),
+            source(id="app", kind="git", repository=str(folder / "app")),
+            source(id="feed", kind="http", url=url, allow_private=True),
+            source(**jsonl(folder, "log", "From the log.")),
+        ])  # fmt: skip
+        stream.restart()
+        stream.drain()
+    words = [f"From the {name}." for name in ("app", "feed", "log", "wiki")]
+    assert stream.store.texts() == words
+    assert {one["origin"] for one in stream.reader.status(stream.now)["sources"]} == {"configuration"}
+    stream.close()
 
 
 # -- which sources there are
