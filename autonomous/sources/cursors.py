@@ -1,8 +1,8 @@
 """CursorStore: which sources there are, how far each was read, what of it is known, and what was refused.
 
 A batch is committed in one transaction after the store of passages has acknowledged it: a crash in between reads the batch
-again, which changes nothing there; what is about to be handed on is written down before. Of a source that is in the configuration file and was changed at run time the latest
-counts: the file wins again when its entry is edited.
+again, which changes nothing there. What is about to be handed on is written down before. Of a source that is in the
+configuration file and was changed at run time the latest counts: the file wins again when its entry is edited.
 """
 
 import json
