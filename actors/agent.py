@@ -166,6 +166,7 @@ class AgentShell(Shell):
             "facts": _part("semantic", "health"),
             "working": _part("working", "health"),
             "safety": _part("safety", "status"),
+            "sources": _part("stream", "status"),
             "learning": asdict(last) if last else None,
             "rollout": self._agent.rollout.status(),
             "delays": {"learning_s": timings.get("total_s"), "swap_s": timings.get("swap_s")},

@@ -55,6 +55,17 @@ class EpisodicShell(StoreShell):
             self._host.indexer.wake()
         return answer
 
+    @ray.method
+    def follow(self, documents: list[dict[str, Any]], removed: list[str]) -> dict[str, Any]:
+        """`ingest` for a source that is read on: a document takes the place of its earlier versions, and what the source has
+        `removed` leaves recall and learning. Idempotent.
+        """
+        guard = self._latch.permit("memory write").check
+        answer = self._intake.follow(documents, removed, guard=guard)
+        if self._host is not None:
+            self._host.indexer.wake()
+        return answer
+
     @ray.method(concurrency_group="read")
     def recall(
         self, query: str, k: int, min_cosine: float = -1.0, where: EpisodeFilter = ANY_EPISODE

@@ -24,6 +24,7 @@ from actors.learner import LearnerShell
 from actors.safety import SafetyShell
 from actors.semantic import SemanticShell
 from actors.stores import EpisodeShardShell, shard_name
+from actors.stream import StreamShell
 from actors.tools import ToolsShell
 from actors.working import WorkingShell
 from autonomous.code import code_sha256
@@ -56,6 +57,7 @@ ACTORS: dict[str, ActorSpec] = {
     "semantic": ActorSpec(SemanticShell, {"control": 1, "read": 2, "dream": 1}),
     "working": ActorSpec(WorkingShell, {"control": 1}),
     "tools": ActorSpec(ToolsShell, {"control": 1, "call": 4}, num_cpus=0.1, max_pending_calls=32),
+    "stream": ActorSpec(StreamShell, {"control": 2}),
     "learner": ActorSpec(LearnerShell, {"control": 1}, num_cpus=0.1, max_pending_calls=8),
     "evaluator": ActorSpec(EvaluatorShell, {"control": 1}, num_cpus=0.1, max_pending_calls=8),
     "agent": ActorSpec(AgentShell, {"control": 1, "route": 2, "read": 3, "learn": 1}),
@@ -110,6 +112,7 @@ def ensure_all(
             "latch": latch,
             "ledger": home / "ledger.sqlite",
         },
+        "stream": {"home": home, "sources": agent.sources, "max_document_bytes": ingest.max_document_bytes},
         "learner": {
             "config": agent.learning,
             "base_folder": model_folder,
@@ -117,7 +120,7 @@ def ensure_all(
             "ledger": home / "ledger.sqlite",
         },
         "evaluator": {"config": agent.gates, "base_folder": model_folder, "latch": latch},
-        "agent": {"config": agent, "home": home, "base_folder": model_folder},
+        "agent": {"config": agent.model_copy(update={"sources": ()}), "home": home, "base_folder": model_folder},
     }
     specs = {**shard_specs(memory.num_shards), **ACTORS}
     for number in range(memory.num_shards if memory.num_shards > 1 else 0):

@@ -26,7 +26,7 @@ from memory.types import Guard, MemoryHealth
 
 WRITES = frozenset(
     ("append", "delete_document", "delete_source", "set_trust", "revise", "undo", "forget_revisions", "forget_departed")
-)
+) | {"retire"}
 """Methods of a store that change it: they take a guard."""
 HEALTH_TIMEOUT_S = 5.0
 """Not repeated: whoever asks wants to know how it is now."""

@@ -14,6 +14,7 @@ panel        who is asked: candidate, parent, original; panel_weights: where the
 evaluation   an adapter in, an evaluation report out (SelfEvaluationSystem); its texts lie in suites/
 versions/    the life of a version: states, gates, ledger, audit
 safety/      the stop latch, the screen, the monitor
+sources/     the stream that is read by itself: readers, cursors, StreamReader
 curriculum   which passages are learned next, what is replayed, what is asked
 ports        what the agent works with, as protocols
 knowledge    retrieval and tools in one interface, each call through a permit (KnowledgeIntegration)

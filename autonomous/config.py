@@ -3,11 +3,13 @@
 A person edits the TOML sections of the same names (configs/laptop.toml); the resolved values are saved with each run.
 """
 
+from collections import Counter
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from autonomous.policy import PolicyConfig
+from autonomous.sources.config import SourceConfig
 from autonomous.tools.config import KnowledgeConfig
 from train.dtype import TrainingDtype
 
@@ -176,8 +178,18 @@ class AutonomousConfig(BaseModel):
     """So long a report is good for an approval. Afterwards the next cycle evaluates the version again."""
     warm_versions: int = Field(3, ge=1)
     """Superseded versions kept loadable for rollback."""
+    sources: tuple[SourceConfig, ...] = ()
+    """What is read by itself: folders, git repositories, addresses, growing files. Others can be added while it runs."""
     learning: LearningConfig = LearningConfig()
     gates: GateConfig = GateConfig()
     rollout: RolloutConfig = RolloutConfig()
     safety: SafetyConfig = SafetyConfig()
     knowledge: KnowledgeConfig = KnowledgeConfig()
+
+    @field_validator("sources")
+    @classmethod
+    def _ids_are_unique(cls, sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        for source_id, count in Counter(source.id for source in sources).items():
+            if count > 1:
+                raise ValueError(f"{count} sources have the id {source_id!r}: give each its own")
+        return sources

@@ -5,7 +5,7 @@ Pure: nothing is written here. The store finds repeats by the passages' content-
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -86,6 +86,15 @@ def prepare_document(raw: RawDocument, *, cleaner: DataCleaner, screen: SafetySc
         episodes=episodes,
         counts=clean.counts,
     )
+
+
+def stale_passages(prepared: Sequence[Prepared], *, ids_of: Callable[[str], Sequence[str]]) -> list[str]:
+    """Ids of passages that earlier versions of these documents said and these do not. `ids_of` gives a document's passages.
+
+    A version that is rejected takes nobody's place.
+    """
+    said = {one.document_id: {episode.id for episode in one.episodes} for one in prepared if one.status != "rejected"}
+    return [key for document_id, kept in said.items() for key in ids_of(document_id) if key not in kept]
 
 
 def _episode(

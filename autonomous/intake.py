@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autonomous.ingest import IngestConfig, Prepared, prepare_document
+from autonomous.ingest import IngestConfig, Prepared, prepare_document, stale_passages
 from autonomous.safety.screen import Level, SafetyScreen
 from memory.protocols import Episodes
 from memory.trust import SourceTrusts
@@ -28,6 +28,28 @@ class Intake:
 
         A document has "text" (text or bytes) and may have id, source, title, media_type, happened_at, metadata.
         """
+        return self._store_all(documents, guard=guard)[1]
+
+    def follow(
+        self,
+        documents: Sequence[Mapping[str, Any]],
+        removed: Sequence[str],
+        *,
+        guard: Guard,
+    ) -> dict[str, Any]:
+        """`ingest` for a source that is read on: a document takes the place of its earlier versions, and what the source has
+        `removed` leaves recall and learning. Idempotent.
+        """
+        prepared, answer = self._store_all(documents, guard=guard)
+        stale = stale_passages(prepared, ids_of=self._store.ids_of)
+        stale += [key for document_id in removed for key in self._store.ids_of(document_id)]
+        if stale:
+            self._store.retire(stale, guard=guard)
+        return answer
+
+    def _store_all(
+        self, documents: Sequence[Mapping[str, Any]], *, guard: Guard
+    ) -> tuple[list[Prepared], dict[str, Any]]:
         start = time.monotonic()
         prepared = [
             prepare_document(decode_document(document), cleaner=self._cleaner, screen=self._screen, config=self._config)
@@ -38,7 +60,11 @@ class Intake:
         held = {source for source in {one.source_id for one in episodes} if self._trusts.of(source) < Trust.STANDARD}
         waiting = {episode.document_id for episode in episodes if episode.source_id in held}
         rows = [_row(one, repeated=set(result.repeated), waiting=waiting) for one in prepared]
-        return {"documents": rows, "last_seq": result.last_seq, "acknowledged_s": time.monotonic() - start}
+        return prepared, {
+            "documents": rows,
+            "last_seq": result.last_seq,
+            "acknowledged_s": time.monotonic() - start,
+        }
 
 
 def decode_document(document: Mapping[str, Any]) -> RawDocument:

@@ -211,6 +211,28 @@ class Client:
         """Answer a question with tools."""
         return self._json("POST", "/v1/knowledge/answer", {"question": question})
 
+    # --- sources ------------------------------------------------------------------------------------------------
+
+    def read_sources(self) -> Json:
+        """The sources that are read by themselves, and how far."""
+        return self._json("GET", "/v1/sources")
+
+    def add_source(self, source: Json, *, by: str, reason: str) -> Json:
+        """Read a source from now on."""
+        return self._json("POST", "/v1/sources", {"source": source, "by": by, "reason": reason})
+
+    def remove_source(self, source_id: str, *, by: str, reason: str) -> None:
+        """Read a source no longer."""
+        self._json("DELETE", f"/v1/sources/{quote(source_id, safe='')}", params={"by": by, "reason": reason})
+
+    def read_source_now(self, source_id: str) -> Json:
+        """Look at a source without waiting for its interval."""
+        return self._json("POST", f"/v1/sources/{quote(source_id, safe='')}/read")
+
+    def refused_of(self, source_id: str, *, limit: int = 100) -> Json:
+        """What of a source is neither recalled nor learned."""
+        return self._json("GET", f"/v1/sources/{quote(source_id, safe='')}/refused", params={"limit": limit})
+
     # --- learning and versions ----------------------------------------------------------------------------------
 
     def learn(self) -> str:

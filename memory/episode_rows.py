@@ -266,6 +266,11 @@ class EpisodeRows:
             [{**row, "now": now} for row in rows],
         )
 
+    def retire(self, connection: SqlConnection, rows: Sequence[Row], *, now: float, change: IndexChange) -> None:
+        """Let rows depart that their source no longer says. The oldest remaining repeat of each takes its place."""
+        self.depart(connection, rows, now=now, change=change)
+        self._promote(connection, rows, now=now, change=change)
+
     def delete(self, connection: SqlConnection, rows: Sequence[Row], *, change: IndexChange) -> None:
         """Delete rows without a tombstone."""
         self._leave(connection, rows, change=change)

@@ -158,6 +158,19 @@ class EpisodicMemory(EpisodeReader):
         """Erase all that a source has said, as `delete_document` does."""
         return self._erase("source_id", source_id, guard=guard)
 
+    def retire(self, ids: Sequence[str], *, guard: Guard = no_guard) -> tuple[str, ...]:
+        """Let episodes go that their source no longer says: neither recalled nor learned; the ids that were there.
+
+        It is known that they were there, so what was derived from them can be erased with their document. Whoever says the
+        same goes on saying it.
+        """
+        with self._changing(guard) as (connection, change):
+            rows = self._rows.select(
+                connection, f"id {self._database.one_of('ids')}", {"ids": self._database.many(ids)}
+            )
+            self._rows.retire(connection, rows, now=self._clock(), change=change)
+        return tuple(row["id"] for row in rows)
+
     def set_trust(
         self,
         trust: Trust,

@@ -105,6 +105,10 @@ class EpisodicShards:
         """As EpisodicMemory.delete_source, over all stores."""
         return _joined(self._of_all(lambda store: store.delete_source(source_id, guard=guard)))
 
+    def retire(self, ids: Sequence[str], *, guard: Guard = no_guard) -> tuple[str, ...]:
+        """As EpisodicMemory.retire, over all stores."""
+        return _joined(self._of_all(lambda store: store.retire(ids, guard=guard)))
+
     def set_trust(
         self,
         trust: Trust,

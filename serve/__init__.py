@@ -15,6 +15,7 @@ lora_ops             the fix of vLLM's CPU operations for batches of base and ad
 
 parts                what the HTTP surface needs from the rest; ray_parts gives it over Ray actors
 app, chat, answers   the routes; schemas, schemas_openai what goes over the wire; errors, docs_page, stream beside them
+memory_routes, source_routes   the routes of memory and sources
 rag, router          passages into the prompt; names to versions, and retries
 tool_routes          the tools and answers that use them; tool_parts what they need, ray_tools gives it over Ray
 deployments          the Ray Serve application

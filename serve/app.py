@@ -38,6 +38,7 @@ from serve.schemas import (
     VersionInfo,
     VersionList,
 )
+from serve.source_routes import build_source_router
 from serve.stream import COALESCE_S, Mask
 from serve.tool_routes import build_tool_router
 
@@ -80,6 +81,7 @@ def build_api(
     app.include_router(_knowledge_routes(context))
     app.include_router(build_memory_router(parts.memory))
     app.include_router(build_tool_router(context))
+    app.include_router(build_source_router(parts.sources))
     app.include_router(_learning_routes(parts))
     app.include_router(_version_routes(parts))
     app.include_router(_safety_routes(context))

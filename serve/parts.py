@@ -25,6 +25,7 @@ from memory.types import (
 )
 from serve.engine import AdapterRef, GenerateChunk, GenerateRequest
 from serve.rag import Message
+from serve.source_parts import SourceParts
 from serve.stream import WholeAnswer
 from serve.tool_parts import ToolParts
 
@@ -99,6 +100,7 @@ class Parts(Protocol):
 
     memory: MemoryParts
     tools: ToolParts
+    sources: SourceParts
 
     # --- engine ---------------------------------------------------------------------------------------------------
 

@@ -36,8 +36,10 @@ from serve.parts import Category, Json, MemoryParts
 from serve.rag import Message
 from serve.ray_memory import RayMemoryParts
 from serve.ray_outcomes import OutcomeSender
+from serve.ray_sources import RaySourceParts
 from serve.ray_tools import RayToolParts
 from serve.router import RetryOn, call_with_retry, stream_with_retry
+from serve.source_parts import SourceParts
 from serve.stream import WholeAnswer
 from serve.tool_parts import ToolParts
 
@@ -58,6 +60,7 @@ RETRY_ENGINE: RetryOn = (RayActorError, EngineDeadError, ReplicaUnavailableError
 CAUSES: Mapping[str, type[Exception]] = {
     "UnknownVersion": NotFoundError,
     "UnknownRun": NotFoundError,
+    "UnknownSource": NotFoundError,
     "AlreadyLearning": ConflictError,
     "NothingToLearn": ConflictError,
     "NothingToRollBack": ConflictError,
@@ -129,6 +132,7 @@ class RayParts:
         self._retrieval_delay_s: float | None = None
         self.memory: MemoryParts = RayMemoryParts(self._call, self._act)
         self.tools: ToolParts = RayToolParts(self._call, self._act)
+        self.sources: SourceParts = RaySourceParts(self._call, self._act)
 
     # --- calls ----------------------------------------------------------------------------------------------------
 

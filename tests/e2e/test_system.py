@@ -120,6 +120,32 @@ def test_bad_requests_get_an_error_that_names_the_problem(
     assert words in response.json()["error"]["message"]
 
 
+def test_a_source_is_read_by_itself_and_a_changed_file_is_answered_with_its_new_words(
+    system: Any, tmp_path: Any
+) -> None:
+    folder = tmp_path / "wiki"
+    folder.mkdir()
+    (folder / "heron.md").write_text("# Heron\n\nThe Heron gate is opened with the code 1881.\n")
+    system.run("sources", "add", "wiki", "--folder", str(folder), "--every", "0.5")
+
+    def found() -> set[str]:
+        hits = system.get("/v1/knowledge/search", q="Heron gate code", k=10)["hits"]
+        return {hit["text"] for hit in hits if hit["source"] == "wiki"}
+
+    def wait_until(is_reached: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not is_reached():
+            assert time.monotonic() < deadline, system.get("/v1/sources")
+            time.sleep(0.2)
+
+    wait_until(lambda: any("1881" in text for text in found()))
+    (folder / "heron.md").write_text("# Heron\n\nThe Heron gate is opened with the code 2992.\n")
+    wait_until(lambda: any("2992" in text for text in found()) and not any("1881" in text for text in found()))
+    assert "wiki" in system.run("sources", "list").stdout
+    system.run("sources", "remove", "wiki", "--reason", "the test is over")
+    assert system.get("/v1/sources")["sources"] == []
+
+
 def test_folder_with_binary_empty_and_huge_files_stores_the_rest_and_names_each_rejected_file(
     system: Any, tmp_path: Any
 ) -> None:

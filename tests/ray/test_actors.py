@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from actors.registry import ACTORS, ActorSpec, ensure_actor
 from autonomous.code import code_sha256
 from autonomous.ingest import IngestConfig
 from autonomous.safety.latch import Latch, LearningStopped
+from autonomous.sources.config import FolderSource
+from autonomous.sources.cursors import UnknownSource
 from memory.settings import MemorySettings
+from memory.types import EpisodeFilter
 
 
 def episodic_arguments(home: Path) -> dict[str, Any]:
@@ -116,6 +120,46 @@ def test_flood_of_writes_is_refused_with_a_typed_error_and_loses_nothing_acknowl
     stored = {info.document_id for info in ray.get(handle.documents.remote(100, 0))}
     assert set(rows) == stored
     ray.kill(handle, no_restart=True)
+
+
+def test_stream_actor_reads_a_folder_goes_on_after_a_kill_and_retires_what_was_changed(
+    episodic: Any, home: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "wiki"
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"{number}.md").write_text(f"The shelf {number} of the stream test holds item s{number}.")
+    source = FolderSource(id="wiki", kind="folder", path=folder, interval_s=0.5)
+    arguments = {"home": home, "sources": (source,), "max_document_bytes": 1 << 20}
+    stream = ensure_actor("stream", ACTORS["stream"], arguments)
+    os.kill(identity(stream).pid, signal.SIGKILL)
+    row = wait_for(stream, lambda row: row["num_documents"] >= 40)
+    assert row["error"] == ""
+    (folder / "7.md").write_text("The shelf 7 of the stream test is empty.")
+    (folder / "8.md").unlink()
+    wait_for(stream, lambda row: row["num_removed"] >= 1 and row["num_documents"] >= 41)
+    hits = ray.get(episodic.recall.remote("shelf of the stream test", 60, where=EpisodeFilter(source_ids=("wiki",))))
+    texts = {hit.episode.text for hit in hits}
+    assert "The shelf 7 of the stream test is empty." in texts
+    assert not any("item s7." in text or "item s8." in text for text in texts)
+    with pytest.raises(RayTaskError) as unknown:
+        ray.get(stream.refused.remote("unknown", 1))
+    assert isinstance(unknown.value.cause, UnknownSource)
+    ray.kill(stream, no_restart=True)
+
+
+def wait_for(stream: Any, is_reached: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The first row of the stream's status that is as wanted."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            (row,) = ray.get(stream.status.remote(), timeout=60)["sources"]
+            if is_reached(row):
+                return dict(row)
+        except ray.exceptions.RayActorError:
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_stop_refuses_the_write_and_the_reset_permits_it_again(episodic: Any, home: Path) -> None:

@@ -103,6 +103,14 @@ def describe_binary(content: bytes) -> str | None:
     return None
 
 
+def describe_content(content: bytes) -> tuple[str, str] | None:
+    """Why these bytes make no document, and the fix; None if they do."""
+    if not content.strip():
+        return "is empty", "nothing to do, or write its text"
+    binary = describe_binary(content)
+    return None if binary is None else (binary, BINARY_FIX)
+
+
 def describe_oversize(
     size_bytes: int, *, max_bytes: int, field_name: str = "ingest.max_document_bytes"
 ) -> tuple[str, str]:
@@ -234,10 +242,7 @@ def _load(path: Path, *, max_file_bytes: int, field_name: str) -> tuple[bytes, t
     size_bytes = max(size_bytes, len(content))
     if size_bytes > max_file_bytes:
         return b"", describe_oversize(size_bytes, max_bytes=max_file_bytes, field_name=field_name)
-    if not content.strip():
-        return b"", ("is empty", "nothing to do, or write its text")
-    binary = describe_binary(content)
-    return content, None if binary is None else (binary, BINARY_FIX)
+    return content, describe_content(content)
 
 
 def _explain(error: OSError | RuntimeError) -> str:

@@ -70,12 +70,13 @@ def read_records(
                 return
             offset = line.offset + line.size_bytes
             name = f"line {number}" if start == 0 else f"line {number} after byte {start:,}"
-            item = _parse(line, path=path, name=name, source=source)
+            item = parse_line(line, path=path, name=name, source=source)
             if item is not None:
                 yield item
 
 
-def _parse(line: Line, *, path: str, name: str, source: SourceConfig) -> Record | Rejected | None:
+def parse_line(line: Line, *, path: str, name: str, source: SourceConfig) -> Record | Rejected | None:
+    """The JSON object of a line, which the reasons call `name`; None for a blank line."""
     reason, fix = "", _JSON_FIX
     if line.data is None:
         limit = LINE_FACTOR * source.max_document_bytes

@@ -3,8 +3,8 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ import numpy as np
 
 from autonomous.knowledge import KnowledgeIntegration, build_tools
 from autonomous.safety.latch import Latch, Scope
+from autonomous.sources.config import SourceConfig
+from autonomous.sources.cursors import CursorStore, UnknownSource
+from autonomous.sources.stream import StreamReader
 from autonomous.tools.config import KnowledgeConfig, SandboxConfig
 from autonomous.tools.tool import ToolResult, ToolUnavailable, UnknownTool
 from autonomous.versions.ledger import VersionLedger
@@ -47,6 +50,7 @@ from serve.errors import ConflictError, NotFoundError, NotReadyError
 from serve.parts import Category
 from serve.rag import Message
 from serve.stream import WholeAnswer, collect
+from tests.streams import MAX_DOCUMENT_BYTES, PassageStore
 
 MAX_MODEL_LEN = 400
 
@@ -178,6 +182,51 @@ class LocalTools:
             raise NotReadyError(str(problem)) from problem
 
 
+class LocalSources:
+    """`serve.source_parts.SourceParts` in one process; `settle` reads until nothing is due."""
+
+    def __init__(self, folder: Path, *, latch: Latch) -> None:
+        self.latch = latch
+        self.store = PassageStore(folder / "passages", latch=latch)
+        self.cursors = CursorStore(folder / "sources" / "cursors.sqlite")
+        self.stream = StreamReader(
+            self.cursors, latch=latch, ingest=self.store, home=folder, max_document_bytes=MAX_DOCUMENT_BYTES
+        )
+
+    def close(self) -> None:
+        self.cursors.close()
+        self.store.memory.close()
+
+    def settle(self) -> None:
+        while self.stream.step(time.monotonic()).did == "read":
+            pass
+
+    async def sources(self) -> dict[str, Any]:
+        return self.stream.status(time.monotonic())
+
+    async def add(self, config: SourceConfig, *, by: str, reason: str) -> None:
+        self.stream.add(config)
+
+    async def remove(self, source_id: str, *, by: str, reason: str) -> None:
+        with self._known():
+            self.stream.remove(source_id)
+
+    async def read_now(self, source_id: str) -> None:
+        with self._known():
+            self.stream.read_now(source_id)
+
+    async def refused(self, source_id: str, *, limit: int) -> list[dict[str, Any]]:
+        with self._known():
+            return [asdict(one) for one in self.stream.refused(source_id, limit=limit)]
+
+    @contextmanager
+    def _known(self) -> Iterator[None]:
+        try:
+            yield
+        except UnknownSource as error:
+            raise NotFoundError(str(error)) from error
+
+
 class LocalParts:
     """`serve.parts.Parts` in one process. `fail_with`, when set, is raised by the engine before its first piece."""
 
@@ -190,6 +239,8 @@ class LocalParts:
         self.latch = Latch.open(folder / "latch")
         self.memory = LocalMemory(folder, episodic=self.episodic, working=self.working, latch=self.latch)
         self.tools = LocalTools(folder, episodic=self.episodic, latch=self.latch)
+        (folder / "home").mkdir()
+        self.sources = LocalSources(folder / "home", latch=self.latch)
         self.fail_with: Exception | None = None
         self.searched: list[str] = []
         self.is_ready = True
@@ -204,6 +255,7 @@ class LocalParts:
 
     def close(self) -> None:
         self.episodic.close()
+        self.sources.close()
         self.memory.semantic.close()
         self.memory.management.trusts.close()
 
