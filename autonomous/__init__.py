@@ -13,4 +13,11 @@ safety/      the stop latch, the screen, the monitor
 curriculum   which passages are learned next, what is replayed, what is asked
 ports        what the agent works with, as protocols
 loop         the learning cycles over all of them (LearningLoop)
+
+requests     answered requests, masked, with the model's confidence (RequestLog); tables: feedback_tables
+feedback     votes and corrections on answers (FeedbackStore)
+gaps         groups of badly answered questions (GapDetector)
+labelling    which answers people should look at next
+tasks        gaps as learning tasks, until they are answered (LearningTasks)
+pipeline     from feedback and gaps to data, a run, a version (TrainingPipelineIntegration)
 """

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from autonomous.feedback_config import FeedbackConfig
 from train.dtype import TrainingDtype
 
 
@@ -113,3 +114,4 @@ class AutonomousConfig(BaseModel):
     learning: LearningConfig = LearningConfig()
     gates: GateConfig = GateConfig()
     safety: SafetyConfig = SafetyConfig()
+    feedback: FeedbackConfig = FeedbackConfig()
