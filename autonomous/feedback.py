@@ -249,7 +249,10 @@ class FeedbackStore:
                 f" ORDER BY vote.at, vote.document_id LIMIT {limit:d}",
                 parameters,
             ).fetchall()
-        return [Correction(*row[:4], bool(row[4]), row[5]) for row in rows]
+        return [
+            Correction(document_id, response_id, question, text, bool(is_reviewed), at)
+            for document_id, response_id, question, text, is_reviewed, at in rows
+        ]
 
 
 def _unwant(connection: sqlite3.Connection, document_id: str) -> None:

@@ -16,7 +16,7 @@ from enum import StrEnum
 
 from autonomous.feedback_config import FeedbackConfig
 from autonomous.feedback_tables import UNASKED
-from autonomous.gaps import Gap
+from autonomous.gaps import Gap, Kind
 from memory.store import Database, no_guard
 from memory.types import Guard
 
@@ -71,7 +71,7 @@ class LearningTask:
 
     gap_id: str
     state: TaskState
-    kind: str
+    kind: Kind
     question: str
     score: float
     mean_confidence: float | None

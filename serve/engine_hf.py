@@ -51,7 +51,7 @@ class _TokenStream:
         self._logits: Any = None
 
     def note_logits(self, ids: Any, logits: Any) -> Any:
-        """A logits processor that changes nothing. `generate` calls it before temperature and top-p, with logits [1, vocab]."""
+        """A logits processor that changes nothing; `generate` calls it before temperature and top-p. Shape: [1, vocab]."""
         self._logits = logits[0]
         return logits
 

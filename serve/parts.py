@@ -23,6 +23,7 @@ from memory.types import (
     Trust,
 )
 from serve.engine import AdapterRef, GenerateChunk, GenerateRequest
+from serve.feedback_parts import FeedbackParts
 from serve.rag import Message
 from serve.stream import WholeAnswer
 
@@ -96,6 +97,7 @@ class Parts(Protocol):
     """Everything behind the routes."""
 
     memory: MemoryParts
+    feedback: FeedbackParts
 
     # --- engine ---------------------------------------------------------------------------------------------------
 

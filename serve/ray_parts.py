@@ -17,6 +17,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from actors.base import NAMESPACE
+from autonomous.feedback_config import FeedbackConfig
 from autonomous.safety.latch import Latch, Scope
 from memory.store import no_guard
 from memory.types import DocumentInfo, Guard, RecallHit
@@ -30,8 +31,10 @@ from serve.errors import (
     StorageAwayError,
     StorageFullError,
 )
+from serve.feedback_parts import FeedbackParts
 from serve.parts import Category, Json, MemoryParts
 from serve.rag import Message
+from serve.ray_feedback import RayFeedbackParts
 from serve.ray_memory import RayMemoryParts
 from serve.router import RetryOn, call_with_retry, stream_with_retry
 from serve.stream import WholeAnswer
@@ -67,6 +70,9 @@ CAUSES: Mapping[str, type[Exception]] = {
     "ActorMissing": NotReadyError,
     "LatchChanged": ConflictError,
     "StoreAway": StorageAwayError,
+    "UnknownResponse": NotFoundError,
+    "FeedbackFull": OverloadedError,
+    "OnlyGenerated": ConflictError,
 }
 """The actors' typed errors by class name: importing them would load the learner's torch into the HTTP process."""
 
@@ -106,7 +112,13 @@ class RayParts:
     """Implements `serve.parts.Parts`. Lives in one event loop, in the ingress replica."""
 
     def __init__(
-        self, engine: DeploymentHandle[Any], codec: TextCodec, *, timeout_s: float, latch: Latch | None = None
+        self,
+        engine: DeploymentHandle[Any],
+        codec: TextCodec,
+        *,
+        timeout_s: float,
+        latch: Latch | None = None,
+        feedback: FeedbackConfig | None = None,
     ) -> None:
         self._engine = engine
         self._streaming = engine.options(stream=True)
@@ -119,6 +131,7 @@ class RayParts:
         self._probe: asyncio.Task[None] | None = None
         self._retrieval_delay_s: float | None = None
         self.memory: MemoryParts = RayMemoryParts(self._call, self._act)
+        self.feedback: FeedbackParts = RayFeedbackParts(self._call, self._act, config=feedback or FeedbackConfig())
 
     # --- calls ----------------------------------------------------------------------------------------------------
 

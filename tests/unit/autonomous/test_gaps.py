@@ -141,9 +141,9 @@ def test_reasons_are_what_speaks_against_an_answer(request_: Judged, reasons: tu
 @pytest.mark.parametrize(
     ("answer", "is_one"),
     [
-        ("", True), ("I don't know.", True), ("The passages do not contain the answer.", True), ("I'm not sure about it.", True),
-        ("Sorry, I cannot answer that.", True), ("I’m unable to say.", True), ("The gate is green.", False),
-        ("You know the code: KX-4471.", False), ("The harbour has no lighthouse.", False),
+        ("", True), ("I don't know.", True), ("The passages do not contain the answer.", True),
+        ("I'm not sure about it.", True), ("Sorry, I cannot answer that.", True), ("I’m unable to say.", True),
+        ("The gate is green.", False), ("You know the code: KX-4471.", False), ("The harbour has no lighthouse.", False),
         ("Paris. " + "It is a city. " * 30 + "I do not know more.", False),
     ],
 )  # fmt: skip

@@ -41,6 +41,7 @@ from serve.errors import ConflictError, NotFoundError
 from serve.parts import Category
 from serve.rag import Message
 from serve.stream import WholeAnswer, collect
+from tests.unit.serve.local_feedback import LocalFeedback
 
 MAX_MODEL_LEN = 400
 
@@ -157,6 +158,7 @@ class LocalParts:
         Latch.create(folder / "latch")
         self.latch = Latch.open(folder / "latch")
         self.memory = LocalMemory(folder, episodic=self.episodic, working=self.working, latch=self.latch)
+        self.feedback = LocalFeedback(folder, parts=self)
         self.fail_with: Exception | None = None
         self.searched: list[str] = []
         self.is_ready = True
@@ -170,6 +172,7 @@ class LocalParts:
     def close(self) -> None:
         self.episodic.close()
         self.memory.semantic.close()
+        self.feedback.close()
         self.memory.management.trusts.close()
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
