@@ -181,3 +181,31 @@ class TaskMachine(RuleBasedStateMachine):
 
 TaskMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
 test_any_calls_and_crashes_leave_what_the_model_says = TaskMachine.TestCase
+
+
+def gap(name: str, *, score: float = 1.0, questions: dict[str, str] | None = None) -> Gap:
+    return Gap(name, name, questions or {name: name}, "unknown", score, None, NOW, "")
+
+
+def test_beyond_the_bound_closed_tasks_go_first_oldest_first_then_those_of_the_lowest_score() -> None:
+    with quick_folder() as folder, feedback_life(folder, max_tasks=3) as life:
+        life.log.append([asked(name, name) for name in "abcdef"])
+        life.tasks.see([gap("a", score=9), gap("b", score=8), gap("c", score=1)])
+        for name in ("b", "a"):
+            life.clock.now += 1
+            life.tasks.note(name, Asked(1, 1, True))
+        left = []
+        for name in ("d", "e", "f"):
+            life.tasks.see([gap(name, score=5)])
+            left.append("".join(sorted(task.gap_id for task in life.tasks.list())))
+        assert left == ["acd", "cde", "def"]
+
+
+def test_a_gap_whose_question_was_erased_since_it_was_found_makes_no_task() -> None:
+    with quick_folder() as folder, feedback_life(folder) as life:
+        life.log.append([asked("medoid", "r1"), asked("other", "r2")])
+        found = gap("medoid", questions={"r1": "medoid", "r2": "other"})
+        life.log.forget("r1")
+        life.tasks.see([found])
+        assert life.tasks.list() == []
+        assert b"medoid" not in life.texts_on_disk()

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from autonomous.feedback import Feedback, FeedbackFull, FeedbackStore, Receipt, UnknownResponse
@@ -20,7 +20,7 @@ from memory.passages import split_passages
 from memory.types import Episode, Guard, episode_id
 from serve.errors import ConflictError, NotFoundError, OverloadedError
 from serve.request_queue import RequestQueue
-from tests.unit.autonomous.ledger_life import make_genesis
+from tests.unit.autonomous.ledger_life import make_genesis, quick_folder
 
 if TYPE_CHECKING:
     from tests.unit.serve.local_parts import LocalParts
@@ -29,13 +29,15 @@ if TYPE_CHECKING:
 class LocalFeedback:
     """See the module. `is_logged` may be set."""
 
-    def __init__(self, folder: Path, *, parts: "LocalParts") -> None:
+    def __init__(self, *, parts: "LocalParts") -> None:
+        self._stack = ExitStack()
+        folder = self._stack.enter_context(quick_folder())
         self.is_logged = True
         self._parts = parts
         self.config = FeedbackConfig(reviewers=("rita",), gap_cosine=0.45, answer_cosine=0.3)
-        self._ledger = VersionLedger(folder / "feedback" / "ledger.sqlite")
+        self._ledger = VersionLedger(folder / "ledger.sqlite")
         make_genesis(self._ledger, folder)
-        self.database = open_feedback(folder / "feedback" / "feedback.sqlite")
+        self.database = open_feedback(folder / "feedback.sqlite")
         screen = SafetyScreen("high")
         self.log = RequestLog(
             self.config, self.database, mask=lambda text: screen.screen_answer(text).text, clock=time.time
@@ -69,6 +71,7 @@ class LocalFeedback:
     def close(self) -> None:
         self.database.close()
         self._ledger.close()
+        self._stack.close()
 
     def record(self, request: AnsweredRequest) -> None:
         self.queue.put(request)

@@ -158,7 +158,7 @@ class LocalParts:
         Latch.create(folder / "latch")
         self.latch = Latch.open(folder / "latch")
         self.memory = LocalMemory(folder, episodic=self.episodic, working=self.working, latch=self.latch)
-        self.feedback = LocalFeedback(folder, parts=self)
+        self.feedback = LocalFeedback(parts=self)
         self.fail_with: Exception | None = None
         self.searched: list[str] = []
         self.is_ready = True

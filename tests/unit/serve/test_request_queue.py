@@ -2,8 +2,12 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
+from autonomous.feedback import Feedback, Receipt
+from autonomous.feedback_config import FeedbackConfig
 from autonomous.requests import AnsweredRequest
+from serve.ray_feedback import RayFeedbackParts
 from serve.request_queue import RequestQueue
 
 
@@ -58,3 +62,24 @@ async def test_a_queue_that_nothing_was_put_into_is_flushed() -> None:
     queue = RequestQueue(Store(), capacity=1)
     await queue.flush()
     assert queue.num_dropped == 0
+
+
+async def test_a_vote_arrives_behind_the_answer_that_it_is_about() -> None:
+    calls: list[str] = []
+    gate = asyncio.Event()
+
+    async def call(name: str, method: str, *args: Any) -> Any:
+        if method == "record":
+            await gate.wait()
+        calls.append(method)
+        return Receipt("r1", "stored", "none")
+
+    parts = RayFeedbackParts(call, call, config=FeedbackConfig())
+    parts.record(request(1))
+    vote = asyncio.ensure_future(parts.submit(Feedback("r1", "up")))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert calls == []
+    gate.set()
+    await vote
+    assert calls == ["record", "submit"]
