@@ -19,5 +19,6 @@ feedback     votes and corrections on answers (FeedbackStore)
 gaps         groups of badly answered questions (GapDetector)
 labelling    which answers people should look at next
 tasks        gaps as learning tasks, until they are answered (LearningTasks)
-pipeline     from feedback and gaps to data, a run, a version (TrainingPipelineIntegration)
+pipeline     from feedback and gaps to data, a run, a version (TrainingPipelineIntegration); pipeline_memory: its stores
+feedback_desk  what the HTTP surface asks of all that (FeedbackDesk); feedback_config: its settings
 """
