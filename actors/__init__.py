@@ -2,6 +2,6 @@
 
 base      what every shell has: identity, health, snapshot; `as_actor`
 registry  the long-lived named actors, created once and replaced when their code changed
-episodic, semantic, working, stream, tools, learner, evaluator, safety, agent   one shell each
+episodic, semantic, working, stream, tools, learner, evaluator, safety, agent, feedback   one shell each
 ports     the agent's parts, as calls to the other actors and to the engine
 """

@@ -20,6 +20,7 @@ from actors.agent import AgentShell
 from actors.base import NAMESPACE, ActorIdentity, Shell, as_actor
 from actors.episodic import EpisodicShell
 from actors.evaluator import EvaluatorShell
+from actors.feedback import FeedbackShell
 from actors.learner import LearnerShell
 from actors.safety import SafetyShell
 from actors.semantic import SemanticShell
@@ -61,6 +62,7 @@ ACTORS: dict[str, ActorSpec] = {
     "learner": ActorSpec(LearnerShell, {"control": 1}, num_cpus=0.1, max_pending_calls=8),
     "evaluator": ActorSpec(EvaluatorShell, {"control": 1}, num_cpus=0.1, max_pending_calls=8),
     "agent": ActorSpec(AgentShell, {"control": 1, "route": 2, "read": 3, "learn": 1}),
+    "feedback": ActorSpec(FeedbackShell, {"control": 1, "read": 2, "work": 1}),
 }
 """In the order of creation: an actor may call those before it."""
 
@@ -121,6 +123,13 @@ def ensure_all(
         },
         "evaluator": {"config": agent.gates, "base_folder": model_folder, "latch": latch},
         "agent": {"config": agent.model_copy(update={"sources": ()}), "home": home, "base_folder": model_folder},
+        "feedback": {
+            "folder": home / "feedback",
+            "latch": latch,
+            "ledger": home / "ledger.sqlite",
+            "config": agent.feedback,
+            "level": agent.safety_level,
+        },
     }
     specs = {**shard_specs(memory.num_shards), **ACTORS}
     for number in range(memory.num_shards if memory.num_shards > 1 else 0):

@@ -26,4 +26,12 @@ intake       documents into the stores
 local        the parts as objects of one process; local_memory: the stores
 agent        all of it in one process (AutonomousLearningAgent)
 code         the hash of the source that runs
+
+requests     answered requests, masked, with the model's confidence (RequestLog); tables: feedback_tables
+feedback     votes and corrections on answers (FeedbackStore)
+gaps         groups of badly answered questions (GapDetector)
+labelling    which answers people should look at next
+tasks        gaps as learning tasks, until they are answered (LearningTasks)
+pipeline     from feedback and gaps to data, a run, a version (TrainingPipelineIntegration); pipeline_memory: its stores
+feedback_desk  what the HTTP surface asks of all that (FeedbackDesk); feedback_config: its settings
 """

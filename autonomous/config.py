@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from autonomous.feedback_config import FeedbackConfig
 from autonomous.policy import PolicyConfig
 from autonomous.sources.config import SourceConfig
 from autonomous.tools.config import KnowledgeConfig
@@ -185,6 +186,7 @@ class AutonomousConfig(BaseModel):
     rollout: RolloutConfig = RolloutConfig()
     safety: SafetyConfig = SafetyConfig()
     knowledge: KnowledgeConfig = KnowledgeConfig()
+    feedback: FeedbackConfig = FeedbackConfig()
 
     @field_validator("sources")
     @classmethod

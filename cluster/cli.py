@@ -1,9 +1,8 @@
 """The command `autonomous`: what a person types to run, ask, teach and stop a system.
 
 Commands are grouped by file: cli_system.py (up, down, status, logs), cli_model.py (ask, add, learn, versions, approve,
-rollback), cli_memory.py (memory), cli_sources.py (sources), cli_tools.py (tool), cli_safety.py (emergency-stop, reset,
-audit), cli_runs.py (demo, bench), cli_plan.py (plan), cli_data.py (data), cli_train.py (train).
-Heavy parts are imported by the commands that need them, so that help is quick.
+rollback), cli_memory.py (memory), cli_sources.py (sources), cli_tools.py (tool), cli_feedback.py (feedback, gaps),
+cli_safety.py (emergency-stop, reset, audit), cli_runs.py (demo, bench), cli_plan.py (plan), cli_data.py (data), cli_train.py (train).
 """
 
 import sys
@@ -13,6 +12,7 @@ import typer
 
 from cluster import (
     cli_data,
+    cli_feedback,
     cli_memory,
     cli_model,
     cli_plan,
@@ -49,6 +49,7 @@ PARTS = (
     cli_memory,
     cli_sources,
     cli_tools,
+    cli_feedback,
     cli_safety,
     cli_runs,
     cli_plan,

@@ -120,7 +120,8 @@ def print_sources(console: Console, answer: Answer) -> None:
     )
     count = len(answer.sources)
     origin = f"from {count} passage{'s' if count > 1 else ''}" if count else "no passages: from its weights"
-    console.print(f"version {answer.version}; {origin}; {times}", markup=False, style="dim")
+    named = f"; {answer.id}" if answer.id else ""
+    console.print(f"version {answer.version}; {origin}; {times}{named}", markup=False, style="dim")
 
 
 def add(

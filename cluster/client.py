@@ -24,6 +24,7 @@ UNREACHABLE_TIMEOUT_S = 5.0
 POLL_S = 0.3
 """How often a learning run is asked where it stands."""
 CONSOLIDATION_TIMEOUT_S = 1800.0
+COLLECT_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,13 @@ class Answer:
     timings: dict[str, float] = field(default_factory=dict)
     usage: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    id: str = ""
+    """For feedback."""
 
     def to_json(self) -> Json:
         """The same as a JSON object."""
         return {
-            "answer": self.text, "version": self.version, "sources": self.sources, "timings": self.timings,
+            "id": self.id, "answer": self.text, "version": self.version, "sources": self.sources, "timings": self.timings,
             "usage": self.usage, "seconds": round(self.seconds, 4),
         }  # fmt: skip
 
@@ -122,7 +125,9 @@ class Client:
             for event in _events(response.iter_lines()):
                 if "error" in event:
                     raise ApiError(str(event["error"].get("message")), status=int(event["error"].get("status") or 500))
-                facts |= {name: event[name] for name in ("version", "sources", "timings", "usage") if event.get(name)}
+                facts |= {
+                    name: event[name] for name in ("id", "version", "sources", "timings", "usage") if event.get(name)
+                }
                 for choice in event.get("choices", []):
                     if text := (choice.get("delta") or {}).get("content"):
                         pieces.append(text)
@@ -232,6 +237,39 @@ class Client:
     def refused_of(self, source_id: str, *, limit: int = 100) -> Json:
         """What of a source is neither recalled nor learned."""
         return self._json("GET", f"/v1/sources/{quote(source_id, safe='')}/refused", params={"limit": limit})
+
+    # --- feedback -----------------------------------------------------------------------------------------------
+
+    def give_feedback(
+        self, response_id: str, rating: str, *, correction: str = "", reason: str = "", by: str = ""
+    ) -> Json:
+        """Say whether an answer was good ("up" or "down"), and what would have been right."""
+        body = {"response_id": response_id, "rating": rating, "correction": correction, "reason": reason, "by": by}
+        return self._json("POST", "/v1/feedback", body)
+
+    def labelling_queue(self, *, limit: int = 20) -> Json:
+        """Answers that people should look at next."""
+        return self._json("GET", "/v1/feedback/queue", params={"limit": limit})
+
+    def forget_response(self, response_id: str) -> Json:
+        """Erase a request with its feedback and the documents made of it."""
+        return self._json("DELETE", f"/v1/feedback/{quote(response_id, safe='')}")
+
+    def forget_person(self, name: str) -> Json:
+        """Erase what a person asked and said about answers."""
+        return self._json("POST", "/v1/feedback/forget", {"name": name})
+
+    def gaps(self) -> Json:
+        """What was asked and badly answered, and what becomes of it."""
+        return self._json("GET", "/v1/gaps")
+
+    def collect_gaps(self) -> Json:
+        """Look for gaps now."""
+        return self._json("POST", "/v1/gaps/collect", timeout_s=COLLECT_TIMEOUT_S)
+
+    def learn_gaps(self) -> str:
+        """Start learning the next batch, which begins with what gaps ask for; returns the run's id."""
+        return str(self._json("POST", "/v1/gaps/learn")["run_id"])
 
     # --- learning and versions ----------------------------------------------------------------------------------
 
@@ -370,6 +408,7 @@ def _answer(text: str, facts: Json, seconds: float) -> Answer:
         timings=dict(facts.get("timings") or {}),
         usage={name: n for name, n in (facts.get("usage") or {}).items() if isinstance(n, int)},
         seconds=seconds,
+        id=str(facts.get("id") or ""),
     )
 
 

@@ -304,6 +304,7 @@ def deploy(config: SystemConfig, *, model_folder: Path, http_port: int, clock: S
             model_folder=model_folder,
             screen_level=config.agent.safety_level,
             latch=config.home / "safety" / "latch",
+            feedback=config.agent.feedback,
         )
     with clock("first answer"):
         _wait_until_ready(f"http://{config.http.host}:{http_port}", timeout_s=config.ray.start_timeout_s)

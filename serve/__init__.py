@@ -14,6 +14,7 @@ engine_weights       versions of full weights: an engine for each; engine_proces
 lora_ops             the fix of vLLM's CPU operations for batches of base and adapter rows
 
 parts                what the HTTP surface needs from the rest; ray_parts gives it over Ray actors
+feedback_parts       the same of feedback; ray_feedback gives it, recording and request_queue keep answers behind it
 app, chat, answers   the routes; schemas, schemas_openai what goes over the wire; errors, docs_page, stream beside them
 memory_routes, source_routes   the routes of memory and sources
 rag, router          passages into the prompt; names to versions, and retries

@@ -21,6 +21,7 @@ from serve.engine import GenerateChunk, GenerateRequest
 from serve.errors import describe_error
 from serve.parts import Json, Parts
 from serve.rag import RAGSystem, Source
+from serve.recording import RequestNote, record_answer
 from serve.schemas_openai import SourceInfo, StreamOptions, Timings, Usage
 from serve.stream import Mask, WholeAnswer, coalesce, screen_chunks
 
@@ -54,6 +55,8 @@ class Prepared:
     retrieval_s: float = 0.0
     is_judged: bool = False
     """Whether V2 was asked for: how it ends then counts for a canary or a new production."""
+    note: RequestNote | None = None
+    """What is kept of it for feedback."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +158,23 @@ def facts_of(context: ServingContext, prepared: Prepared, answers: Sequence[Whol
     return {"usage": usage.model_dump(), "sources": sources, "timings": timings.model_dump()}
 
 
+def record(
+    context: ServingContext, prepared: Prepared, response_id: str, text: str, answer: WholeAnswer | GenerateChunk
+) -> None:
+    """Keep a request for feedback, behind its answer. `text` is what was sent."""
+    record_answer(
+        context.parts.feedback,
+        prepared.note,
+        response_id=response_id,
+        text=text,
+        version=prepared.version,
+        at=context.now(),
+        sources=prepared.sources,
+        log_prob=answer.log_prob,
+        num_output_tokens=answer.num_output_tokens,
+    )
+
+
 async def open_stream(
     context: ServingContext,
     prepared: Prepared,
@@ -214,14 +234,18 @@ async def _events(  # noqa: PLR0917 - private, called once
         choices = [] if choice is None else [{"index": 0, **choice, "finish_reason": finish_reason}]
         return f"data: {json.dumps({**envelope, 'choices': choices, **facts})}\n\n"
 
+    texts: list[str] = []
+    last: GenerateChunk | None = None
     try:
         if kind.is_chat:
             yield event({"delta": {"role": "assistant", "content": ""}})
         async for chunk in chunks:
             if chunk.text:
+                texts.append(chunk.text)
                 yield event(kind.choice(chunk.text))
             if chunk.finish_reason is None:
                 continue
+            last = chunk
             answer = WholeAnswer(
                 text="",
                 finish_reason=chunk.finish_reason,
@@ -239,6 +263,8 @@ async def _events(  # noqa: PLR0917 - private, called once
         yield f"data: {json.dumps(describe_error(problem).to_event())}\n\n"
     finally:
         await _aclose(chunks)
+    if last is not None:
+        record(context, prepared, str(envelope["id"]), "".join(texts), last)
     yield "data: [DONE]\n\n"
 
 

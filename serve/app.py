@@ -16,6 +16,7 @@ from serve.chat import build_chat_router
 from serve.config import HttpConfig, RAGConfig
 from serve.docs_page import render_docs
 from serve.errors import install_error_handlers, to_response
+from serve.feedback_routes import build_feedback_router
 from serve.memory_routes import build_memory_router
 from serve.parts import Parts
 from serve.rag import RAGSystem
@@ -82,6 +83,7 @@ def build_api(
     app.include_router(build_memory_router(parts.memory))
     app.include_router(build_tool_router(context))
     app.include_router(build_source_router(parts.sources))
+    app.include_router(build_feedback_router(parts.feedback))
     app.include_router(_learning_routes(parts))
     app.include_router(_version_routes(parts))
     app.include_router(_safety_routes(context))

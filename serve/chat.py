@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, BackgroundTasks, Header, Response
 
 from memory.types import RecallHit
 from serve.answers import (
@@ -24,11 +24,13 @@ from serve.answers import (
     envelope_of,
     facts_of,
     open_stream,
+    record,
 )
 from serve.engine import AdapterRef, GenerateRequest, PromptTooLongError
 from serve.errors import ConflictError, NotFoundError, UnsupportedError
 from serve.parts import Json, Parts
 from serve.rag import STOPS_AFTER_PASSAGES, Augmented, Message, build_query, is_follow_up, question_of
+from serve.recording import note_request
 from serve.router import ALIASES, BASE, UnknownModelError, is_alias, is_for_canary, requested_name, resolve_version
 from serve.schemas_openai import (
     ChatRequest,
@@ -41,6 +43,7 @@ from serve.schemas_openai import (
     ModelList,
     Sampling,
 )
+from serve.stream import WholeAnswer
 
 EMBEDDING_MODEL = "all-MiniLM-L6-v2"
 VERSION_HEADER = "X-Model-Version"
@@ -51,6 +54,9 @@ MAX_CHARS_PER_TOKEN = 64
 """Room for the retrieval instruction and the frames of the chat template."""
 
 VersionHeader = Annotated[str | None, Header(alias=VERSION_HEADER, description="Wins over the body's model.")]
+TenantHeader = Annotated[
+    str | None, Header(alias="OpenAI-Organization", max_length=200, description="For whom; see agent.feedback.")
+]
 
 
 def build_chat_router(context: ServingContext) -> APIRouter:
@@ -59,17 +65,25 @@ def build_chat_router(context: ServingContext) -> APIRouter:
     parts = context.parts
 
     @router.post("/chat/completions", response_model=ChatResponse)
-    async def chat(body: ChatRequest, response: Response, version: VersionHeader = None) -> Any:
+    async def chat(
+        body: ChatRequest,
+        response: Response,
+        behind: BackgroundTasks,
+        version: VersionHeader = None,
+        tenant: TenantHeader = None,
+    ) -> Any:
         """Answer a conversation, from memory and weights; streamed as server-sent events if `stream` is true."""
-        prepared = await _prepare_chat(context, body, version)
+        prepared = await _prepare_chat(context, body, version, tenant)
         headers = {VERSION_HEADER: prepared.version}
         if body.stream:
             return await open_stream(context, prepared, options=body.stream_options, kind=CHAT_STREAM, headers=headers)
         response.headers.update(headers)
         answer = await complete_answer(context, prepared)
         message = {"role": "assistant", "content": answer.text}
+        envelope = envelope_of(context, prepared, "chatcmpl")
+        behind.add_task(_record_behind, context, prepared, envelope["id"], message["content"], answer)
         return {
-            **envelope_of(context, prepared, "chatcmpl"),
+            **envelope,
             "choices": [{"index": 0, "message": message, "finish_reason": answer.finish_reason}],
             **facts_of(context, prepared, [answer]),
         }
@@ -185,7 +199,14 @@ async def _find_version(
     return name, version, None if version == BASE else await parts.version_adapter(version), is_judged
 
 
-async def _prepare_chat(context: ServingContext, body: ChatRequest, header: str | None) -> Prepared:
+async def _record_behind(
+    context: ServingContext, prepared: Prepared, response_id: str, text: str, answer: WholeAnswer
+) -> None:
+    """In the event loop: a plain function would be given a thread."""
+    record(context, prepared, response_id, text, answer)
+
+
+async def _prepare_chat(context: ServingContext, body: ChatRequest, header: str | None, tenant: str | None) -> Prepared:
     start = context.clock()
     key = body.user or body.session
     model, version, adapter, is_judged = await _find_version(context.parts, body.model, header, key=key)
@@ -200,11 +221,26 @@ async def _prepare_chat(context: ServingContext, body: ChatRequest, header: str 
         retrieval_s = context.clock() - asked_at
         augmented = await _augment(context, messages, hits, max_tokens=body.max_tokens)
     prompt = await context.parts.render_chat(augmented.messages)
-    request = _build_request(context, body, prompt, adapter)
+    note = note_request(
+        context.parts.feedback,
+        question,
+        tenant=tenant,
+        user=body.user,
+        is_stored=body.store,
+        is_retrieved=body.retrieval,
+    )
+    request = replace(_build_request(context, body, prompt, adapter), has_log_prob=note is not None)
     if augmented.sources:
         request = replace(request, stop=(*request.stop, *STOPS_AFTER_PASSAGES))
     return Prepared(
-        request, model, version, augmented.sources, started_at=start, retrieval_s=retrieval_s, is_judged=is_judged
+        request,
+        model,
+        version,
+        augmented.sources,
+        started_at=start,
+        retrieval_s=retrieval_s,
+        is_judged=is_judged,
+        note=note,
     )
 
 

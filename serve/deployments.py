@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 
+from autonomous.feedback_config import FeedbackConfig
 from autonomous.safety.latch import Latch
 from autonomous.safety.processes import register
 from autonomous.safety.screen import SafetyScreen
@@ -54,6 +55,8 @@ class ServeArgs(BaseModel):
     """How answers are screened (autonomous.config.SafetyConfig.level)."""
     latch: Path | None = None
     """The stop latch: a stop of everything ends answers too. None: nothing stops them."""
+    feedback: FeedbackConfig = FeedbackConfig()
+    """Whether answers are kept for feedback, and how many may wait to be written."""
 
 
 class EngineDeployment:
@@ -88,10 +91,11 @@ class EngineDeployment:
                 check()
                 yield chunk
 
-    async def ask(self, messages: list[dict[str, str]], max_tokens: int) -> str:
-        """The base model's answer to a chat, greedily: for parts that read with it, not for users."""
+    async def ask(self, messages: list[dict[str, str]], max_tokens: int, adapter: EngineAdapter | None = None) -> str:
+        """The answer of a version, or of the base model, to a chat, greedily: for parts that read with it, not for users."""
         prompt = self._engine.render_chat(messages)
-        answer = await self.complete(GenerateRequest(request_id=uuid.uuid4().hex, prompt=prompt, max_tokens=max_tokens))
+        own = None if adapter is None else EngineAdapter(adapter.name, adapter.number, str(adapter.folder))
+        answer = await self.complete(GenerateRequest(uuid.uuid4().hex, prompt, max_tokens=max_tokens, adapter=own))
         return answer.text
 
     async def prepare(self, adapter: EngineAdapter, probe: str) -> list[float]:
@@ -128,6 +132,7 @@ class IngressDeployment:
             build_codec(args.engine, model_folder=args.model_folder),
             timeout_s=args.http.request_timeout_s,
             latch=Latch.open(args.latch) if args.latch is not None else None,
+            feedback=args.feedback,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -212,6 +217,7 @@ def deploy_application(
     model_folder: Path,
     screen_level: Literal["low", "medium", "high"] = "high",
     latch: Path | None = None,
+    feedback: FeedbackConfig | None = None,
 ) -> None:
     """Start Serve on the connected cluster and run the application; returns when its replicas are up.
 
@@ -219,6 +225,12 @@ def deploy_application(
     """
     ray_serve.start(proxy_location="HeadOnly", http_options={"host": http.host, "port": http_port})
     args = ServeArgs(
-        model_folder=model_folder, engine=engine, rag=rag, http=http, screen_level=screen_level, latch=latch
+        model_folder=model_folder,
+        engine=engine,
+        rag=rag,
+        http=http,
+        screen_level=screen_level,
+        latch=latch,
+        feedback=feedback or FeedbackConfig(),
     )
     ray_serve.run(build(args), name=APPLICATION, route_prefix="/")

@@ -40,6 +40,8 @@ class GenerateRequest:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     adapter: AdapterRef | None = None
+    has_log_prob: bool = False
+    """Whether the last chunk tells `log_prob`; it costs the engine a softmax per token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,10 @@ class GenerateChunk:
     finish_reason: str | None = None
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
+    log_prob: float | None = None
+    """Of the whole answer, nats: the sum over its tokens, by the model's own distribution before temperature and top-p. In the
+    last chunk, where it was asked for and the engine has a model.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,12 +41,19 @@ class _TokenStream:
 
         self.num_output_tokens = 0
         self.last_token: int | None = None
+        self.log_prob: float | None = 0.0 if request.has_log_prob else None
         self.filter = StopFilter(request.stop)
         self._tokenizer = encoder.tokenizer.backend_tokenizer
         # the prompt's end gives the first piece its leading space
         self._decoder = DecodeStream(ids=token_ids[-8:], skip_special_tokens=True)
         self._emit = emit
         self._has_prompt = False
+        self._logits: Any = None
+
+    def note_logits(self, ids: Any, logits: Any) -> Any:
+        """A logits processor that changes nothing; `generate` calls it before temperature and top-p. Shape: [1, vocab]."""
+        self._logits = logits[0]
+        return logits
 
     def put(self, ids: Any) -> None:
         """`generate` gives the prompt first, then each token as a tensor [1]."""
@@ -56,6 +63,8 @@ class _TokenStream:
         for token in ids.flatten().tolist():
             self.num_output_tokens += 1
             self.last_token = token
+            if self.log_prob is not None:
+                self.log_prob += float(self._logits.float().log_softmax(-1)[token])
             text = self.filter.push(self._decoder.step(self._tokenizer, token) or "")
             if text:
                 self._emit(GenerateChunk(text))
@@ -101,6 +110,8 @@ class _Model:
         sampling: dict[str, Any] = {"do_sample": False}
         if request.temperature > 0:
             sampling = {"do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
+        if request.has_log_prob:
+            sampling["logits_processor"] = [stream.note_logits]
         if request.seed is not None:
             torch.manual_seed(request.seed)
         ids = torch.tensor([token_ids], device=self._model.device)
@@ -116,7 +127,11 @@ class _Model:
         is_stopped = stream.filter.is_hit or stream.last_token in self._eos
         emit(
             GenerateChunk(
-                stream.filter.finish(), "stop" if is_stopped else "length", len(token_ids), stream.num_output_tokens
+                stream.filter.finish(),
+                "stop" if is_stopped else "length",
+                len(token_ids),
+                stream.num_output_tokens,
+                stream.log_prob,
             )
         )
 

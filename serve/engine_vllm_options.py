@@ -132,6 +132,7 @@ def generation_params(request: GenerateRequest, *, max_tokens: int) -> Any:
             top_p=request.top_p,
             stop=list(request.stop),
             seed=request.seed,
+            logprobs=0 if request.has_log_prob else None,  # 0: of the chosen token alone
             output_kind=RequestOutputKind.DELTA,
         )
     except VLLMClientError as error:
@@ -182,4 +183,4 @@ def to_chunk(output: Any, *, num_prompt_tokens: int, num_output_tokens: int) -> 
         return GenerateChunk(text=piece.text)
     if reason not in {"stop", "length"}:
         raise EngineDeadError(f"vLLM ended request {output.request_id} with {reason!r}: send it again")
-    return GenerateChunk(piece.text, reason, num_prompt_tokens, num_output_tokens)
+    return GenerateChunk(piece.text, reason, num_prompt_tokens, num_output_tokens, piece.cumulative_logprob)

@@ -24,6 +24,7 @@ from memory.types import (
     Trust,
 )
 from serve.engine import AdapterRef, GenerateChunk, GenerateRequest
+from serve.feedback_parts import FeedbackParts
 from serve.rag import Message
 from serve.source_parts import SourceParts
 from serve.stream import WholeAnswer
@@ -101,6 +102,7 @@ class Parts(Protocol):
     memory: MemoryParts
     tools: ToolParts
     sources: SourceParts
+    feedback: FeedbackParts
 
     # --- engine ---------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from actors.base import NAMESPACE
+from autonomous.feedback_config import FeedbackConfig
 from autonomous.safety.latch import Latch, Scope
 from autonomous.versions.rollout import Outcome
 from autonomous.versions.schema import Pointers
@@ -32,8 +33,10 @@ from serve.errors import (
     StorageAwayError,
     StorageFullError,
 )
+from serve.feedback_parts import FeedbackParts
 from serve.parts import Category, Json, MemoryParts
 from serve.rag import Message
+from serve.ray_feedback import RayFeedbackParts
 from serve.ray_memory import RayMemoryParts
 from serve.ray_outcomes import OutcomeSender
 from serve.ray_sources import RaySourceParts
@@ -77,6 +80,9 @@ CAUSES: Mapping[str, type[Exception]] = {
     "StoreAway": StorageAwayError,
     "UnknownTool": NotFoundError,
     "ToolUnavailable": NotReadyError,
+    "UnknownResponse": NotFoundError,
+    "FeedbackFull": OverloadedError,
+    "OnlyGenerated": ConflictError,
 }
 """The actors' typed errors by class name: importing them would load the learner's torch into the HTTP process."""
 
@@ -116,7 +122,13 @@ class RayParts:
     """Implements `serve.parts.Parts`. Lives in one event loop, in the ingress replica."""
 
     def __init__(
-        self, engine: DeploymentHandle[Any], codec: TextCodec, *, timeout_s: float, latch: Latch | None = None
+        self,
+        engine: DeploymentHandle[Any],
+        codec: TextCodec,
+        *,
+        timeout_s: float,
+        latch: Latch | None = None,
+        feedback: FeedbackConfig | None = None,
     ) -> None:
         self._engine = engine
         self._streaming = engine.options(stream=True)
@@ -133,6 +145,7 @@ class RayParts:
         self.memory: MemoryParts = RayMemoryParts(self._call, self._act)
         self.tools: ToolParts = RayToolParts(self._call, self._act)
         self.sources: SourceParts = RaySourceParts(self._call, self._act)
+        self.feedback: FeedbackParts = RayFeedbackParts(self._call, self._act, config=feedback or FeedbackConfig())
 
     # --- calls ----------------------------------------------------------------------------------------------------
 

@@ -73,11 +73,13 @@ class Sampling(Request):
     frequency_penalty: float | None = Field(None, ge=0, le=0)
     """Only 0."""
     user: str | None = None
-    """Who asks: a canary answers the same users always. Without it the session counts, without both each request."""
+    """Who asks: a canary answers the same users always. Kept with the request as a pseudonym, so that it can be erased by the
+    name.
+    """
     metadata: dict[str, str] | None = None
     """Accepted and ignored."""
     store: bool | None = None
-    """Accepted and ignored."""
+    """false: nothing is kept of the request, so there can be no feedback on it."""
     service_tier: str | None = None
     """Accepted and ignored."""
     safety_identifier: str | None = None

@@ -33,6 +33,8 @@ class WholeAnswer:
     num_prompt_tokens: int
     num_output_tokens: int
     first_token_s: float
+    log_prob: float | None = None
+    """See GenerateChunk."""
 
 
 async def coalesce(
@@ -105,6 +107,7 @@ async def collect(chunks: AsyncIterator[GenerateChunk], *, clock: Clock = time.m
                 num_prompt_tokens=chunk.num_prompt_tokens,
                 num_output_tokens=chunk.num_output_tokens,
                 first_token_s=clock() - start if first_token_s is None else first_token_s,
+                log_prob=chunk.log_prob,
             )
     raise RuntimeError("The engine ended a stream without a finish reason.")
 

@@ -76,6 +76,26 @@ async def test_a_rendered_chat_is_tokenised_and_answered_as_in_transformers(
     assert "".join(chunk.text for chunk in chunks) == whole
 
 
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7, "top_p": 1e-6}])
+async def test_the_log_probability_of_an_answer_is_the_sum_over_its_tokens_before_temperature_and_top_p(
+    engine: VllmEngine, tiny_llama: Path, sampling: dict[str, float]
+) -> None:
+    """So small a top-p leaves the likeliest token alone: after it every log-probability would be zero."""
+    tokenizer, model = load_plainly(tiny_llama, None)
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    whole = model.generate(input_ids=ids, max_new_tokens=24, do_sample=False)
+    with torch.inference_mode():
+        log_probs = model(input_ids=whole).logits[0, ids.shape[1] - 1 : -1].log_softmax(-1)
+    expected = log_probs.gather(1, whole[0, ids.shape[1] :, None]).sum().item()
+    request = GenerateRequest("r", PROMPT, max_tokens=24, has_log_prob=True, **sampling)
+    last = [chunk async for chunk in engine.generate(request)][-1]
+    assert last.num_output_tokens == whole.shape[1] - ids.shape[1]
+    assert last.log_prob == pytest.approx(expected, abs=5e-3)
+    assert expected < -1
+    plain = [chunk async for chunk in engine.generate(GenerateRequest("r", PROMPT, max_tokens=4))]
+    assert plain[-1].log_prob is None
+
+
 async def test_output_in_flight_is_unchanged_by_hot_loads_even_of_its_slot(
     engine: VllmEngine, tiny_adapters: list[AdapterRef]
 ) -> None:

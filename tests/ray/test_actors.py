@@ -15,7 +15,10 @@ from ray.exceptions import PendingCallsLimitExceeded, RayTaskError
 from actors.base import Shell
 from actors.registry import ACTORS, ActorSpec, ensure_actor
 from autonomous.code import code_sha256
+from autonomous.feedback import Feedback
+from autonomous.feedback_config import FeedbackConfig
 from autonomous.ingest import IngestConfig
+from autonomous.requests import AnsweredRequest
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.sources.config import FolderSource
 from autonomous.sources.cursors import UnknownSource
@@ -83,6 +86,34 @@ def test_killed_episodic_actor_comes_back_with_every_acknowledged_document(episo
     documents = read_after_restart(episodic)
     assert {info.document_id for info in documents} >= {f"d{i}" for i in range(20)}
     assert identity(episodic).is_restart
+
+
+def test_killed_feedback_actor_comes_back_with_every_acknowledged_vote(home: Path) -> None:
+    arguments = {
+        "folder": home / "feedback",
+        "latch": home / "safety" / "latch",
+        "ledger": home / "ledger.sqlite",
+        "config": FeedbackConfig(collect_interval_s=0),
+        "level": "high",
+    }
+    handle = ensure_actor("feedback", ACTORS["feedback"], arguments)
+    request = AnsweredRequest("chatcmpl-1", "What colour is the gate?", "Red.", "ver-1", time.time())
+    assert ray.get(handle.record.remote([request]), timeout=120) == 1
+    receipt = ray.get(handle.submit.remote(Feedback("chatcmpl-1", "down", "The gate is green.")), timeout=60)
+    assert (receipt.status, receipt.correction) == ("stored", "waits")
+    os.kill(identity(handle).pid, signal.SIGKILL)
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            health = ray.get(handle.health.remote(), timeout=60)
+            break
+        except ray.exceptions.RayActorError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    assert (health["num_requests"], health["num_votes"], health["num_corrections_waiting"]) == (1, 1, 1)
+    with pytest.raises(RayTaskError, match="is not in the log"):
+        ray.get(handle.submit.remote(Feedback("chatcmpl-2", "up")), timeout=60)
+    ray.kill(handle, no_restart=True)
 
 
 def read_after_restart(handle: Any) -> Any:

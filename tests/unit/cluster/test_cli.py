@@ -97,7 +97,7 @@ def test_ask_streams_the_same_text_that_json_holds(system: Any, capsys: Captured
     reply = _json(capsys)
     assert streamed.startswith(reply["answer"])
     assert reply["sources"] == []
-    assert set(reply) == {"question", "answer", "version", "sources", "timings", "usage", "seconds"}
+    assert set(reply) == {"id", "question", "answer", "version", "sources", "timings", "usage", "seconds"}
 
 
 def test_an_unknown_model_shows_the_servers_sentence(system: Any, capsys: Captured) -> None:

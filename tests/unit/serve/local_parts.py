@@ -51,6 +51,7 @@ from serve.parts import Category
 from serve.rag import Message
 from serve.stream import WholeAnswer, collect
 from tests.streams import MAX_DOCUMENT_BYTES, PassageStore
+from tests.unit.serve.local_feedback import LocalFeedback
 
 MAX_MODEL_LEN = 400
 
@@ -241,6 +242,7 @@ class LocalParts:
         self.tools = LocalTools(folder, episodic=self.episodic, latch=self.latch)
         (folder / "home").mkdir()
         self.sources = LocalSources(folder / "home", latch=self.latch)
+        self.feedback = LocalFeedback(parts=self)
         self.fail_with: Exception | None = None
         self.searched: list[str] = []
         self.is_ready = True
@@ -257,6 +259,7 @@ class LocalParts:
         self.episodic.close()
         self.sources.close()
         self.memory.semantic.close()
+        self.feedback.close()
         self.memory.management.trusts.close()
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:

@@ -98,6 +98,30 @@ async def test_scores_are_log_probabilities_of_the_tokens_after_the_first(engine
     assert await engine.score("", None) == []
 
 
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7, "top_p": 0.9}])
+async def test_the_log_probability_of_an_answer_is_the_sum_over_its_tokens_before_temperature_and_top_p(
+    engine: HuggingFaceEngine, base: Path, sampling: dict[str, float]
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    torch.manual_seed(3)
+    options = {"do_sample": True, "top_k": 0, **sampling} if sampling else {"do_sample": False}
+    whole = model.generate(input_ids=ids, max_new_tokens=8, **options)
+    with torch.inference_mode():
+        log_probs = model(input_ids=whole).logits[0, ids.shape[1] - 1 : -1].log_softmax(-1)
+    expected = log_probs.gather(1, whole[0, ids.shape[1] :, None]).sum().item()
+
+    text, last = await collect(engine, has_log_prob=True, seed=3, **sampling)
+    assert text == tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
+    assert last.num_output_tokens == whole.shape[1] - ids.shape[1]
+    assert last.log_prob == pytest.approx(expected, abs=1e-3)
+    assert expected < -1
+    assert (await collect(engine, seed=3, **sampling))[1].log_prob is None
+
+
 async def test_a_stop_string_ends_the_answer_before_it(engine: HuggingFaceEngine) -> None:
     text, _ = await collect(engine)
     stop = text[2:4]

@@ -1,0 +1,60 @@
+"""FeedbackParts over the feedback actor."""
+
+from typing import Any
+
+from autonomous.feedback import Feedback, Receipt
+from autonomous.feedback_config import FeedbackConfig
+from autonomous.requests import AnsweredRequest
+from serve.feedback_parts import Json
+from serve.ray_memory import CallActor
+from serve.request_queue import RequestQueue
+
+
+class RayFeedbackParts:
+    """All calls but a look for gaps are idempotent, so `call` repeats them while the actor restarts; `act` repeats none."""
+
+    def __init__(self, call: CallActor, act: CallActor, *, config: FeedbackConfig) -> None:
+        self.is_logged = config.is_logged
+        self._call = call
+        self._act = act
+        self._queue = RequestQueue(
+            lambda requests: call("feedback", "record", list(requests)), capacity=config.queue_capacity
+        )
+
+    def record(self, request: AnsweredRequest) -> None:
+        """See FeedbackParts."""
+        self._queue.put(request)
+
+    async def submit(self, feedback: Feedback) -> Receipt:
+        """See FeedbackParts. The answer it is about may still wait to be written."""
+        await self._queue.flush()
+        receipt: Receipt = await self._call("feedback", "submit", feedback)
+        return receipt
+
+    async def labelling_queue(self, *, limit: int) -> list[Json]:
+        """See FeedbackParts."""
+        return list(await self._call("feedback", "labelling_queue", limit))
+
+    async def gaps(self) -> Json:
+        """See FeedbackParts."""
+        found: dict[str, Any] = dict(await self._call("feedback", "gaps"))
+        return {**found, "health": {**found["health"], "num_dropped": self._queue.num_dropped}}
+
+    async def collect(self) -> Json:
+        """See FeedbackParts."""
+        await self._queue.flush()
+        return dict(await self._act("feedback", "collect"))
+
+    async def learn(self) -> str:
+        """See FeedbackParts."""
+        return str(await self._act("feedback", "train"))
+
+    async def forget_response(self, response_id: str) -> Json:
+        """See FeedbackParts."""
+        await self._queue.flush()
+        return dict(await self._act("feedback", "forget_response", response_id))
+
+    async def forget_person(self, name: str) -> Json:
+        """See FeedbackParts."""
+        await self._queue.flush()
+        return dict(await self._act("feedback", "forget_person", name))
