@@ -3,9 +3,10 @@
 A person edits the TOML sections of the same names (configs/laptop.toml); the resolved values are saved with each run.
 """
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from train.dtype import TrainingDtype
 
@@ -95,6 +96,11 @@ class SafetyConfig(BaseModel):
     """high: documents with injection phrases or secrets are quarantined; low: only noted."""
     watch_interval_s: float = Field(0.25, gt=0)
     """How often idle parts look at the latch, seconds."""
+    two_people: Literal["auto"] | bool = "auto"
+    """Two different people for a reset of the stop, for leaving quarantine, and for a version and its approval. auto: at level
+    high with human_oversight_required; so one person alone can use a system that asks nobody before it promotes."""
+    second_person_within_s: float = Field(3600.0, gt=0)
+    """So long the first person's request waits for the second, seconds; afterwards it is asked for anew."""
 
 
 class AutonomousConfig(BaseModel):
@@ -110,6 +116,28 @@ class AutonomousConfig(BaseModel):
     """So long a report is good for an approval. Afterwards the next cycle evaluates the version again."""
     warm_versions: int = Field(3, ge=1)
     """Superseded versions kept loadable for rollback."""
+    audit_checkpoint: Path | None = None
+    """A folder on another disk or machine, for this system alone: a signed checkpoint of the audit log is kept there too, so
+    that a log that was cut off together with the checkpoint beside it is noticed. None: only the one beside it."""
     learning: LearningConfig = LearningConfig()
     gates: GateConfig = GateConfig()
     safety: SafetyConfig = SafetyConfig()
+
+    @property
+    def needs_two_people(self) -> bool:
+        """Whether one person alone may not decide (safety.two_people, resolved)."""
+        if self.safety.two_people == "auto":
+            return self.safety.level == "high" and self.human_oversight_required
+        return self.safety.two_people
+
+    @field_validator("audit_checkpoint")
+    @classmethod
+    def _absolute(cls, folder: Path | None) -> Path | None:
+        if folder is None:
+            return None
+        folder = folder.expanduser()
+        if not folder.is_absolute():
+            raise ValueError(
+                f"audit_checkpoint = '{folder}' is relative: write an absolute path or one that starts with ~"
+            )
+        return folder

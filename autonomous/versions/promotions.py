@@ -7,6 +7,8 @@ transaction (ledger.py tells the invariants).
 from collections.abc import Iterable
 from typing import Any
 
+from autonomous.people import is_machine
+from autonomous.versions.approval import Approval, PromotionRefused, approve_step, check_approval
 from autonomous.versions.budget import UNLOCK, find_freeze
 from autonomous.versions.gates import REQUIRED_GATES, Decision, decide_promotion
 from autonomous.versions.queries import LedgerNotReady, Names
@@ -24,16 +26,12 @@ from autonomous.versions.states import (
     IllegalTransition,
     StaleTransition,
     State,
-    is_machine,
+    decide_transition,
 )
 from autonomous.versions.transaction import Transaction, check_text
 from autonomous.versions.writer import LedgerWriter
 from memory.store import no_guard
 from memory.types import Guard
-
-
-class PromotionRefused(ValueError):
-    """The version is not fit for traffic: a gate is missing or not passed, or its line learned what is held back."""
 
 
 class PromotionsFrozen(PromotionRefused):
@@ -48,7 +46,7 @@ class Promotions(LedgerWriter):
     """See the module."""
 
     def promote(
-        self, version_id: str, *, by: str, reason: str, approved_by: str | None = None, guard: Guard = no_guard
+        self, version_id: str, *, by: str, reason: str, approval: Approval | None = None, guard: Guard = no_guard
     ) -> Names:
         """SHADOW or CANARY -> PRODUCTION; the old one becomes SUPERSEDED. Returns versions that are ARCHIVED by it.
 
@@ -57,7 +55,8 @@ class Promotions(LedgerWriter):
 
         The frozen original is never archived: it costs no adapter and is what every rollback may end at.
         Raises: StaleTransition; PromotionRefused without all gates passed, for an ancestor that never served or was
-        taken out of service, and for a line that learned an episode that is held back; PromotionsFrozen.
+        taken out of service, for a line that learned an episode that is held back, and what `approve_step` raises;
+        PromotionsFrozen.
         """
         self.check_promotions()
         with self._write(guard) as transaction:
@@ -65,9 +64,8 @@ class Promotions(LedgerWriter):
             if freeze := find_freeze(connection):
                 raise PromotionsFrozen(str(freeze))
             record = find_record(connection, version_id)
-            if approved_by is not None:
-                transaction.check(record, expected=State.AWAITING_APPROVAL, to=State.SHADOW, by=approved_by)
-                transaction.move(record, State.SHADOW, action="transition", by=approved_by, reason=reason)
+            if approval is not None:
+                approve_step(transaction, record, approval)
                 record = find_record(connection, version_id)
             if record.state not in (State.SHADOW, State.CANARY):
                 raise StaleTransition(record.name, expected="SHADOW or CANARY", actual=record.state)
@@ -91,6 +89,15 @@ class Promotions(LedgerWriter):
             for cold in archived:
                 transaction.move(cold, State.ARCHIVED, action="archive", by=by, reason="beyond warm_versions")
             return [cold.name for cold in archived]
+
+    def check_approval(self, version_id: str, approval: Approval) -> None:
+        """Whether a person may approve what waits; `promote` asks again. Raises what `approve_step` raises."""
+        with self._database.read() as connection:
+            record = find_record(connection, version_id)
+            decide_transition(
+                record.state, expected=State.AWAITING_APPROVAL, to=State.SHADOW, name=record.name, by=approval.by
+            )
+            check_approval(connection, record, approval)
 
     def frozen(self) -> str:
         """Why nothing is promoted (too many rollbacks, an audit log that was altered); "" if promotions go on."""

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autonomous.versions.audit import Checkpoint, CheckpointFile, canonical_json, sha256_of
+from autonomous.versions.audit import Checkpoint, canonical_json, sha256_of
+from autonomous.versions.checkpoint import CheckpointFile
 from autonomous.versions.ledger import VersionLedger
 from tests.unit.autonomous.ledger_life import make_candidate, make_genesis, quick_folder
 
