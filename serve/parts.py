@@ -23,6 +23,7 @@ from memory.types import (
     Trust,
 )
 from serve.engine import AdapterRef, GenerateChunk, GenerateRequest
+from serve.governance import GovernanceParts
 from serve.rag import Message
 from serve.stream import WholeAnswer
 
@@ -96,6 +97,7 @@ class Parts(Protocol):
     """Everything behind the routes."""
 
     memory: MemoryParts
+    governance: GovernanceParts
 
     # --- engine ---------------------------------------------------------------------------------------------------
 
@@ -131,9 +133,6 @@ class Parts(Protocol):
     async def unlock(self, *, reason: str, by: str) -> None:
         """Let versions be promoted again after rollbacks. Raises ValueError if nothing is frozen."""
 
-    async def approve(self, version_id: str, *, by: str, reason: str) -> Json:
-        """Agree to a version that waits for it. Raises NotFoundError, ConflictError."""
-
     # --- knowledge ------------------------------------------------------------------------------------------------
 
     async def ingest(self, documents: Sequence[Json]) -> Json:
@@ -159,8 +158,9 @@ class Parts(Protocol):
 
     # --- learning and safety --------------------------------------------------------------------------------------
 
-    async def learn(self) -> str:
-        """Start a batch; its run id. Raises ConflictError (already learning, nothing to learn), LearningStopped."""
+    async def learn(self, *, by: str | None) -> str:
+        """Start a batch that somebody asked for; its run id. Raises ConflictError (already learning, nothing to learn),
+        LearningStopped."""
 
     async def learn_next(self) -> Json:
         """GET /v1/learn/next."""
@@ -175,7 +175,7 @@ class Parts(Protocol):
         """Pause, stop or kill what the scope names; idempotent."""
 
     async def reset(self, *, reason: str, by: str) -> Json:
-        """Permit learning again; starts nothing."""
+        """Permit learning again; starts nothing. With `waiting`, the stop holds until a second person agrees."""
 
     # --- state ----------------------------------------------------------------------------------------------------
 

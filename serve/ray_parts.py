@@ -30,8 +30,10 @@ from serve.errors import (
     StorageAwayError,
     StorageFullError,
 )
+from serve.governance import GovernanceParts
 from serve.parts import Category, Json, MemoryParts
 from serve.rag import Message
+from serve.ray_governance import RayGovernance
 from serve.ray_memory import RayMemoryParts
 from serve.router import RetryOn, call_with_retry, stream_with_retry
 from serve.stream import WholeAnswer
@@ -66,6 +68,8 @@ CAUSES: Mapping[str, type[Exception]] = {
     "ErasureIncomplete": ErasureError,
     "ActorMissing": NotReadyError,
     "LatchChanged": ConflictError,
+    "SecondPersonNeeded": ConflictError,
+    "NothingRequested": ConflictError,
     "StoreAway": StorageAwayError,
 }
 """The actors' typed errors by class name: importing them would load the learner's torch into the HTTP process."""
@@ -119,6 +123,7 @@ class RayParts:
         self._probe: asyncio.Task[None] | None = None
         self._retrieval_delay_s: float | None = None
         self.memory: MemoryParts = RayMemoryParts(self._call, self._act)
+        self.governance: GovernanceParts = RayGovernance(self._call, self._act)
 
     # --- calls ----------------------------------------------------------------------------------------------------
 
@@ -273,11 +278,6 @@ class RayParts:
         """See Parts."""
         await self._act("agent", "unlock", reason, by)
 
-    async def approve(self, version_id: str, *, by: str, reason: str) -> Json:
-        """See Parts."""
-        await self._act("agent", "approve", version_id, by, reason)
-        return await self.version(version_id)
-
     # --- knowledge ------------------------------------------------------------------------------------------------
 
     async def ingest(self, documents: Sequence[Json]) -> Json:
@@ -329,9 +329,9 @@ class RayParts:
 
     # --- learning and safety --------------------------------------------------------------------------------------
 
-    async def learn(self) -> str:
+    async def learn(self, *, by: str | None) -> str:
         """See Parts."""
-        return str(await self._act("agent", "learn"))
+        return str(await self._act("agent", "learn", by))
 
     async def learn_next(self) -> Json:
         """See Parts."""

@@ -113,6 +113,13 @@ class LedgerQueries:
                 row_of(row) for row in connection.execute("SELECT * FROM audit ORDER BY seq DESC LIMIT ?", (limit,))
             ]
 
+    def audit_about(self, name: str, limit: int = 100) -> Rows:
+        """The newest rows about a version and the run that it was, newest first. Raises UnknownVersion."""
+        query = "SELECT * FROM audit WHERE subject IN (?, ?) ORDER BY seq DESC LIMIT ?"
+        with self._database.read() as connection:
+            record = find_record(connection, name)
+            return [row_of(row) for row in connection.execute(query, (record.name, record.run_id, limit))]
+
     def steps(self, name: str) -> Sequence[Step]:
         """What happened to a version and to the run that it was, oldest first."""
         with self._database.read() as connection:
