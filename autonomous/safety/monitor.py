@@ -100,9 +100,11 @@ class SafetyMonitor:
             raise ValueError(f"by is {by!r}: a stop is reset only by a person, under his name")
         if not reason.strip():
             raise ValueError("reason is empty: a reset needs a reason and the name of who is responsible")
-        if not self._two_people or self._latch.state().mode == "armed":
+        if not self._two_people or (state := self._latch.state()).mode == "armed":
             self._audit(actor=by, action="safety.reset-requested", subject="latch", evidence={"reason": reason})
-            return self._pull(self._latch.reset, "reset", reason=reason, by=by)
+            # Of an armed latch nothing is reset, so a stop that is pulled by now is not for one person to undo.
+            change = partial(self._latch.reset, epoch=state.epoch) if self._two_people else self._latch.reset
+            return self._pull(change, "reset", reason=reason, by=by)
         by, reason = by[:MAX_TEXT], reason[:MAX_TEXT]
         with self._requests.exclusive():
             state, request, now = self._latch.state(), self._requests.read(), float(self._clock())

@@ -36,6 +36,7 @@ class ResetRequests:
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Only one process at a time decides about a reset. A stop does not wait for it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_name(NAME + ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

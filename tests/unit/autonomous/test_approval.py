@@ -119,9 +119,7 @@ def test_the_audit_row_holds_the_hashes_of_bundle_report_and_gates(ledger: Versi
 
 
 @pytest.mark.parametrize("by", ["ada", "bob"])
-def test_a_person_rejects_what_waits_and_its_episodes_are_held_back(
-    ledger: VersionLedger, base: str, by: str
-) -> None:
+def test_a_person_rejects_what_waits_and_its_episodes_are_held_back(ledger: VersionLedger, base: str, by: str) -> None:
     name = propose(ledger, base, by="ada", mark="one")
     ledger.reject(name, by=by, reason="a rumour", report_sha256=ledger.get(name).report_sha256)
     assert (ledger.get(name).state, ledger.held_back(), ledger.pointers().v2) == (State.QUARANTINED, {"one"}, base)

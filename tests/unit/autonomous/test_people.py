@@ -1,7 +1,7 @@
 """One person has one name, however it is typed; the program has none of its own but two."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autonomous.people import is_machine, is_same_person, person_of
@@ -29,7 +29,8 @@ def test_a_name_is_the_same_composed_or_decomposed_and_with_sharp_s() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["agent", "Agent", " system ", "agent:schedule", "AGENT : x", "\uff41gent", "sys\u200btem", "", " ", "\u200b"]
+    "name",
+    ["agent", "Agent", " system ", "agent:schedule", "AGENT : x", "\uff41gent", "sys\u200btem", "", " ", "\u200b"],
 )
 def test_the_program_and_nobody_are_machines_however_they_are_typed(name: str) -> None:
     assert is_machine(name)
@@ -40,6 +41,7 @@ def test_a_person_is_no_machine(name: str) -> None:
     assert not is_machine(name)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_comparing_a_compared_name_changes_nothing(name: str) -> None:
     assert person_of(person_of(name)) == person_of(name)

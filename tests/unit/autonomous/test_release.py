@@ -73,21 +73,21 @@ def test_one_person_releases_it_where_two_are_not_asked_for(ledger: VersionLedge
 
 @pytest.mark.parametrize("consent", [None, ConsentRule(WINDOW_S, 1)])
 @pytest.mark.parametrize(
-    ("by", "reason", "evidence", "error", "words"),
+    ("signed", "error", "words"),
     [
-        ("agent", "mended", EVIDENCE, IllegalTransition, "only by a person"),
-        ("\uff21gent:x", "mended", EVIDENCE, IllegalTransition, "only by a person"),
-        ("ada", " ", EVIDENCE, ValueError, "reason"),
-        ("ada", "mended", None, IllegalTransition, "new evidence"),
-        ("ada", "mended", {}, IllegalTransition, "new evidence"),
+        ({"by": "agent", "reason": "mended", "evidence": EVIDENCE}, IllegalTransition, "only by a person"),
+        ({"by": "\uff21gent:x", "reason": "mended", "evidence": EVIDENCE}, IllegalTransition, "only by a person"),
+        ({"by": "ada", "reason": " ", "evidence": EVIDENCE}, ValueError, "reason"),
+        ({"by": "ada", "reason": "mended", "evidence": None}, IllegalTransition, "new evidence"),
+        ({"by": "ada", "reason": "mended", "evidence": {}}, IllegalTransition, "new evidence"),
     ],
 )
 def test_a_release_without_a_person_a_reason_or_evidence_is_refused_and_changes_nothing(
-    ledger: VersionLedger, bad: str, consent: Any, by: str, reason: str, evidence: Any, error: Any, words: str
+    ledger: VersionLedger, bad: str, *, consent: Any, signed: dict[str, Any], error: Any, words: str
 ) -> None:
     before = everything(ledger)
     with pytest.raises(error, match=words):
-        ledger.release(bad, by=by, reason=reason, evidence=evidence, consent=consent)
+        ledger.release(bad, **signed, consent=consent)
     assert everything(ledger) == before
 
 
@@ -146,9 +146,7 @@ def test_only_what_is_in_quarantine_is_released_and_only_by_this_way(ledger: Ver
     with pytest.raises(StaleTransition):
         release(ledger, ledger.pointers().v2, "ada")
     with pytest.raises(IllegalTransition, match="release"):
-        ledger.transition(
-            bad, expected=State.QUARANTINED, to=State.CANDIDATE, by="ada", reason="x", evidence=EVIDENCE
-        )
+        ledger.transition(bad, expected=State.QUARANTINED, to=State.CANDIDATE, by="ada", reason="x", evidence=EVIDENCE)
     assert ledger.get(bad).state is State.QUARANTINED
 
 
@@ -164,9 +162,7 @@ def test_a_guard_that_refuses_leaves_no_request(ledger: VersionLedger, bad: str)
 
     before = everything(ledger)
     with pytest.raises(RuntimeError):
-        ledger.release(
-            bad, by="ada", reason="x", evidence=EVIDENCE, consent=ConsentRule(WINDOW_S, 1), guard=stopped
-        )
+        ledger.release(bad, by="ada", reason="x", evidence=EVIDENCE, consent=ConsentRule(WINDOW_S, 1), guard=stopped)
     assert everything(ledger) == before
 
 
@@ -192,9 +188,7 @@ class ReleaseMachine(RuleBasedStateMachine):
     @rule(by=st.sampled_from(["ada", "ADA ", "bob", "agent", "eve"]), has_evidence=st.booleans())
     def release(self, by: str, has_evidence: bool) -> None:
         try:
-            request = release(
-                self.ledger, self.name, by, epoch=self.epoch, evidence=EVIDENCE if has_evidence else None
-            )
+            request = release(self.ledger, self.name, by, epoch=self.epoch, evidence=EVIDENCE if has_evidence else None)
         except (ValueError, SecondPersonNeeded):
             return
         self.agreed.append((person_of(by), self.clock.now))
@@ -220,9 +214,7 @@ class ReleaseMachine(RuleBasedStateMachine):
     @rule()
     def put_away_again(self) -> None:
         if self.ledger.get(self.name).state is State.CANDIDATE:
-            self.ledger.transition(
-                self.name, expected=State.CANDIDATE, to=State.EVALUATING, by="agent", reason="again"
-            )
+            self.ledger.transition(self.name, expected=State.CANDIDATE, to=State.EVALUATING, by="agent", reason="again")
             self.ledger.quarantine(self.name, by="agent", reason="failed again")
             self.agreed = []
 

@@ -129,6 +129,21 @@ def test_a_stop_that_falls_between_the_audit_and_the_reset_holds(hold: Hold) -> 
     assert hold.latch.state().mode == "killed"
 
 
+def test_one_person_does_not_undo_a_stop_that_falls_into_a_reset_of_an_armed_latch(tmp_path: Path) -> None:
+    hold = Hold(tmp_path)
+    hold.audit = lambda **row: hold.latch.stop(by="eve", reason="just now")  # type: ignore[method-assign]
+    with pytest.raises(LatchChanged):
+        hold.again().reset(by="ada", reason="over")
+    assert hold.latch.state().mode == "stopped"
+
+
+def test_two_people_reset_a_latch_that_is_missing_with_its_folder(tmp_path: Path) -> None:
+    latch = Latch.open(tmp_path / "gone" / "latch")
+    monitor = SafetyMonitor(latch, audit=lambda **_: None, two_people=True)
+    assert monitor.reset(by="ada", reason="restored")["mode"] == "stopped"
+    assert monitor.reset(by="bob", reason="I agree")["mode"] == "armed"
+
+
 def test_a_withdrawn_request_is_gone_and_cannot_be_withdrawn_twice(hold: Hold) -> None:
     hold.monitor.reset(by="ada", reason="cause removed")
     assert hold.monitor.withdraw_reset(by="bob", reason="not yet")["waiting"] is None
@@ -195,7 +210,9 @@ def test_two_processes_of_one_person_at_once_reset_nothing(tmp_path: Path) -> No
     latch.stop(by="eve", reason="odd")
     context = multiprocessing.get_context("fork")
     gate, answers = context.Barrier(4), context.Queue()
-    processes = [context.Process(target=_ask, args=(tmp_path, name, gate, answers)) for name in ("ada", "Ada", "ADA ", "ada")]
+    processes = [
+        context.Process(target=_ask, args=(tmp_path, name, gate, answers)) for name in ("ada", "Ada", "ADA ", "ada")
+    ]
     for process in processes:
         process.start()
     told = [answers.get(timeout=30) for _ in processes]
