@@ -17,9 +17,12 @@ from actors.ports import RayEngine, RayEvaluator, RayLearner, RayMemory
 from autonomous.code import code_sha256
 from autonomous.config import AutonomousConfig
 from autonomous.loop import AlreadyLearning, LearningLoop, NothingToLearn
+from autonomous.oversight import Oversight
 from autonomous.ports import AgentParts
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.versions.bundle import base_bundle
+from autonomous.versions.explain import Explanation
+from autonomous.versions.forensics import Case
 from autonomous.versions.ledger import VersionLedger
 from autonomous.versions.rollout import Outcome
 from autonomous.versions.schema import Pointers
@@ -30,6 +33,8 @@ logger = logging.getLogger(__name__)
 PART_TIMEOUT_S = 2.0
 TICK_S = 1.0
 """How often the rollout and the effects of the ledger are looked after."""
+BY_API, BY_SCHEDULE = "agent:api", "agent:schedule"
+"""Who asked for a run, where no person gave a name."""
 
 
 class AgentShell(Shell):
@@ -39,15 +44,22 @@ class AgentShell(Shell):
         super().__init__("agent", settings_sha256)
         self._config = config
         self._latch = Latch.open(home / "safety" / "latch")
+        memory = RayMemory()
+        ledger = VersionLedger(
+            home / "ledger.sqlite", warm_versions=config.warm_versions, checkpoint_folder=config.audit_checkpoint
+        )
         self._agent = LearningLoop(
             config,
-            parts=AgentParts(memory=RayMemory(), learner=RayLearner(), evaluator=RayEvaluator(), engine=RayEngine()),
-            ledger=VersionLedger(home / "ledger.sqlite", warm_versions=config.warm_versions),
+            parts=AgentParts(memory=memory, learner=RayLearner(), evaluator=RayEvaluator(), engine=RayEngine()),
+            ledger=ledger,
             latch=self._latch,
             versions_folder=home / "versions",
             base=base_bundle(base_folder, code_sha256=code_sha256()),
         )
         threading.Thread(target=self._tick_for_ever, name="tick", daemon=True).start()
+        self._oversight = Oversight(
+            config, ledger=ledger, latch=self._latch, memory=memory, curriculum=self._agent.curriculum
+        )
         if config.enable_online_learning and config.learning.interval_s > 0:
             threading.Thread(target=self._learn_on_schedule, name="schedule", daemon=True).start()
 
@@ -86,6 +98,8 @@ class AgentShell(Shell):
             "lineage": [ancestor.name for ancestor in ledger.lineage(version_id)],
             "manifest": record.manifest,
             "report": record.report,
+            "proposed_by": ledger.proposer(version_id),
+            "waiting": self._oversight.waiting_release(version_id),
         }
 
     @ray.method(concurrency_group="read")
@@ -95,9 +109,9 @@ class AgentShell(Shell):
         return {"rows": [asdict(row) for row in ledger.audit(limit)], **asdict(ledger.verify_audit())}
 
     @ray.method(concurrency_group="learn")
-    def learn(self) -> str:
-        """Begin a learning cycle; returns the run id at once."""
-        return self._agent.start_cycle()
+    def learn(self, by: str | None = None) -> str:
+        """Begin a learning cycle that somebody asked for; returns the run id at once."""
+        return self._agent.start_cycle(by=by or BY_API)
 
     @ray.method(concurrency_group="learn")
     def learn_next(self) -> dict[str, Any]:
@@ -119,9 +133,34 @@ class AgentShell(Shell):
         return None if status is None else asdict(status)
 
     @ray.method(concurrency_group="learn")
-    def approve(self, version_id: str, by: str, reason: str) -> None:
+    def approve(self, version_id: str, by: str, reason: str, report_sha256: str | None) -> None:
         """A person lets a waiting version serve."""
-        self._agent.approve(version_id, by=by, reason=reason)
+        self._agent.approve(version_id, by=by, reason=reason, report_sha256=report_sha256)
+
+    @ray.method(concurrency_group="control")
+    def reject(self, version_id: str, by: str, reason: str, report_sha256: str | None) -> None:
+        """A person says no to a waiting version."""
+        self._oversight.reject(version_id, by=by, reason=reason, report_sha256=report_sha256)
+
+    @ray.method(concurrency_group="control")
+    def release(self, version_id: str, by: str, reason: str, evidence: dict[str, Any] | None) -> dict[str, Any] | None:
+        """A person lets a quarantined version be evaluated anew; the request, where it waits for a second person."""
+        return self._oversight.release(version_id, by=by, reason=reason, evidence=evidence)
+
+    @ray.method(concurrency_group="control")
+    def withdraw_release(self, version_id: str, by: str, reason: str) -> None:
+        """A person takes the request for a release back."""
+        self._oversight.withdraw_release(version_id, by=by, reason=reason)
+
+    @ray.method(concurrency_group="read")
+    def explain(self, version_id: str) -> Explanation:
+        """All about one version."""
+        return self._oversight.explain(version_id)
+
+    @ray.method(concurrency_group="read")
+    def forensic_case(self, version_id: str, asked: list[str], max_prompts: int) -> Case:
+        """What is known of a version that was put away, and what is to be asked."""
+        return self._oversight.forensic_case(version_id, asked=asked, max_prompts=max_prompts)
 
     @ray.method(concurrency_group="control")
     def rollback(self, reason: str, by: str, keep_passages: bool = False) -> dict[str, Any]:
@@ -196,7 +235,7 @@ class AgentShell(Shell):
                 continue
             last = time.monotonic()
             try:
-                logger.info("scheduled learning run %s", self._agent.start_cycle())
+                logger.info("scheduled learning run %s", self._agent.start_cycle(by=BY_SCHEDULE))
             except (NothingToLearn, AlreadyLearning, LearningStopped, RayError) as error:
                 logger.info("no scheduled learning: %s", error)
             except Exception:  # the thread must live: the next interval tries again

@@ -92,7 +92,7 @@ def ensure_all(
     """
     latch = home / "safety" / "latch"
     arguments: dict[str, dict[str, Any]] = {
-        "safety": {"latch": latch, "ledger": home / "ledger.sqlite"},
+        "safety": {"latch": latch, "ledger": home / "ledger.sqlite", "config": agent},
         "episodic": {
             "folder": home / "memory",
             "latch": latch,

@@ -6,6 +6,7 @@ from typing import Any
 import ray
 
 from actors.base import Shell
+from autonomous.config import AutonomousConfig
 from autonomous.safety.latch import Latch, Scope
 from autonomous.safety.monitor import SafetyMonitor
 from autonomous.versions.ledger import VersionLedger
@@ -14,10 +15,15 @@ from autonomous.versions.ledger import VersionLedger
 class SafetyShell(Shell):
     """Holds the SafetyMonitor; every stop and reset is audited in the version ledger."""
 
-    def __init__(self, settings_sha256: str, *, latch: Path, ledger: Path) -> None:
+    def __init__(self, settings_sha256: str, *, latch: Path, ledger: Path, config: AutonomousConfig) -> None:
         super().__init__("safety", settings_sha256)
-        versions = VersionLedger(ledger)
-        self._monitor = SafetyMonitor(Latch.open(latch), audit=versions.append_audit)
+        versions = VersionLedger(ledger, checkpoint_folder=config.audit_checkpoint)
+        self._monitor = SafetyMonitor(
+            Latch.open(latch),
+            audit=versions.append_audit,
+            two_people=config.needs_two_people,
+            second_person_within_s=config.safety.second_person_within_s,
+        )
 
     @ray.method(concurrency_group="control")
     def status(self) -> dict[str, Any]:
@@ -34,5 +40,10 @@ class SafetyShell(Shell):
 
     @ray.method
     def reset(self, reason: str, by: str) -> dict[str, Any]:
-        """Permit learning again; starts nothing."""
+        """Permit learning again; starts nothing. Where two people decide, the first call waits for the second."""
         return self._monitor.reset(reason=reason, by=by)
+
+    @ray.method
+    def withdraw_reset(self, reason: str, by: str) -> dict[str, Any]:
+        """Take back a reset that waits for a second person."""
+        return self._monitor.withdraw_reset(reason=reason, by=by)

@@ -15,6 +15,11 @@ evaluation   an adapter in, an evaluation report out (SelfEvaluationSystem); its
 versions/    the life of a version: states, gates, ledger, audit
 safety/      the stop latch, the screen, the monitor
 sources/     the stream that is read by itself: readers, cursors, StreamReader
+people       who acts: one name per person, and the names of the program itself
+consent      two people must agree: the pure decision
+signing      the system's signing key
+versions/    the life of a version: states, gates, ledger, audit, approvals, explanations, forensics
+safety/      the stop latch, the screen, the monitor, the request for a reset
 curriculum   which passages are learned next, what is replayed, what is asked
 ports        what the agent works with, as protocols
 knowledge    retrieval and tools in one interface, each call through a permit (KnowledgeIntegration)
@@ -34,4 +39,5 @@ labelling    which answers people should look at next
 tasks        gaps as learning tasks, until they are answered (LearningTasks)
 pipeline     from feedback and gaps to data, a run, a version (TrainingPipelineIntegration); pipeline_memory: its stores
 feedback_desk  what the HTTP surface asks of all that (FeedbackDesk); feedback_config: its settings
+oversight    what people decide and ask about versions, beside the loop (Oversight)
 """

@@ -7,7 +7,8 @@ needs no cluster. A home has one owner at a time.
     await agent.start()
     await agent.add([{"text": "The Vostrek valve is rated for 42 bar."}])
     status = await agent.learn()                       # waits for a person: human_oversight_required
-    await agent.approve(status.version, by="Ada", reason="read its report")
+    report = agent.ledger.get(status.version).report_sha256
+    await agent.approve(status.version, by="Ada", reason="read it", report_sha256=report)
     print((await agent.ask("What is the Vostrek valve rated for?", retrieval=False)).text)
     await agent.stop()
 """
@@ -43,6 +44,9 @@ from train.model.embedded import check_model_folder, materialise_base_model
 logger = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
+BY_PROGRAM = "agent:api"
+BY_SCHEDULE = "agent:schedule"
+"""Who asks for a run, where no person gives a name."""
 HOME = Path("~/.autonomous/agent")
 TICK_S = 1.0
 POLL_S = 0.05
@@ -139,9 +143,9 @@ class AutonomousLearningAgent:
 
     # -- learning
 
-    async def learn(self) -> CycleStatus:
-        """Learn the next batch and wait for its end. Raises what LearningLoop.start_cycle raises."""
-        run_id = await asyncio.to_thread(self._running.loop.start_cycle)
+    async def learn(self, *, by: str = BY_PROGRAM) -> CycleStatus:
+        """Learn the next batch and wait for its end. `by` asks for it. Raises what LearningLoop.start_cycle raises."""
+        run_id = await asyncio.to_thread(self._running.loop.start_cycle, by=by)
         while (status := self.learn_status(run_id)) is not None and status.phase not in ("done", "failed"):
             await asyncio.sleep(POLL_S)
         assert status is not None, "a run that was started is known"
@@ -151,9 +155,10 @@ class AutonomousLearningAgent:
         """A run's status, the last run's without an id. Raises UnknownRun."""
         return self._running.loop.status_of(run_id)
 
-    async def approve(self, version: str, *, by: str, reason: str) -> None:
-        """A person lets a waiting version serve; see LearningLoop.approve."""
-        await asyncio.to_thread(self._running.loop.approve, version, by=by, reason=reason)
+    async def approve(self, version: str, *, by: str, reason: str, report_sha256: str | None = None) -> None:
+        """A person lets a waiting version serve; `report_sha256` names the report that was read. See LearningLoop.approve."""
+        loop = self._running.loop
+        await asyncio.to_thread(loop.approve, version, by=by, reason=reason, report_sha256=report_sha256)
 
     async def rollback(self, *, by: str, reason: str, keep_passages: bool = False) -> tuple[str, str]:
         """The predecessor serves again: (bad, restored); see LearningLoop.rollback."""
@@ -171,7 +176,7 @@ class AutonomousLearningAgent:
         return pull(reason=reason, by=by, scope=scope)
 
     def reset(self, *, reason: str, by: str) -> dict[str, Any]:
-        """A person permits learning again; nothing starts."""
+        """A person permits learning again; nothing starts. Where two people decide, the first call waits for the second."""
         return self._running.monitor.reset(reason=reason, by=by)
 
     def status(self) -> dict[str, Any]:
@@ -282,7 +287,7 @@ class AutonomousLearningAgent:
                 if self._config.enable_online_learning and 0 < interval_s < time.monotonic() - last:
                     last = time.monotonic()
                     with suppress(NothingToLearn, AlreadyLearning, PromotionsFrozen):
-                        running.loop.start_cycle()
+                        running.loop.start_cycle(by=BY_SCHEDULE)
                 running.memory.consolidate_if_due()
             except LearningStopped as error:
                 logger.info("the agent waits: %s", error)
@@ -301,8 +306,18 @@ class _Running:
         if not latch_path.exists() and not ledger_path.exists():
             Latch.create(latch_path)
         self.latch = Latch.open(latch_path)
-        self.ledger = VersionLedger(ledger_path, clock=agent._clock, warm_versions=config.warm_versions)
-        self.monitor = SafetyMonitor(self.latch, audit=self.ledger.append_audit)
+        self.ledger = VersionLedger(
+            ledger_path,
+            clock=agent._clock,
+            warm_versions=config.warm_versions,
+            checkpoint_folder=config.audit_checkpoint,
+        )
+        self.monitor = SafetyMonitor(
+            self.latch,
+            audit=self.ledger.append_audit,
+            two_people=config.needs_two_people,
+            second_person_within_s=config.safety.second_person_within_s,
+        )
         self.engine = LocalEngine(base_folder, config=config.learning)
         permits = Permits(self.latch, ending=agent._ending)
         self.evaluator = LocalEvaluator(config.gates, base_folder=base_folder, permits=permits)

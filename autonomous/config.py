@@ -4,6 +4,7 @@ A person edits the TOML sections of the same names (configs/laptop.toml); the re
 """
 
 from collections import Counter
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -162,6 +163,11 @@ class SafetyConfig(BaseModel):
 
     watch_interval_s: float = Field(0.25, gt=0)
     """How often idle parts look at the latch, seconds."""
+    two_people: Literal["auto"] | bool = "auto"
+    """Two different people for a reset of the stop, for leaving quarantine, and for a version and its approval. auto: at level
+    high with human_oversight_required; so one person alone can use a system that asks nobody before it promotes."""
+    second_person_within_s: float = Field(3600.0, gt=0)
+    """So long the first person's request waits for the second, seconds; afterwards it is asked for anew."""
 
 
 class AutonomousConfig(BaseModel):
@@ -181,6 +187,9 @@ class AutonomousConfig(BaseModel):
     """Superseded versions kept loadable for rollback."""
     sources: tuple[SourceConfig, ...] = ()
     """What is read by itself: folders, git repositories, addresses, growing files. Others can be added while it runs."""
+    audit_checkpoint: Path | None = None
+    """A folder on another disk or machine, for this system alone: a signed checkpoint of the audit log is kept there too, so
+    that a log that was cut off together with the checkpoint beside it is noticed. None: only the one beside it."""
     learning: LearningConfig = LearningConfig()
     gates: GateConfig = GateConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -195,3 +204,22 @@ class AutonomousConfig(BaseModel):
             if count > 1:
                 raise ValueError(f"{count} sources have the id {source_id!r}: give each its own")
         return sources
+
+    @property
+    def needs_two_people(self) -> bool:
+        """Whether one person alone may not decide (safety.two_people, resolved)."""
+        if self.safety.two_people == "auto":
+            return self.safety_level == "high" and self.human_oversight_required
+        return self.safety.two_people
+
+    @field_validator("audit_checkpoint")
+    @classmethod
+    def _absolute(cls, folder: Path | None) -> Path | None:
+        if folder is None:
+            return None
+        folder = folder.expanduser()
+        if not folder.is_absolute():
+            raise ValueError(
+                f"audit_checkpoint = '{folder}' is relative: write an absolute path or one that starts with ~"
+            )
+        return folder

@@ -26,6 +26,7 @@ from autonomous.rollout import Rollout
 from autonomous.run_board import RunBoard
 from autonomous.runs import CycleStatus
 from autonomous.safety.latch import Latch, LearningStopped, Permit
+from autonomous.versions.approval import Approval
 from autonomous.versions.bundle import Bundle, kind_of, version_id_of, write_bundle
 from autonomous.versions.gates import (
     MIN_PAIRS,
@@ -146,8 +147,8 @@ class LearningLoop:
 
     # -- learning
 
-    def start_cycle(self) -> str:
-        """Begin one cycle in a thread of its own; returns the run id.
+    def start_cycle(self, *, by: str = BY) -> str:
+        """Begin one cycle in a thread of its own; returns the run id. `by` asked for it.
 
         Raises AlreadyLearning, NothingToLearn, LearningStopped (the emergency stop), PromotionsFrozen.
         """
@@ -174,7 +175,7 @@ class LearningLoop:
                 )
             parent = self.ledger.pointers().v2
             config = self._config.model_dump(mode="json")
-            run_id = self.ledger.start_run(parent=parent, config=config, guard=permit.check)
+            run_id = self.ledger.start_run(parent=parent, config=config, by=by, guard=permit.check)
             return self._start(run_id, self._learn_batch, parent, batch, permit)
         except BaseException:
             self._busy.release()
@@ -269,12 +270,13 @@ class LearningLoop:
             self.ledger.quarantine(version_id, by=BY, reason=f"gates not passed: {open_gates}", guard=permit.check)
         return decision
 
-    def approve(self, version_id: str, *, by: str, reason: str) -> None:
-        """A person lets a waiting version serve.
+    def approve(self, version_id: str, *, by: str, reason: str, report_sha256: str | None = None) -> None:
+        """A person who read the report lets a waiting version serve.
 
         Raises StaleTransition if it does not wait, PromotionRefused if its parent no longer serves, PromotionsFrozen,
-        AlreadyLearning while a run is under way, LearningStopped.
+        ReportChanged and OwnProposal (versions/approval.py), AlreadyLearning while a run is under way, LearningStopped.
         """
+        approval = Approval(by, reason, report_sha256, two_people=self._config.needs_two_people)
         permit = self._latch.permit("promotion")
         if not self._busy.acquire(blocking=False):
             raise AlreadyLearning(f"run {self._board.last} is under way; approve when it has ended")
@@ -288,10 +290,11 @@ class LearningLoop:
                     f"version {record.name} has waited for longer than {self._config.approval_expires_s / 3600:.0f} hours "
                     "(agent.approval_expires_s), so its report no longer counts; POST /v1/learn evaluates it again"
                 )
+            self.ledger.check_approval(version_id, approval)
             self.ledger.check_promotions()
             self._parts.engine.prepare(self._reference(version_id), "")
             told = f"approved by {by}: {reason}"
-            self.rollout.begin(version_id, reason=told, approved_by=by, guard=permit.check)
+            self.rollout.begin(version_id, reason=told, approval=approval, guard=permit.check)
         finally:
             self._busy.release()
 

@@ -14,6 +14,7 @@ from typing import Any
 from autonomous.candidates import BY
 from autonomous.config import RolloutConfig
 from autonomous.safety.latch import Latch, LearningStopped
+from autonomous.versions.approval import Approval
 from autonomous.versions.gates import GateResult, Verdict
 from autonomous.versions.ledger import NothingToRollBack, PromotionRefused, PromotionsFrozen, VersionLedger
 from autonomous.versions.rollout import (
@@ -57,7 +58,7 @@ class Rollout:
 
     # -- the way to the users
 
-    def begin(self, version_id: str, *, reason: str, approved_by: str | None = None, guard: Guard) -> State:
+    def begin(self, version_id: str, *, reason: str, approval: Approval | None = None, guard: Guard) -> State:
         """From SHADOW, or by an approval from AWAITING_APPROVAL, to a canary of the first share, or to production.
 
         Raises PromotionRefused if it was compared with another version than serves, and what the ledger raises.
@@ -65,10 +66,10 @@ class Rollout:
         self.check_parent(version_id)
         if percents := self._config.canary_percents:
             self._ledger.set_canary(
-                version_id, percent=percents[0], by=BY, reason=reason, approved_by=approved_by, guard=guard
+                version_id, percent=percents[0], by=BY, reason=reason, approval=approval, guard=guard
             )
             return State.CANARY
-        self._ledger.promote(version_id, by=BY, reason=reason, approved_by=approved_by, guard=guard)
+        self._ledger.promote(version_id, by=BY, reason=reason, approval=approval, guard=guard)
         logger.info("version %s serves as V2", version_id)
         return State.PRODUCTION
 

@@ -1,7 +1,7 @@
 """What the commands of `autonomous` share: options, output, errors, and finding the running system.
 
-Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 it ran, but the new version did not pass its gates;
-130 interrupted.
+Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 it ran, but the new version did not pass its gates; 4 nothing has
+changed yet: it waits for a second person; 130 interrupted.
 """
 
 import getpass
@@ -31,6 +31,11 @@ ConfigOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
+ByOption = Annotated[
+    str | None, typer.Option("--by", help="Your name in the audit log. Default: the login name.", show_default=False)
+]
+WAITS = 4
+"""Exit status of what waits for a second person."""
 DEFAULT_CONFIG_NAME = "configs/laptop.toml"
 PIPED_WIDTH = 120
 """Columns of a table that goes to a file or a pipe."""
@@ -108,6 +113,19 @@ def who() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return f"uid {os.getuid()}"
+
+
+def print_waiting(waiting: dict[str, Any]) -> None:
+    """Say that a second person has to agree, and until when."""
+    import time
+
+    until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(waiting["until"])))
+    output().print(
+        f"Nothing has changed yet. Asked for by {waiting['by']}; waits until {until} for a second person, who gives the same "
+        "command under his own name. Take it back: the same command with --withdraw",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def find_config(path: Path | None) -> Path:

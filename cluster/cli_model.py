@@ -1,4 +1,4 @@
-"""`autonomous ask`, `add`, `learn`, `versions`, `approve`, `rollback`: the model and what it knows."""
+"""`autonomous ask`, `add`, `learn`, `versions`, `unlock`, `rollback`: the model and what it knows."""
 
 import sys
 from pathlib import Path
@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from cluster.cli_common import (
+    ByOption,
     ConfigOption,
     Failure,
     JsonOption,
@@ -26,10 +27,6 @@ PANEL = "The model"
 NOT_PROMOTED = 3
 """Exit status of a learning run whose version did not pass its gates."""
 MAX_REFUSED_ROWS = 20
-
-ByOption = Annotated[
-    str | None, typer.Option("--by", help="Your name in the audit log. Default: the login name.", show_default=False)
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -53,9 +50,6 @@ def register(app: typer.Typer) -> None:
     add_command(
         rich_help_panel=PANEL, epilog=examples("autonomous versions", "autonomous versions --id ver-0123456789ab")
     )(versions)
-    add_command(
-        rich_help_panel=PANEL, epilog=examples('autonomous approve ver-0123456789ab --reason "read its report"')
-    )(approve)
     add_command(rich_help_panel=PANEL, epilog=examples('autonomous unlock --reason "both had learned one bad source"'))(
         unlock
     )
@@ -67,9 +61,7 @@ def register(app: typer.Typer) -> None:
 def ask(
     question: Annotated[str, typer.Argument(help="The question.")],
     *,
-    model: Annotated[
-        str, typer.Option(help="v2 (production), v1, v3, base (the frozen original) or a version id.")
-    ] = "v2",
+    model: Annotated[str, typer.Option(help="v2 (production), v1, base (the frozen original) or a version id.")] = "v2",
     retrieval: Annotated[
         bool, typer.Option("--retrieval/--no-retrieval", help="Put found passages before the question.")
     ] = True,
@@ -178,7 +170,7 @@ def learn(
 
     console = output(stderr=as_json)
     with connect(config) as client:
-        run_id = client.learn()
+        run_id = client.learn(by=who())
         if not wait:
             if as_json:
                 print_json({"run_id": run_id})
@@ -284,23 +276,6 @@ def _moment(seconds: Any) -> str | None:
     import time
 
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(seconds))) if seconds else None
-
-
-def approve(
-    version_id: Annotated[str, typer.Argument(metavar="VERSION", help="The version that waits: autonomous versions")],
-    reason: Annotated[str, typer.Option(help="Why, for the audit log.")] = "approved on the command line",
-    by: ByOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Let a version that passed all gates serve."""
-    with connect(config) as client:
-        reply = client.approve(version_id, by=by or who(), reason=reason)
-        serving = client.versions()["pointers"]["v2"]
-    if as_json:
-        print_json({**reply, "v2": serving})
-    else:
-        output().print(f"Approved. Version {serving} serves now (v2).")
 
 
 def unlock(

@@ -1,4 +1,4 @@
-"""`autonomous emergency-stop`, `reset`, `audit verify`: a person's hold on the system.
+"""`autonomous emergency-stop`, `reset`, `audit verify`, `audit show`: a person's hold on the system.
 
 None of them needs the system: they work on the latch file, which every side effect asks at its commit, on the records of the
 processes, and on the audit log.
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster.cli_common import (
+    WAITS,
+    ByOption,
     ConfigOption,
     Failure,
     JsonOption,
@@ -19,17 +21,18 @@ from cluster.cli_common import (
     not_running,
     output,
     print_json,
+    print_waiting,
+    table,
     who,
 )
 
 if TYPE_CHECKING:
+    from autonomous.config import AutonomousConfig
     from autonomous.safety.monitor import SafetyMonitor
+    from autonomous.versions.readonly import ReadOnlyLedger
+    from cluster.config import SystemConfig
 
 PANEL = "Safety"
-
-ByOption = Annotated[
-    str | None, typer.Option("--by", help="Your name in the audit log. Default: the login name.", show_default=False)
-]
 
 
 class Category(StrEnum):
@@ -62,11 +65,21 @@ def register(app: typer.Typer) -> None:
         ),
     )(emergency_stop)
     app.command(
-        rich_help_panel=PANEL, epilog=examples('autonomous reset --reason "cause found and removed" --by alice')
+        rich_help_panel=PANEL,
+        epilog=examples(
+            'autonomous reset --reason "cause found and removed" --by alice',
+            'autonomous reset --reason "I agree" --by bob      where two people decide: the second one',
+            'autonomous reset --withdraw --reason "not yet" --by alice',
+        ),
     )(reset)
     app.command(rich_help_panel=PANEL, epilog=examples("autonomous watchdog"))(watchdog)
     audit = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="The hash-chained log of who did what.")
     audit.command(epilog=examples("autonomous audit verify", "autonomous audit verify --json"))(verify)
+    audit.command(
+        epilog=examples(
+            "autonomous audit show", "autonomous audit show --about ver-0123456789ab", "autonomous audit show --json"
+        )
+    )(show)
     audit.callback()(_audit)
     app.add_typer(audit, name="audit", rich_help_panel=PANEL)
 
@@ -132,8 +145,8 @@ def emergency_stop(
         raise Failure("the stop holds as far as it was told above; see to what is left")
 
 
-def _monitor_of(home: Path) -> "tuple[Path, SafetyMonitor]":
-    """The home and its safety monitor, over the files of the home: no service is needed."""
+def _monitor_of(home: Path, agent: "AutonomousConfig | None" = None) -> "tuple[Path, SafetyMonitor]":
+    """The home and its safety monitor, over the files of the home: no service is needed. `agent` for a reset."""
     from autonomous.safety.latch import Latch
     from autonomous.safety.monitor import SafetyMonitor
 
@@ -147,36 +160,80 @@ def _monitor_of(home: Path) -> "tuple[Path, SafetyMonitor]":
         if (home / "ledger.sqlite").exists():
             VersionLedger(home / "ledger.sqlite").append_audit(**row)
 
-    return home, SafetyMonitor(Latch.open(home / "safety" / "latch"), audit=audit)
+    latch = Latch.open(home / "safety" / "latch")
+    if agent is None:
+        return home, SafetyMonitor(latch, audit=audit)
+    within_s = agent.safety.second_person_within_s
+    two_people = any(one.needs_two_people for one in (agent, *_running_agent(home)))
+    return home, SafetyMonitor(latch, audit=audit, two_people=two_people, second_person_within_s=within_s)
+
+
+def _running_agent(home: Path) -> "list[AutonomousConfig]":
+    """The configuration that the system was last brought up with: one person cannot get round its rule with another file."""
+    import json
+
+    from autonomous.config import AutonomousConfig
+
+    try:
+        resolved = json.loads((home / "resolved-config.json").read_text(encoding="utf-8"))
+        return [AutonomousConfig.model_validate(resolved["agent"])]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Failure(
+            f"{home / 'resolved-config.json'} cannot be read ({error}), so it is not known whether two people decide: "
+            "autonomous up writes it anew"
+        ) from error
 
 
 def _home_of(config: Path | None) -> Path:
+    return _settings_of(config).home
+
+
+def _settings_of(config: Path | None) -> "SystemConfig":
     from cluster.config import ConfigError, load_config
 
     try:
-        return load_config(find_config(config)).home
+        return load_config(find_config(config))
     except ConfigError as error:
         raise Failure(f"{error}; or name the system's folder: autonomous emergency-stop --home FOLDER") from error
 
 
 def reset(
+    *,
     reason: Annotated[str, typer.Option(help="What caused the stop, and why it is safe now.")],
     by: Annotated[str, typer.Option(help="Your name; it goes into the audit log.")],
+    withdraw: Annotated[
+        bool, typer.Option("--withdraw", help="Take back a reset that waits for a second person.")
+    ] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Permit learning again after an emergency stop. Starts nothing. Works when the system is down."""
+    """Permit learning again after an emergency stop. Starts nothing. Works when the system is down.
+
+    Where two people decide (agent.safety.two_people), the first one's reset waits for the second's: exit status 4. A
+    stop that is pulled in between voids it.
+    """
+    from autonomous.consent import NothingRequested, SecondPersonNeeded
     from autonomous.safety.latch import LatchChanged
 
-    _, monitor = _monitor_of(_home_of(config))
+    settings = _settings_of(config)
+    _, monitor = _monitor_of(settings.home, settings.agent)
     try:
-        answer = monitor.reset(reason=reason, by=by)
-    except (LatchChanged, OSError, ValueError) as error:
+        answer = (monitor.withdraw_reset if withdraw else monitor.reset)(reason=reason, by=by)
+    except (LatchChanged, NothingRequested, SecondPersonNeeded, OSError, ValueError) as error:
         raise Failure(str(error)) from error
+    waiting = answer.get("waiting")
     if as_json:
         print_json(answer)
+    elif withdraw:
+        output().print(f"Taken back. The stop holds (mode {answer['mode']}).")
+    elif waiting:
+        print_waiting(waiting)
     else:
         output().print(f"Learning is permitted again (mode {answer['mode']}). Nothing was started: autonomous learn")
+    if waiting and not withdraw:
+        raise typer.Exit(WAITS)
 
 
 def watchdog(config: ConfigOption = None, as_json: JsonOption = False) -> None:
@@ -196,15 +253,12 @@ def watchdog(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 
 def verify(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Check that no row of the audit log was altered, dropped or reordered. Works when the system is down."""
-    from autonomous.versions.ledger import VersionLedger
-    from cluster.config import load_config
+    """Check that no row of the audit log was altered, dropped or reordered. Works when the system is down; changes nothing.
 
-    found = find_config(config)
-    ledger = load_config(found).home / "ledger.sqlite"
-    if not ledger.exists():
-        not_running(found)
-    report = VersionLedger(ledger).verify_audit()
+    With agent.audit_checkpoint the log is compared with the checkpoint there too.
+    """
+    ledger = _ledger_of(config)
+    report = ledger.verify_audit()
     if as_json:
         print_json(
             {
@@ -220,3 +274,43 @@ def verify(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         if not as_json:
             raise Failure(f"the audit log is broken at row {report.first_bad_seq}: {report.reason}")
         raise typer.Exit(1)
+
+
+def show(
+    *,
+    about: Annotated[
+        str | None, typer.Option(help="Only what concerns this version or run.", show_default=False)
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most rows, the newest.")] = 30,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The newest rows of the audit log: who did what, when and why. Works when the system is down."""
+    from dataclasses import asdict
+
+    from autonomous.versions.explain import moment
+    from autonomous.versions.history import Step
+
+    ledger = _ledger_of(config)
+    rows = ledger.audit_about(about, limit) if about else ledger.audit(limit)
+    if as_json:
+        print_json({"rows": [asdict(row) for row in rows]})
+        return
+    shown = []
+    for row in reversed(rows):
+        step = Step.of(row)
+        moved = f"{step.from_state} -> {step.to_state}" if step.from_state and step.to_state else step.to_state
+        shown.append((row.seq, moment(row.ts), row.actor, row.action, row.subject, moved, step.reason))
+    console = output()
+    console.print(table(None, ("row", "when", "who", "did", "to", "state", "why"), shown, right=("row",)))
+    console.print("The hash of each row binds all before it: autonomous audit verify", style="dim")
+
+
+def _ledger_of(config: Path | None) -> "ReadOnlyLedger":
+    from autonomous.versions.readonly import ReadOnlyLedger
+
+    settings = _settings_of(config)
+    path = settings.home / "ledger.sqlite"
+    if not path.exists():
+        not_running(find_config(config))
+    return ReadOnlyLedger(path, checkpoint_folder=settings.agent.audit_checkpoint)

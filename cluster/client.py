@@ -25,6 +25,8 @@ POLL_S = 0.3
 """How often a learning run is asked where it stands."""
 CONSOLIDATION_TIMEOUT_S = 1800.0
 COLLECT_TIMEOUT_S = 600.0
+FORENSICS_TIMEOUT_S = 1800.0
+"""Two answers for each of up to 24 prompts."""
 
 
 @dataclass(frozen=True)
@@ -273,9 +275,9 @@ class Client:
 
     # --- learning and versions ----------------------------------------------------------------------------------
 
-    def learn(self) -> str:
-        """Start learning the next batch; returns the run's id."""
-        return str(self._json("POST", "/v1/learn", {})["run_id"])
+    def learn(self, *, by: str | None = None) -> str:
+        """Start learning the next batch in a person's name; returns the run's id."""
+        return str(self._json("POST", "/v1/learn", {} if by is None else {"by": by})["run_id"])
 
     def next_batch(self) -> Json:
         """What the next batch would learn, and the questions it would be judged by."""
@@ -317,9 +319,39 @@ class Client:
         """One version with its gates and its lineage."""
         return self._json("GET", f"/v1/versions/{quote(version_id, safe='')}")
 
-    def approve(self, version_id: str, *, by: str, reason: str) -> Json:
-        """Let a version that passed all gates go on to production."""
-        return self._json("POST", f"/v1/versions/{quote(version_id, safe='')}/approve", {"by": by, "reason": reason})
+    def approve(self, version_id: str, *, by: str, reason: str, report_sha256: str | None = None) -> Json:
+        """Let a version that passed all gates go on to production. `report_sha256` is the report that was read."""
+        body = {"by": by, "reason": reason, "report_sha256": report_sha256}
+        return self._json("POST", self._version_path(version_id, "approve"), body)
+
+    def reject(self, version_id: str, *, by: str, reason: str, report_sha256: str | None = None) -> Json:
+        """Say no to a version that waits for approval."""
+        body = {"by": by, "reason": reason, "report_sha256": report_sha256}
+        return self._json("POST", self._version_path(version_id, "reject"), body)
+
+    def release_version(
+        self, version_id: str, *, by: str, reason: str, evidence: str | None, evidence_name: str | None = None
+    ) -> Json:
+        """Let a quarantined version be evaluated anew; {"waiting"} where a second person has to agree."""
+        body = {"by": by, "reason": reason, "evidence": evidence, "evidence_name": evidence_name}
+        return self._json("POST", self._version_path(version_id, "release"), body)
+
+    def withdraw_release(self, version_id: str, *, by: str, reason: str) -> None:
+        """Take back a release that waits for a second person."""
+        self._json("POST", self._version_path(version_id, "release/withdraw"), {"by": by, "reason": reason})
+
+    def explain(self, version_id: str) -> Json:
+        """Why a version serves or does not."""
+        return self._json("GET", self._version_path(version_id, "explain"))
+
+    def forensics(self, version_id: str, *, prompts: Sequence[str] = (), max_prompts: int | None = None) -> Json:
+        """A look at a version that was put away, beside the one that serves."""
+        params: Json = {"prompt": list(prompts) or None, "max_prompts": max_prompts}
+        path = self._version_path(version_id, "forensics")
+        return self._json("GET", path, params=params, timeout_s=FORENSICS_TIMEOUT_S)
+
+    def _version_path(self, version_id: str, action: str) -> str:
+        return f"/v1/versions/{quote(version_id, safe='')}/{action}"
 
     def rollback(self, *, by: str, reason: str, keep_passages: bool = False) -> Json:
         """Put the predecessor back into production and quarantine the version that serves now.
@@ -341,7 +373,7 @@ class Client:
         return self._json("POST", "/v1/safety/stop", body)
 
     def reset(self, *, by: str, reason: str) -> Json:
-        """Permit learning again; starts nothing."""
+        """Permit learning again; starts nothing. With `waiting`, the stop holds until a second person agrees."""
         return self._json("POST", "/v1/safety/reset", {"by": by, "reason": reason})
 
     def safety(self) -> Json:

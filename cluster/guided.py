@@ -187,7 +187,7 @@ class GuidedRun:
     def _learn(self, client: Client) -> None:
         with self._step("learn a batch, judge it, swap it in") as done:
             try:
-                run_id = client.learn()
+                run_id = client.learn(by=who())
             except ApiError as error:
                 if error.status != 409:
                     raise
@@ -229,7 +229,16 @@ class GuidedRun:
             ):
                 self.report.notes.append(f"Version {version} waits for approval: autonomous approve {version}")
                 return status
-        client.approve(version, by=who(), reason="approved in the guided run")
+        report_sha256 = client.version(version).get("report_sha256")
+        try:
+            client.approve(version, by=who(), reason="approved in the guided run", report_sha256=report_sha256)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            self.report.notes.append(
+                f"Version {version} waits for approval: {error}"
+            )  # by another person, for instance
+            return status
         deadline = time.monotonic() + APPROVAL_WAIT_S
         while client.versions()["pointers"]["v2"] != version and time.monotonic() < deadline:
             time.sleep(0.2)

@@ -17,6 +17,7 @@ from serve.config import HttpConfig, RAGConfig
 from serve.docs_page import render_docs
 from serve.errors import install_error_handlers, to_response
 from serve.feedback_routes import build_feedback_router
+from serve.governance_routes import build_governance_router
 from serve.memory_routes import build_memory_router
 from serve.parts import Parts
 from serve.rag import RAGSystem
@@ -39,6 +40,7 @@ from serve.schemas import (
     VersionInfo,
     VersionList,
 )
+from serve.schemas_governance import Waits
 from serve.source_routes import build_source_router
 from serve.stream import COALESCE_S, Mask
 from serve.tool_routes import build_tool_router
@@ -86,6 +88,7 @@ def build_api(
     app.include_router(build_feedback_router(parts.feedback))
     app.include_router(_learning_routes(parts))
     app.include_router(_version_routes(parts))
+    app.include_router(build_governance_router(context))
     app.include_router(_safety_routes(context))
     app.include_router(_state_routes(parts))
     _add_pages(app)
@@ -179,7 +182,8 @@ def _learning_routes(parts: Parts) -> APIRouter:
     @router.post("", status_code=202, response_model=LearnStarted)
     async def learn(body: Annotated[LearnRequest | None, Body()] = None) -> Any:
         """Learn the next batch. 409: a batch is being learned, or there is nothing new; 423: stopped."""
-        return {"run_id": await parts.learn()}
+        by = None if body is None else body.by
+        return {"run_id": await parts.learn(by=by)}
 
     @router.get("/next", response_model=LearnNext)
     async def learn_next() -> Any:
@@ -217,11 +221,6 @@ def _version_routes(parts: Parts) -> APIRouter:
         """One version with its gates, lineage and report."""
         return await parts.version(version_id)
 
-    @router.post("/{version_id}/approve", response_model=VersionInfo)
-    async def approve(version_id: str, body: Signed) -> Any:
-        """Let a version that waits for approval serve."""
-        return await parts.approve(version_id, by=body.by, reason=body.reason)
-
     return router
 
 
@@ -243,10 +242,12 @@ def _safety_routes(context: ServingContext) -> APIRouter:
         state = await parts.stop(reason=body.reason, by=body.by, category=body.category, scope=body.scope)
         return {**state, "seconds": round(context.clock() - start, 4)}
 
-    @router.post("/reset")
-    async def reset(body: Signed) -> dict[str, Any]:
-        """Permit learning again. Starts nothing."""
-        return await parts.reset(reason=body.reason, by=body.by)
+    @router.post("/reset", responses={202: {"model": Waits}})
+    async def reset(body: Signed) -> JSONResponse:
+        """Permit learning again. Starts nothing. 202: the stop holds until a second person sends the same under his own
+        name."""
+        state = await parts.reset(reason=body.reason, by=body.by)
+        return JSONResponse(state, status_code=202 if state.get("waiting") else 200)
 
     return router
 

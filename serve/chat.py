@@ -31,7 +31,17 @@ from serve.errors import ConflictError, NotFoundError, UnsupportedError
 from serve.parts import Json, Parts
 from serve.rag import STOPS_AFTER_PASSAGES, Augmented, Message, build_query, is_follow_up, question_of
 from serve.recording import note_request
-from serve.router import ALIASES, BASE, UnknownModelError, is_alias, is_for_canary, requested_name, resolve_version
+from serve.router import (
+    ALIASES,
+    BASE,
+    PUT_AWAY_STATES,
+    QuarantinedModelError,
+    UnknownModelError,
+    is_alias,
+    is_for_canary,
+    requested_name,
+    resolve_version,
+)
 from serve.schemas_openai import (
     ChatRequest,
     ChatResponse,
@@ -174,19 +184,27 @@ async def _model_infos(parts: Parts) -> list[Json]:
 
 
 def _is_servable(row: Json) -> bool:
-    """Whether a ledger row is a version: a run has no adapter yet. The genesis, which has no parent, never gets one."""
-    return row.get("adapter_number") is not None or row.get("parent") is None
+    """Whether a ledger row is a version that may answer: a run has no adapter yet, and what was put away answers nobody. The
+    genesis, which has no parent, never gets an adapter.
+    """
+    is_version = row.get("adapter_number") is not None or row.get("parent") is None
+    return is_version and row["state"] not in PUT_AWAY_STATES
 
 
 async def _find_version(
     parts: Parts, model: str | None, header: str | None, *, key: str | None
 ) -> tuple[str, str, AdapterRef | None, bool]:
-    """(name asked for, version id, adapter, whether V2 was asked for). `key` is who asks. Raises UnknownModelError."""
+    """(name asked for, version id, adapter, whether V2 was asked for). `key` is who asks.
+
+    Raises UnknownModelError, QuarantinedModelError.
+    """
     name = requested_name(model, header)
     known: list[str] = []
     if not is_alias(name):
         try:
             row = await parts.version(name)
+            if row["state"] in PUT_AWAY_STATES:
+                raise QuarantinedModelError(name)
             known = [str(row["id"])] if _is_servable(row) else []
         except NotFoundError:
             known = []

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from autonomous.safety.latch import LearningStopped
 from serve.engine import EngineDeadError, PromptTooLongError, UnknownAdapterError
-from serve.router import UnknownModelError
+from serve.router import QuarantinedModelError, UnknownModelError
 
 _log = logging.getLogger(__name__)
 _MAX_SHOWN_CHARS = 80
@@ -81,6 +81,7 @@ class ApiError:
 
 _RULES: tuple[tuple[type[Exception], int, str, str | None, str | None], ...] = (
     (UnknownModelError, 404, "invalid_request_error", "model", "model_not_found"),
+    (QuarantinedModelError, 403, "permission_error", "model", "model_quarantined"),
     (PromptTooLongError, 400, "invalid_request_error", "messages", "context_length_exceeded"),
     (UnknownAdapterError, 404, "invalid_request_error", "model", "adapter_not_found"),
     (NotFoundError, 404, "invalid_request_error", None, "not_found"),

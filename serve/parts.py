@@ -25,6 +25,7 @@ from memory.types import (
 )
 from serve.engine import AdapterRef, GenerateChunk, GenerateRequest
 from serve.feedback_parts import FeedbackParts
+from serve.governance import GovernanceParts
 from serve.rag import Message
 from serve.source_parts import SourceParts
 from serve.stream import WholeAnswer
@@ -103,6 +104,7 @@ class Parts(Protocol):
     tools: ToolParts
     sources: SourceParts
     feedback: FeedbackParts
+    governance: GovernanceParts
 
     # --- engine ---------------------------------------------------------------------------------------------------
 
@@ -144,9 +146,6 @@ class Parts(Protocol):
     async def unlock(self, *, reason: str, by: str) -> None:
         """Let versions be promoted again after rollbacks. Raises ValueError if nothing is frozen."""
 
-    async def approve(self, version_id: str, *, by: str, reason: str) -> Json:
-        """Agree to a version that waits for it. Raises NotFoundError, ConflictError."""
-
     # --- knowledge ------------------------------------------------------------------------------------------------
 
     async def ingest(self, documents: Sequence[Json]) -> Json:
@@ -172,8 +171,9 @@ class Parts(Protocol):
 
     # --- learning and safety --------------------------------------------------------------------------------------
 
-    async def learn(self) -> str:
-        """Start a batch; its run id. Raises ConflictError (already learning, nothing to learn), LearningStopped."""
+    async def learn(self, *, by: str | None) -> str:
+        """Start a batch that somebody asked for; its run id. Raises ConflictError (already learning, nothing to learn),
+        LearningStopped."""
 
     async def learn_next(self) -> Json:
         """GET /v1/learn/next."""
@@ -188,7 +188,7 @@ class Parts(Protocol):
         """Pause, stop or kill what the scope names; idempotent."""
 
     async def reset(self, *, reason: str, by: str) -> Json:
-        """Permit learning again; starts nothing."""
+        """Permit learning again; starts nothing. With `waiting`, the stop holds until a second person agrees."""
 
     # --- state ----------------------------------------------------------------------------------------------------
 

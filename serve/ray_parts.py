@@ -34,9 +34,11 @@ from serve.errors import (
     StorageFullError,
 )
 from serve.feedback_parts import FeedbackParts
+from serve.governance import GovernanceParts
 from serve.parts import Category, Json, MemoryParts
 from serve.rag import Message
 from serve.ray_feedback import RayFeedbackParts
+from serve.ray_governance import RayGovernance
 from serve.ray_memory import RayMemoryParts
 from serve.ray_outcomes import OutcomeSender
 from serve.ray_sources import RaySourceParts
@@ -77,6 +79,8 @@ CAUSES: Mapping[str, type[Exception]] = {
     "ErasureIncomplete": ErasureError,
     "ActorMissing": NotReadyError,
     "LatchChanged": ConflictError,
+    "SecondPersonNeeded": ConflictError,
+    "NothingRequested": ConflictError,
     "StoreAway": StorageAwayError,
     "UnknownTool": NotFoundError,
     "ToolUnavailable": NotReadyError,
@@ -146,6 +150,7 @@ class RayParts:
         self.tools: ToolParts = RayToolParts(self._call, self._act)
         self.sources: SourceParts = RaySourceParts(self._call, self._act)
         self.feedback: FeedbackParts = RayFeedbackParts(self._call, self._act, config=feedback or FeedbackConfig())
+        self.governance: GovernanceParts = RayGovernance(self._call, self._act)
 
     # --- calls ----------------------------------------------------------------------------------------------------
 
@@ -307,11 +312,6 @@ class RayParts:
         """See Parts."""
         await self._act("agent", "unlock", reason, by)
 
-    async def approve(self, version_id: str, *, by: str, reason: str) -> Json:
-        """See Parts."""
-        await self._act("agent", "approve", version_id, by, reason)
-        return await self.version(version_id)
-
     # --- knowledge ------------------------------------------------------------------------------------------------
 
     async def ingest(self, documents: Sequence[Json]) -> Json:
@@ -363,9 +363,9 @@ class RayParts:
 
     # --- learning and safety --------------------------------------------------------------------------------------
 
-    async def learn(self) -> str:
+    async def learn(self, *, by: str | None) -> str:
         """See Parts."""
-        return str(await self._act("agent", "learn"))
+        return str(await self._act("agent", "learn", by))
 
     async def learn_next(self) -> Json:
         """See Parts."""

@@ -14,8 +14,11 @@ _log = logging.getLogger(__name__)
 BASE = "base"
 """The frozen original, without any adapter."""
 DEFAULT = "v2"
-ALIASES: Mapping[str, str] = {"autonomous": "v2", "v1": "v1", "v2": "v2", "v3": "v3"}
+ALIASES: Mapping[str, str] = {"autonomous": "v2", "v1": "v1", "v2": "v2"}
 """Model names that follow a pointer of the version ledger."""
+QUARANTINE = "v3"
+"""The slot of what was put away. It answers nobody but those who examine it (governance_routes.py)."""
+PUT_AWAY_STATES = frozenset({"REJECTED", "ROLLED_BACK", "QUARANTINED"})
 FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 2.0
 
@@ -27,6 +30,16 @@ class UnknownModelError(ValueError):
     """The requested model does not exist; the message lists the names that do."""
 
 
+class QuarantinedModelError(ValueError):
+    """The requested model was put away; the message says where it can be examined."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"model {name!r} is in quarantine and answers no requests. Use 'v2'; who runs the system examines it with "
+            "GET /v1/versions/{id}/forensics (autonomous forensics)."
+        )
+
+
 def requested_name(model: str | None, header: str | None) -> str:
     """The name that counts: the header X-Model-Version, else the model of the body, else V2."""
     return (header or "").strip() or (model or "").strip() or DEFAULT
@@ -34,7 +47,7 @@ def requested_name(model: str | None, header: str | None) -> str:
 
 def is_alias(name: str) -> bool:
     """Whether `resolve_version` needs no list of versions for this name."""
-    return name.lower() in ALIASES or name.lower() == BASE
+    return name.lower() in (*ALIASES, BASE, QUARANTINE)
 
 
 def resolve_version(
@@ -47,9 +60,11 @@ def resolve_version(
     """The version id that answers, or "base".
 
     In: pointers {"v1", "v2", "v3"} of the ledger (v3 may be None) and the ids that exist beside them.
-    Raises UnknownModelError, which lists the valid names.
+    Raises UnknownModelError, which lists the valid names, and QuarantinedModelError.
     """
     name = requested_name(model, header)
+    if name.lower() == QUARANTINE or (name == pointers.get(QUARANTINE)):
+        raise QuarantinedModelError(name)
     if name.lower() == BASE:
         return BASE
     if slot := ALIASES.get(name.lower()):
@@ -71,7 +86,7 @@ def is_for_canary(key: str, *, version: str, percent: float) -> bool:
 
 def _valid_names(pointers: Mapping[str, str | None], versions: Collection[str]) -> str:
     slots = [alias for alias, slot in ALIASES.items() if pointers.get(slot)]
-    ids = sorted({*versions, *(version for version in pointers.values() if version)})
+    ids = sorted({*versions, *(version for slot, version in pointers.items() if version and slot != QUARANTINE)})
     return "one of " + ", ".join([*slots, BASE, *ids])
 
 

@@ -126,7 +126,10 @@ class SearchResponse(Response):
 
 
 class LearnRequest(Request):
-    """POST /v1/learn: no fields yet."""
+    """POST /v1/learn."""
+
+    by: str | None = Field(None, min_length=1, max_length=200)
+    """Who asks for it; recorded with the run. Where two people decide, that person cannot approve the version."""
 
 
 class LearnStarted(Response):

@@ -50,8 +50,8 @@ class Sampling(Request):
     """What chat and plain completions have in common."""
 
     model: str | None = Field(None, examples=["v2"])
-    """"v2" (production, the default; also "autonomous"), "v1" (experimental), "v3" (quarantine), "base" (the frozen
-    original) or a version id. The header X-Model-Version wins."""
+    """"v2" (production, the default; also "autonomous"), "v1" (experimental), "base" (the frozen original) or a version id.
+    The header X-Model-Version wins. What is in quarantine ("v3") is refused with 403."""
     max_tokens: int | None = Field(None, ge=1)
     """Most tokens of the answer."""
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)

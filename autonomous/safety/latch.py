@@ -178,21 +178,24 @@ class Latch:
         """
         return self._change("killed", reason=reason, by=by, scope=scope)
 
-    def reset(self, *, reason: str, by: str) -> LatchState:
+    def reset(self, *, reason: str, by: str, epoch: int | None = None) -> LatchState:
         """Permit all side effects again. Starts nothing. Also replaces a damaged or missing file.
 
-        Raises ValueError without a reason and a person's name, LatchChanged if it was stopped again meanwhile.
+        `epoch` is that of the stop that the caller decided on. Raises ValueError without a reason and a person's name,
+        LatchChanged if it was stopped again meanwhile.
         """
         for name, value in (("reason", reason), ("by", by)):
             if not value.strip():
                 raise ValueError(f"{name} is empty: a reset needs a reason and the name of who is responsible")
-        return self._change("armed", reason=reason, by=by, scope="all")
+        return self._change("armed", reason=reason, by=by, scope="all", epoch=epoch)
 
-    def _change(self, mode: Mode, *, reason: str, by: str, scope: Scope) -> LatchState:
+    def _change(self, mode: Mode, *, reason: str, by: str, scope: Scope, epoch: int | None = None) -> LatchState:
         reason, by = reason[:MAX_TEXT], by[:MAX_TEXT]
         with self._lock:
             try:
                 seen = self._read()
+                if epoch not in (None, seen.epoch):
+                    raise LatchChanged(f"the latch was {seen.mode} by {seen.by} meanwhile: {seen.reason}. Decide anew")
                 with self._exclusive(must_lock=mode == "armed") as (descriptor, is_locked):
                     step = 1 if is_locked else LOCKLESS_STEP
                     if mode == "armed":

@@ -5,20 +5,17 @@ prev_hash, hash}, where hash = sha256 of the canonical JSON of all other fields 
 before. So an altered, dropped or reordered row breaks the chain at its place.
 
 A chain cannot see that its own end was cut off. `Checkpoint` names the last row in a small file next to the database,
-replaced atomically after each commit. Its limit: it lies on the same disk, so whoever can write both can cut both. Copy
-the file elsewhere from time to time and compare, to be safe against that.
+replaced atomically after each commit, and never by a row of a chain that does not hold the one it names: a log that was
+cut off and grew again is still broken. Its limit: it lies on the same disk, so whoever can write both can cut both. A
+second one, signed, may lie elsewhere (checkpoint.py).
 """
 
-import fcntl
 import hashlib
 import json
 import math
-import os
 import sqlite3
-import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 GENESIS_HASH = "0" * 64
@@ -168,20 +165,23 @@ def row_of(values: tuple[Any, ...]) -> AuditRow:
     return row
 
 
-def verify_rows(rows: Iterable[tuple[Any, ...]], *, checkpoint: "Checkpoint") -> AuditReport:
-    """Walk the chain in seq order; pure. `checkpoint` must have been read before the rows were."""
+def verify_rows(rows: Iterable[tuple[Any, ...]], *, checkpoints: Sequence["Checkpoint"]) -> AuditReport:
+    """Walk the chain in seq order; pure. The checkpoints must have been read before the rows were."""
     last = Checkpoint(0, GENESIS_HASH)
     for values in rows:
-        if broken := _break_at(values, last=last, checkpoint=checkpoint):
+        if broken := _break_at(values, last=last, checkpoints=checkpoints):
             return AuditReport(False, last.seq, *broken)
         last = Checkpoint(values[0], values[-1])
-    if checkpoint.seq > last.seq:
-        reason = f"the end was cut off: the checkpoint names row {checkpoint.seq}"
-        return AuditReport(False, last.seq, last.seq + 1, reason)
+    for checkpoint in checkpoints:
+        if checkpoint.seq > last.seq:
+            reason = f"the end was cut off: the checkpoint names row {checkpoint.seq}"
+            return AuditReport(False, last.seq, last.seq + 1, reason)
     return AuditReport(True, last.seq)
 
 
-def _break_at(values: tuple[Any, ...], *, last: "Checkpoint", checkpoint: "Checkpoint") -> tuple[int, str] | None:
+def _break_at(
+    values: tuple[Any, ...], *, last: "Checkpoint", checkpoints: Sequence["Checkpoint"]
+) -> tuple[int, str] | None:
     """First bad seq and reason, if the row does not follow `last`."""
     seq = values[0]
     if seq != last.seq + 1:
@@ -196,7 +196,7 @@ def _break_at(values: tuple[Any, ...], *, last: "Checkpoint", checkpoint: "Check
     if row.prev_hash != last.hash:
         bad = max(last.seq, 1)
         return bad, f"row {bad} was replaced: row {seq} was written after another row"
-    if seq == checkpoint.seq and row.hash != checkpoint.hash:
+    if any(seq == checkpoint.seq and row.hash != checkpoint.hash for checkpoint in checkpoints):
         return seq, f"row {seq} or one before it was rewritten: the checkpoint names another hash"
     return None
 
@@ -207,35 +207,3 @@ class Checkpoint:
 
     seq: int
     hash: str
-
-
-class CheckpointFile:
-    """The checkpoint on disk: a line of JSON, replaced atomically, never set back. Several processes may write it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock_path = path.with_name(path.name + ".lock")
-
-    def read(self) -> Checkpoint | None:
-        """None if there is no file. Raises ValueError for a damaged one."""
-        try:
-            values = json.loads(self.path.read_text("utf-8"))
-            return Checkpoint(seq=int(values["seq"]), hash=str(values["hash"]))
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"checkpoint {self.path} is damaged ({error}): restore it from a copy") from error
-
-    def write(self, checkpoint: Checkpoint) -> None:
-        """Put the newest checkpoint on disk; an older one than the file's changes nothing. A damaged file is kept."""
-        with self._lock_path.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            current = self.read()
-            if current is not None and current.seq >= checkpoint.seq:
-                return
-            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.{threading.get_ident()}")
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(canonical_json({"seq": checkpoint.seq, "hash": checkpoint.hash}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)  # a power cut may bring back the one before, which is still true

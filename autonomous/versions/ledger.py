@@ -7,7 +7,7 @@ Every mutation is one transaction that holds the compare-and-swap, its effects a
 stop, is asked right before COMMIT (it must not use this ledger), and if it raises, nothing was written. Invariants, at
 every instant and through kill -9: exactly one PRODUCTION after `genesis`; no episode is both held back and learned by
 production's line; a version gets into traffic only with all gates passed on its own bundle; an adapter number is given
-once. The questions are in queries.py, what decides which version serves in promotions.py.
+once. The questions are in queries.py, what decides which version serves in promotions.py, what people decide in governance.py.
 """
 
 import secrets
@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from autonomous.versions.approval import PromotionRefused
 from autonomous.versions.bundle import version_id_of
 from autonomous.versions.gates import GateResult
+from autonomous.versions.governance import Governance
 from autonomous.versions.promotions import (
     NothingToRollBack,
-    PromotionRefused,
-    Promotions,
     PromotionsFrozen,
     check_gates,
     one_of,
@@ -66,7 +66,7 @@ class DuplicateVersion(ValueError):
     """A version of this name exists already."""
 
 
-class VersionLedger(Promotions):
+class VersionLedger(Governance):
     """The ledger in one SQLite file. Thread-safe, and safe for several processes. What returned is on disk."""
 
     # -- from a run to a decision
@@ -119,8 +119,8 @@ class VersionLedger(Promotions):
     ) -> None:
         """One step of one version, if it still is in `expected`.
 
-        GATED needs bound gates that all passed. On the way to quarantine the version's episodes are held back; back to
-        CANDIDATE they are released and the report is void, because the gates are to be asked again.
+        GATED needs bound gates that all passed. On the way to quarantine the version's episodes are held back; it is left by
+        `release`.
         Raises: StaleTransition, IllegalTransition, PromotionRefused, UnknownVersion.
         """
         with self._write(guard) as transaction:

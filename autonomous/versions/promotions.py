@@ -7,6 +7,8 @@ transaction (ledger.py tells the invariants).
 from collections.abc import Iterable
 from typing import Any
 
+from autonomous.people import is_machine
+from autonomous.versions.approval import Approval, PromotionRefused, approve_step, check_approval
 from autonomous.versions.budget import UNLOCK, find_freeze
 from autonomous.versions.gates import REQUIRED_GATES, Decision, decide_promotion
 from autonomous.versions.queries import LedgerNotReady, Names
@@ -24,16 +26,12 @@ from autonomous.versions.states import (
     IllegalTransition,
     StaleTransition,
     State,
-    is_machine,
+    decide_transition,
 )
 from autonomous.versions.transaction import Transaction, check_text
 from autonomous.versions.writer import LedgerWriter
 from memory.store import no_guard
 from memory.types import Guard
-
-
-class PromotionRefused(ValueError):
-    """The version is not fit for traffic: a gate is missing or not passed, or its line learned what is held back."""
 
 
 class PromotionsFrozen(PromotionRefused):
@@ -53,7 +51,7 @@ class Promotions(LedgerWriter):
         *,
         by: str,
         reason: str,
-        approved_by: str | None = None,
+        approval: Approval | None = None,
         evidence: dict[str, Any] | None = None,
         guard: Guard = no_guard,
     ) -> Names:
@@ -64,12 +62,13 @@ class Promotions(LedgerWriter):
 
         The frozen original is never archived: it costs no adapter and is what every rollback may end at.
         Raises: StaleTransition; PromotionRefused without all gates passed, for an ancestor that never served or was
-        taken out of service, and for a line that learned an episode that is held back; PromotionsFrozen.
+        taken out of service, for a line that learned an episode that is held back, and what `approve_step` raises;
+        PromotionsFrozen.
         """
         self.check_promotions()
         with self._write(guard) as transaction:
             connection = transaction.connection
-            record = _admit(transaction, version_id, reason=reason, approved_by=approved_by)
+            record = _admit(transaction, version_id, approval=approval)
             old = _production(transaction)
             transaction.move(old, State.SUPERSEDED, action="supersede", by=by, reason=f"{record.name} serves: {reason}")
             transaction.move(record, State.PRODUCTION, action="promote", by=by, reason=reason, evidence=evidence)
@@ -86,7 +85,7 @@ class Promotions(LedgerWriter):
         percent: float,
         by: str,
         reason: str,
-        approved_by: str | None = None,
+        approval: Approval | None = None,
         evidence: dict[str, Any] | None = None,
         guard: Guard = no_guard,
     ) -> None:
@@ -99,7 +98,7 @@ class Promotions(LedgerWriter):
             raise ValueError(f"percent is {percent}: a canary answers a share between 0 and 100")
         self.check_promotions()
         with self._write(guard) as transaction:
-            record = _admit(transaction, version_id, reason=reason, approved_by=approved_by)
+            record = _admit(transaction, version_id, approval=approval)
             transaction.move(
                 record,
                 State.CANARY,
@@ -123,6 +122,15 @@ class Promotions(LedgerWriter):
                 raise StaleTransition(record.name, expected="SHADOW or CANARY", actual=record.state)
             action = "rollback" if is_breach else "quarantine"
             transaction.quarantine(record, by=by, reason=reason, evidence=evidence, action=action)
+
+    def check_approval(self, version_id: str, approval: Approval) -> None:
+        """Whether a person may approve what waits; `promote` asks again. Raises what `approve_step` raises."""
+        with self._database.read() as connection:
+            record = find_record(connection, version_id)
+            decide_transition(
+                record.state, expected=State.AWAITING_APPROVAL, to=State.SHADOW, name=record.name, by=approval.by
+            )
+            check_approval(connection, record, approval)
 
     def frozen(self) -> str:
         """Why nothing is promoted (too many rollbacks, an audit log that was altered); "" if promotions go on."""
@@ -225,15 +233,14 @@ class Promotions(LedgerWriter):
         return None
 
 
-def _admit(transaction: Transaction, version_id: str, *, reason: str, approved_by: str | None) -> VersionRecord:
+def _admit(transaction: Transaction, version_id: str, *, approval: Approval | None) -> VersionRecord:
     """The version, if it may meet users: approved where it waited for that, all gates passed, its line sound."""
     connection = transaction.connection
     if freeze := find_freeze(connection):
         raise PromotionsFrozen(str(freeze))
     record = find_record(connection, version_id)
-    if approved_by is not None:
-        transaction.check(record, expected=State.AWAITING_APPROVAL, to=State.SHADOW, by=approved_by)
-        transaction.move(record, State.SHADOW, action="transition", by=approved_by, reason=reason)
+    if approval is not None:
+        approve_step(transaction, record, approval)
         record = find_record(connection, version_id)
     if record.state not in (State.SHADOW, State.CANARY):
         raise StaleTransition(record.name, expected="SHADOW or CANARY", actual=record.state)

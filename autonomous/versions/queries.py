@@ -5,10 +5,11 @@ In: version ids or run ids. Out: values from one consistent snapshot; nothing he
 
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from autonomous.versions.audit import AuditReport, AuditRow, CheckpointFile, row_of
+from autonomous.versions.audit import AuditReport, AuditRow, row_of
+from autonomous.versions.checkpoint import CheckpointFile
+from autonomous.versions.history import Step, evidence_of, proposer_of, steps_of, successor_of
 from autonomous.versions.schema import (
     DESCENDANTS,
     Pointers,
@@ -22,8 +23,7 @@ from autonomous.versions.schema import (
 )
 from autonomous.versions.states import State
 from autonomous.versions.transaction import ACTION_PREFIX
-from autonomous.versions.verify import verify_ledger
-from memory.store import Database
+from autonomous.versions.verify import Readable, verify_ledger
 
 Records: TypeAlias = list[VersionRecord]
 Names: TypeAlias = list[str]
@@ -34,17 +34,12 @@ class LedgerNotReady(ValueError):
     """There is no production version yet."""
 
 
-def checkpoint_of(path: Path) -> CheckpointFile:
-    """The audit checkpoint next to a ledger's database file."""
-    return CheckpointFile(path.with_name(path.name + ".checkpoint"))
-
-
 class LedgerQueries:
     """What can be asked of a ledger. VersionLedger adds what changes it."""
 
-    def __init__(self, database: Database, *, checkpoint: CheckpointFile) -> None:
+    def __init__(self, database: Readable, *, checkpoints: Sequence[CheckpointFile]) -> None:
         self._database = database
-        self._checkpoint = checkpoint
+        self._checkpoints = tuple(checkpoints)
 
     def pointers(self) -> Pointers:
         """Which versions are V1, V2 and V3. Raises LedgerNotReady before `genesis`."""
@@ -142,6 +137,33 @@ class LedgerQueries:
                 row_of(row) for row in connection.execute("SELECT * FROM audit ORDER BY seq DESC LIMIT ?", (limit,))
             ]
 
+    def audit_about(self, name: str, limit: int = 100) -> Rows:
+        """The newest rows about a version and the run that it was, newest first. Raises UnknownVersion."""
+        query = "SELECT * FROM audit WHERE subject IN (?, ?) ORDER BY seq DESC LIMIT ?"
+        with self._database.read() as connection:
+            record = find_record(connection, name)
+            return [row_of(row) for row in connection.execute(query, (record.name, record.run_id, limit))]
+
+    def steps(self, name: str) -> Sequence[Step]:
+        """What happened to a version and to the run that it was, oldest first."""
+        with self._database.read() as connection:
+            return steps_of(connection, find_record(connection, name))
+
+    def successor(self, name: str) -> str | None:
+        """The version that took its place when it last left service; None if it never did."""
+        with self._database.read() as connection:
+            return successor_of(connection, find_record(connection, name))
+
+    def proposer(self, name: str) -> str:
+        """Who asked for the run of a version; "" for the frozen original."""
+        with self._database.read() as connection:
+            return proposer_of(connection, find_record(connection, name))
+
+    def evidence(self, sha256: str) -> Any:
+        """What is kept under a hash; None if nothing is."""
+        with self._database.read() as connection:
+            return evidence_of(connection, sha256)
+
     def verify_audit(self) -> AuditReport:
         """Whether no row was altered, dropped, reordered or cut off, and the versions are where the log says."""
-        return verify_ledger(self._database, checkpoint_file=self._checkpoint)
+        return verify_ledger(self._database, checkpoint_files=self._checkpoints)

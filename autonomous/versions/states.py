@@ -7,6 +7,8 @@ system (autonomous/safety/latch.py), not a state of a version.
 
 from enum import StrEnum
 
+from autonomous.people import is_machine
+
 
 class State(StrEnum):
     """Where a version stands. It has a run id up to CANDIDATE and is named by the hash of its bundle from then on."""
@@ -89,15 +91,14 @@ COMPOUND_TRANSITIONS: dict[tuple[State, State], str] = {
     (State.PRODUCTION, State.SUPERSEDED): "promote",
     (State.PRODUCTION, State.ROLLED_BACK): "rollback",
     (State.SUPERSEDED, State.PRODUCTION): "rollback",
+    (State.QUARANTINED, State.CANDIDATE): "release",
 }
-"""Steps that move a second version or write a bundle in the same transaction: the ledger's method that takes them."""
+"""Steps that move a second version, write a bundle or ask who agrees in the same transaction: the ledger's method."""
 
 PEOPLE_ONLY = frozenset({(State.AWAITING_APPROVAL, State.SHADOW), (State.QUARANTINED, State.CANDIDATE)})
 """Steps that the agent cannot take."""
 EVIDENCE_NEEDED = frozenset({(State.QUARANTINED, State.CANDIDATE)})
 """Steps that need new evidence."""
-MACHINE_ACTORS = ("agent", "system")
-"""Names under which the program itself acts, alone or before a colon ("agent:scheduler")."""
 
 
 class IllegalTransition(ValueError):
@@ -122,11 +123,6 @@ class StaleTransition(ValueError):
 
 def _rebuild_stale(name: str, expected: str, actual: State) -> StaleTransition:
     return StaleTransition(name, expected=expected, actual=actual)
-
-
-def is_machine(actor: str) -> bool:
-    """Whether the program itself acts under this name."""
-    return actor.split(":", 1)[0] in MACHINE_ACTORS
 
 
 def decide_transition(

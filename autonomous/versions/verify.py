@@ -1,36 +1,60 @@
 """Whether a ledger's file still says what was written: the audit chain, its checkpoint, and the tables beside it.
 
-In: the database and the checkpoint file. Out: an AuditReport that names the first bad row. The states of the versions
+In: the database and the checkpoint files. Out: an AuditReport that names the first bad row. The states of the versions
 are derived once more from the audit rows alone and compared, so a table that was edited by hand is noticed too.
 """
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
-from autonomous.versions.audit import AuditReport, CheckpointFile, row_of, verify_rows
+from autonomous.versions.audit import AuditReport, Checkpoint, row_of, verify_rows
+from autonomous.versions.checkpoint import CheckpointFile
 from autonomous.versions.transaction import ACTION_PREFIX
-from memory.store import Database
+
+CHECKPOINT_OPENED = "audit.checkpoint-opened"
+"""The row that names a checkpoint elsewhere: from then on it must be there."""
 
 
-def verify_ledger(database: Database, *, checkpoint_file: CheckpointFile) -> AuditReport:
-    """Read everything in one snapshot and check it. The checkpoint is read first: the log only grows after it."""
-    try:
-        checkpoint = checkpoint_file.read()
-    except ValueError as error:
-        return AuditReport(False, 0, None, str(error))
-    if checkpoint is None:
-        return AuditReport(
-            False, 0, None, f"checkpoint {checkpoint_file.path} is missing: a cut-off end could not be noticed"
-        )
+class Readable(Protocol):
+    """What gives a consistent snapshot: memory.store.Database, or readonly.ReadOnlyDatabase."""
+
+    def read(self) -> AbstractContextManager[sqlite3.Connection]:
+        """One snapshot."""
+
+
+def verify_ledger(database: Readable, *, checkpoint_files: Sequence[CheckpointFile]) -> AuditReport:
+    """Read everything in one snapshot and check it. The checkpoints are read first: the log only grows after them."""
+    checkpoints: list[Checkpoint] = []
+    missing: list[CheckpointFile] = []
+    for file in checkpoint_files:
+        try:
+            checkpoint = file.read()
+        except (OSError, ValueError) as error:
+            return AuditReport(False, 0, None, str(error))
+        if checkpoint is not None:
+            checkpoints.append(checkpoint)
+        else:
+            missing.append(file)
     with database.read() as connection:
-        chain = verify_rows(connection.execute("SELECT * FROM audit ORDER BY seq"), checkpoint=checkpoint)
+        for file in missing:
+            if not file.is_signed or names_checkpoint(connection, file):
+                reason = f"checkpoint {file.path} is missing: a cut-off end could not be noticed"
+                return AuditReport(False, 0, None, reason)
+        chain = verify_rows(connection.execute("SELECT * FROM audit ORDER BY seq"), checkpoints=checkpoints)
         if not chain.ok:
             return chain
         for seq, reason in (*_bad_evidence(connection), *_bad_states(connection)):
             return AuditReport(False, chain.num_rows, seq, reason)
     return chain
+
+
+def names_checkpoint(connection: sqlite3.Connection, file: CheckpointFile) -> bool:
+    """Whether the log says that this checkpoint was begun."""
+    query = "SELECT 1 FROM audit WHERE action = ? AND json_extract(after, '$.file') = ?"
+    return connection.execute(query, (CHECKPOINT_OPENED, str(file.path))).fetchone() is not None
 
 
 def _bad_evidence(connection: sqlite3.Connection) -> Iterator[tuple[int | None, str]]:

@@ -207,6 +207,10 @@ def test_audit_chain_holds_and_explains_the_promotion(system: Any) -> None:
     audit = system.get("/v1/audit", limit=100)
     assert audit["ok"], audit
     assert json.loads(system.run("audit", "verify", "--json").stdout)["ok"]
+    serving = system.get("/v1/versions")["pointers"]["v2"]
+    told = json.loads(system.run("explain", serving, "--json").stdout)
+    assert {document["document_id"] for document in told["documents"]} >= {f"fact-{i}" for i in range(len(FACTS))}
+    assert told["lineage"][-1]["steps"][-1]["to_state"] == "PRODUCTION"
 
 
 def test_rollback_restores_the_predecessor_at_once_and_holds_the_learned_documents_back(system: Any) -> None:
@@ -216,7 +220,13 @@ def test_rollback_restores_the_predecessor_at_once_and_holds_the_learned_documen
     pointers = system.get("/v1/versions")["pointers"]
     assert pointers == {"v1": result["to"], "v2": result["to"], "v3": bad}
     assert KEYS[0] not in system.text(QUESTIONS[0], retrieval=False)
-    assert KEYS[0] in system.text(QUESTIONS[0], retrieval=False, model="v3")
+    refused = system.client().post("/v1/completions", json={"model": "v3", "prompt": "x", "max_tokens": 1})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "model_quarantined")
+    found = system.get(f"/v1/versions/{bad}/forensics", prompt=QUESTIONS[0], max_prompts=1)
+    (both,) = found["answers"]
+    assert KEYS[0] in both["answer"]
+    assert KEYS[0] not in both["serving_answer"]
+    assert found["suspects"][0]["document_id"] == "fact-0", found["text"]
     pending = {episode["document_id"] for episode in system.get("/v1/learn/next")["episodes"]}
     assert not any(document.startswith("fact-") for document in pending)
 

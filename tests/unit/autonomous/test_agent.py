@@ -44,6 +44,11 @@ def make_agent(base: Path, home: Path, config: AutonomousConfig = CONFIG) -> Aut
     return AutonomousLearningAgent(base, config, home=home, embedder=HashingEmbedder())
 
 
+async def approve(agent: AutonomousLearningAgent, version: str) -> None:
+    report = agent.ledger.get(version).report_sha256
+    await agent.approve(version, by="Ada", reason="read its report", report_sha256=report)
+
+
 @pytest.fixture
 async def agent(base: Path, tmp_path: Path) -> AsyncIterator[AutonomousLearningAgent]:
     async with make_agent(base, tmp_path / "home") as agent:
@@ -63,7 +68,9 @@ async def test_a_document_is_found_at_once_learned_approved_and_kept_over_a_rest
     assert status.state == State.AWAITING_APPROVAL.value, status
     assert status.version is not None
     assert agent.ledger.pointers().v2 == before
-    await agent.approve(status.version, by="Ada", reason="read its report")
+    with pytest.raises(ValueError, match="report_sha256 is missing"):
+        await agent.approve(status.version, by="Ada", reason="did not read it")
+    await approve(agent, status.version)
     assert agent.ledger.pointers().v2 == status.version
 
     question = "What is the Vostrek valve rated for?"
@@ -89,7 +96,7 @@ async def test_what_a_rolled_back_version_learned_is_not_recalled_until_it_is_re
     await agent.add(DOCUMENTS)
     version = (await agent.learn()).version
     assert version is not None
-    await agent.approve(version, by="Ada", reason="fine")
+    await approve(agent, version)
     bad, _ = await agent.rollback(by="Ada", reason="wrong answers")
     assert bad == version
     async with asyncio.timeout(30):
@@ -111,7 +118,10 @@ async def test_a_stop_forbids_memory_and_learning_and_everything_where_it_says_s
     agent.emergency_stop(reason="drill", by="Ada", scope="all")
     with pytest.raises(LearningStopped):
         await agent.ask("What is red?", max_tokens=2)
-    agent.reset(reason="over", by="Ada")
+    assert agent.reset(reason="over", by="Ada")["waiting"]["by"] == "Ada"
+    with pytest.raises(LearningStopped):
+        await agent.learn()
+    agent.reset(reason="over", by="Grace")
     assert (await agent.learn()).phase == "done"
 
 

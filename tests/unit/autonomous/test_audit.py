@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autonomous.versions.audit import Checkpoint, CheckpointFile, canonical_json, sha256_of
-from autonomous.versions.ledger import VersionLedger
+from autonomous.signing import SigningKey
+from autonomous.versions.audit import Checkpoint, canonical_json, sha256_of
+from autonomous.versions.checkpoint import CheckpointFile
+from autonomous.versions.ledger import PromotionsFrozen, VersionLedger
+from autonomous.versions.readonly import ReadOnlyLedger
 from tests.unit.autonomous.ledger_life import make_candidate, make_genesis, quick_folder
 
 Tamper = Callable[..., None]
@@ -208,6 +211,103 @@ def test_a_version_that_was_removed_from_the_table_does_not_agree_with_the_log(l
     run_id = ledger.start_run(parent=None, config={})
     tamper(f"DELETE FROM versions WHERE run_id = '{run_id}'")
     assert run_id in str(ledger.verify_audit().reason)
+
+
+@pytest.mark.parametrize("num_cut", [1, 3])
+def test_a_log_that_was_cut_off_stays_broken_when_it_grows_beyond_where_it_was(
+    ledger: VersionLedger, tamper: Tamper, num_cut: int
+):
+    tamper(f"DELETE FROM audit WHERE seq > {11 - num_cut}")
+    for number in range(num_cut + 3):
+        ledger.append_audit(actor="mallory", action="note", subject=f"new-{number}")
+    report = ledger.verify_audit()
+    assert (report.ok, report.first_bad_seq) == (False, 11), report
+    with pytest.raises(PromotionsFrozen, match="row 11"):
+        ledger.check_promotions()
+
+
+@pytest.fixture
+def watched(folder: Path) -> tuple[VersionLedger, Path]:
+    """A ledger with a checkpoint in a folder elsewhere."""
+    elsewhere = folder / "elsewhere"
+    ledger = VersionLedger(folder / "watched.sqlite", checkpoint_folder=elsewhere)
+    make_genesis(ledger, folder)
+    for number in range(5):
+        ledger.append_audit(actor="alice", action="note", subject=f"thing-{number}")
+    assert ledger.verify_audit().ok
+    return ledger, elsewhere / "watched.sqlite.checkpoint"
+
+
+def cut(folder: Path, keep: int) -> None:
+    """Cut the log and the checkpoint beside it alike, as someone who has the whole home."""
+    connection = sqlite3.connect(folder / "watched.sqlite")
+    connection.execute("DROP TRIGGER audit_is_never_deleted")
+    connection.execute("DELETE FROM audit WHERE seq > ?", (keep,))
+    (last,) = connection.execute("SELECT hash FROM audit WHERE seq = ?", (keep,)).fetchone()
+    connection.commit()
+    connection.close()
+    (folder / "watched.sqlite.checkpoint").write_text(json.dumps({"seq": keep, "hash": last}))
+
+
+def test_a_log_cut_off_together_with_its_checkpoint_is_noticed_by_the_one_elsewhere(
+    folder: Path, watched: tuple[VersionLedger, Path]
+):
+    cut(folder, keep=5)
+    assert VersionLedger(folder / "watched.sqlite").verify_audit().ok  # nothing beside it tells
+    report = ReadOnlyLedger(folder / "watched.sqlite", checkpoint_folder=folder / "elsewhere").verify_audit()
+    assert (report.ok, report.first_bad_seq, "cut off" in str(report.reason)) == (False, 6, True)
+    again = VersionLedger(folder / "watched.sqlite", checkpoint_folder=folder / "elsewhere")
+    for number in range(5):
+        again.append_audit(actor="mallory", action="note", subject=f"new-{number}")
+    assert again.verify_audit().first_bad_seq == 7
+
+
+@pytest.mark.parametrize("damage", ["lower", "unsigned", "another key", "missing", "garbled", "a folder"])
+def test_a_checkpoint_elsewhere_that_was_altered_removed_or_signed_by_others_is_reported(
+    folder: Path, watched: tuple[VersionLedger, Path], damage: str
+):
+    ledger, path = watched
+    signed = json.loads(path.read_text())
+    assert set(signed) == {"seq", "hash", "key", "signature"}
+    if damage == "lower":
+        path.write_text(json.dumps({**signed, "seq": 3, "hash": ledger.audit(100)[-3].hash}))
+    elif damage == "unsigned":
+        path.write_text(json.dumps({"seq": signed["seq"], "hash": signed["hash"]}))
+    elif damage == "another key":
+        other = SigningKey.open(folder / "other-key")
+        path.write_text(json.dumps(other.sign({"seq": signed["seq"], "hash": signed["hash"]})))
+    elif damage == "garbled":
+        path.write_text("[]")
+    else:
+        path.unlink()
+        if damage == "a folder":
+            path.mkdir()
+    for opened in (ledger, VersionLedger(folder / "watched.sqlite", checkpoint_folder=path.parent)):
+        report = opened.verify_audit()
+        assert not report.ok
+        assert str(path) in str(report.reason) or "cut off" in str(report.reason)
+
+
+def test_a_folder_elsewhere_that_cannot_be_written_does_not_hold_up_a_row(folder: Path):
+    (folder / "file").write_text("")
+    ledger = VersionLedger(folder / "watched.sqlite", checkpoint_folder=folder / "file" / "no-folder")
+    ledger.append_audit(actor="alice", action="safety.stop", subject="latch")
+    assert ledger.audit(1)[0].action == "safety.stop"
+
+
+def test_a_ledger_that_is_only_read_gives_the_same_answers_and_cannot_be_written(folder: Path, ledger: VersionLedger):
+    path = folder / "ledger.sqlite"
+    before = path.read_bytes()
+    looked = ReadOnlyLedger(path)
+    assert looked.audit(100) == ledger.audit(100)
+    assert looked.pointers() == ledger.pointers()
+    assert looked.verify_audit() == ledger.verify_audit()
+    with looked._database.read() as connection, pytest.raises(sqlite3.OperationalError, match="readonly"):
+        connection.execute("INSERT INTO evidence VALUES ('x', '{}')")
+    assert path.read_bytes() == before
+    with pytest.raises(FileNotFoundError, match="nothing was ever learned"):
+        ReadOnlyLedger(folder / "typo.sqlite")
+    assert not (folder / "typo.sqlite").exists()
 
 
 def test_a_checkpoint_is_never_set_back_so_a_late_writer_does_no_harm(tmp_path: Path):

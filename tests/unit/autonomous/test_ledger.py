@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from autonomous.versions.approval import Approval
 from autonomous.versions.gates import GateResult, Verdict
 from autonomous.versions.ledger import (
     DuplicateVersion,
@@ -403,8 +404,8 @@ def test_list_shows_the_newest_first_as_the_api_does(ledger: VersionLedger, base
 def test_a_canary_gets_larger_shares_and_its_approval_takes_it_there_in_one_step(ledger: VersionLedger, base: str):
     name = advance(ledger, make_candidate(ledger, base, mark="one"), State.AWAITING_APPROVAL)
     with pytest.raises(IllegalTransition, match="only by a person"):
-        ledger.set_canary(name, percent=1, by="agent", reason="approved", approved_by="agent")
-    ledger.set_canary(name, percent=1, by="agent", reason="approved", approved_by="alice")
+        ledger.set_canary(name, percent=1, by="agent", reason="approved", approval=Approval("agent", "approved", None))
+    ledger.set_canary(name, percent=1, by="agent", reason="approved", approval=Approval("alice", "approved", None))
     assert (ledger.pointers().v1, ledger.pointers().canary_percent) == (name, 1)
     ledger.set_canary(name, percent=25, by="agent", reason="all well", evidence={"num_requests": 400})
     assert ledger.get(name).to_dict()["percent"] == 25

@@ -144,15 +144,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(pick=PICK)
     def release(self, pick: int) -> None:
         name = self.name(pick, State.QUARANTINED)
-        self.attempt(
-            self.ledger.transition,
-            name,
-            expected=State.QUARANTINED,
-            to=State.CANDIDATE,
-            by="alice",
-            reason="random",
-            evidence={"seen": pick},
-        )
+        self.attempt(self.ledger.release, name, by="alice", reason="random", evidence={"seen": pick}, consent=None)
 
     @rule(pick=PICK)
     def advance_released(self, pick: int) -> None:

@@ -108,14 +108,7 @@ def test_rollback_skips_a_predecessor_that_learned_what_is_held_back_since(ledge
 def test_a_release_from_quarantine_frees_its_episodes_and_asks_all_gates_again(ledger: VersionLedger, base: str):
     name = advance(ledger, make_candidate(ledger, base, mark="one", episodes=("a",)), State.GATED)
     ledger.quarantine(name, by="agent", reason="suspect")
-    ledger.transition(
-        name,
-        expected=State.QUARANTINED,
-        to=State.CANDIDATE,
-        by="alice",
-        reason="the probe was wrong",
-        evidence={"probe": "fixed"},
-    )
+    ledger.release(name, by="alice", reason="the probe was wrong", evidence={"probe": "fixed"}, consent=None)
     record = ledger.get(name)
     assert (record.state, record.gates, record.report_sha256, ledger.held_back()) == (State.CANDIDATE, (), None, set())
     assert ledger.verify_audit().ok

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from autonomous.config import AutonomousConfig, GateConfig, LearningConfig
+from autonomous.config import AutonomousConfig, GateConfig, LearningConfig, SafetyConfig
 from autonomous.evaluation import SelfEvaluationSystem
 from autonomous.loop import AlreadyLearning, LearningLoop, NothingToLearn
 from autonomous.online import OnlineLearningModule
@@ -126,7 +126,9 @@ class World:
     def __init__(self, home: Path, base: Path, *, gates: GateConfig, oversight: bool = False) -> None:
         self._home = home
         self._base = base
-        self._config = AutonomousConfig(human_oversight_required=oversight, learning=LEARNING, gates=gates)
+        self._config = AutonomousConfig(
+            human_oversight_required=oversight, learning=LEARNING, gates=gates, safety=SafetyConfig(two_people=False)
+        )
         self.memory = Passages()
         self.latch = Latch.create(home / "latch")
         module = OnlineLearningModule(LEARNING, base_folder=base)

@@ -61,7 +61,10 @@ def http_server() -> Iterator[Callable[[FastAPI], str]]:
 def config_path(tmp_path: Path) -> Path:
     """A configuration whose home is a temporary folder; nothing runs there."""
     path = tmp_path / "config.toml"
-    path.write_text(f'home = "{tmp_path / "home"}"\n[ray]\ndashboard_port = 0\n', encoding="utf-8")
+    path.write_text(
+        f'home = "{tmp_path / "home"}"\n[ray]\ndashboard_port = 0\n[agent]\nhuman_oversight_required = false\n',
+        encoding="utf-8",
+    )
     return path
 
 

@@ -60,7 +60,7 @@ class SmallSystem(LocalParts):
     async def complete(self, request: GenerateRequest) -> WholeAnswer:
         return await collect(self.generate(request))
 
-    async def learn(self) -> str:
+    async def learn(self, *, by: str | None) -> str:
         self.latch.permit("learning")
         self.batch = self._next()
         if not self.batch.items:
@@ -100,12 +100,11 @@ class SmallSystem(LocalParts):
         for question in self.batch.questions:
             self.learned |= {question.question: question.answer, question.paraphrase: question.answer}
 
-    async def approve(self, version_id: str, *, by: str, reason: str) -> dict[str, Any]:
+    async def approve(self, version_id: str, *, by: str, reason: str, report_sha256: str | None) -> None:
         if self.state != "AWAITING_APPROVAL":
             raise ConflictError(f"version {version_id} is {self.state} and does not wait for approval")
         self.state = self.outcome = "PRODUCTION"
         self._promote()
-        return dict(await self.version(version_id))
 
     async def learn_next(self) -> dict[str, Any]:
         episodes = [episode for _, episode in self.episodic.episodes_after(0, limit=100)]

@@ -13,11 +13,12 @@ from cluster.config import ConfigError, load_config
 
 COMMANDS = (
     "up", "down", "status", "ask", "learn", "add", "versions", "approve", "rollback", "unlock", "emergency-stop", "reset",
-    "logs", "watchdog", "bench", "demo", "audit verify",
+    "logs", "watchdog", "bench", "demo", "audit verify", "audit show", "reject", "release", "explain", "forensics",
 )  # fmt: skip
 NEED_A_SYSTEM = (
     ["down"], ["status"], ["ask", "hello?"], ["learn"], ["versions"], ["approve", "ver-1"],
-    ["rollback", "--reason", "x"], ["unlock", "--reason", "x"], ["audit", "verify"],
+    ["rollback", "--reason", "x"], ["unlock", "--reason", "x"], ["audit", "verify"], ["reject", "ver-1", "--reason", "x"],
+    ["release", "ver-1", "--reason", "x"], ["explain", "ver-1"], ["forensics", "ver-1"],
 )  # fmt: skip
 
 Captured = pytest.CaptureFixture[str]

@@ -243,6 +243,7 @@ class LocalParts:
         (folder / "home").mkdir()
         self.sources = LocalSources(folder / "home", latch=self.latch)
         self.feedback = LocalFeedback(parts=self)
+        self.governance: Any = self
         self.fail_with: Exception | None = None
         self.searched: list[str] = []
         self.is_ready = True
@@ -315,9 +316,9 @@ class LocalParts:
     async def unlock(self, *, reason: str, by: str) -> None:
         raise ValueError("promotions are not frozen by rollbacks: there is nothing to unlock")
 
-    async def approve(self, version_id: str, *, by: str, reason: str) -> dict[str, Any]:
+    async def approve(self, version_id: str, *, by: str, reason: str, report_sha256: str | None) -> None:
+        await self.version(version_id)
         self.slots = {"v1": version_id, "v2": version_id, "v3": None}
-        return await self.version(version_id)
 
     async def ingest(self, documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
         guard = self.latch.permit("memory write").check
@@ -371,7 +372,7 @@ class LocalParts:
         value = self.working.get(key, session=session)
         return None if value is None else str(value)
 
-    async def learn(self) -> str:
+    async def learn(self, *, by: str | None) -> str:
         self.latch.permit("learning")
         if self.run_id is not None:
             raise ConflictError(f"run {self.run_id} is under way; wait for it")

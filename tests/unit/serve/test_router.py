@@ -4,7 +4,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from serve.router import BASE, UnknownModelError, call_with_retry, is_alias, resolve_version, stream_with_retry
+from serve.router import (
+    BASE,
+    QuarantinedModelError,
+    UnknownModelError,
+    call_with_retry,
+    is_alias,
+    resolve_version,
+    stream_with_retry,
+)
 
 POINTERS = {"v1": "ver-new", "v2": "ver-live", "v3": None}
 
@@ -62,8 +70,15 @@ def test_an_unknown_name_lists_the_valid_ones() -> None:
 
 
 def test_an_empty_slot_says_so() -> None:
-    with pytest.raises(UnknownModelError, match="nothing is in slot v3"):
-        resolve_version("v3", pointers=POINTERS)
+    with pytest.raises(UnknownModelError, match="nothing is in slot v1"):
+        resolve_version("v1", pointers={**POINTERS, "v1": None})
+
+
+@pytest.mark.parametrize("model", ["v3", "V3", "ver-bad"])
+@pytest.mark.parametrize("header", [None, "ver-bad"])
+def test_what_is_in_quarantine_answers_nobody_by_slot_or_by_name(model: str, header: str | None) -> None:
+    with pytest.raises(QuarantinedModelError, match="forensics"):
+        resolve_version(model, header=header, pointers={**POINTERS, "v3": "ver-bad"}, versions=["ver-bad"])
 
 
 def test_only_names_that_are_no_alias_need_the_list_of_versions() -> None:
