@@ -5,7 +5,7 @@ from datetime import datetime
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from autonomous.retraining import Job, RetrainingScheduler
 from autonomous.safety.latch import LearningStopped
@@ -22,7 +22,7 @@ JOBS = {
 }
 WHICH = st.integers(0, 1)
 NAMES = st.sampled_from(["learn", "retrain", "often"])
-SILENCE = st.sampled_from([1.0, LEASE_S - 1, LEASE_S, 2 * LEASE_S])
+SILENCE = st.sampled_from([LEASE_S / 2, LEASE_S - 1, LEASE_S])
 SECONDS = st.sampled_from([1.0, 59.0, 60.0, 899.0, HOUR, 5 * HOUR, DAY, 40 * DAY])
 
 
@@ -120,11 +120,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.desk.wait(seconds)
         self.tick(which)
 
-    @rule(which=WHICH)
-    def crash_in_a_run_of_the_next_hour(self, which: int) -> None:
+    @precondition(lambda self: any(self.under_way))
+    @rule(seconds=SILENCE)
+    def watch_one_that_is_silent_since_now(self, seconds: float) -> None:
+        holder = 0 if self.under_way[0] is not None else 1
+        self.schedulers[holder].beat()
+        self.watch_in_silence(1 - holder, seconds)
+
+    @rule(which=WHICH, is_crash=st.booleans())
+    def begin_what_the_next_hour_brings(self, which: int, is_crash: bool) -> None:
         self.desk.wait(HOUR)
         self.tick(which)
-        self.crash(which)
+        if is_crash:
+            self.crash(which)
 
     @rule(which=WHICH)
     def crash_in_what_a_crash_left(self, which: int) -> None:
