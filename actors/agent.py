@@ -14,11 +14,14 @@ from ray.exceptions import RayError
 from actors.base import Shell, code_sha256
 from actors.calls import ActorMissing, actor
 from actors.ports import RayEngine, RayEvaluator, RayLearner, RayMemory
+from actors.schedules import build_runners
 from autonomous.config import AutonomousConfig
-from autonomous.loop import AlreadyLearning, LearningLoop, NothingToLearn
+from autonomous.loop import LearningLoop
 from autonomous.ports import AgentParts
-from autonomous.safety.latch import Latch, LearningStopped
+from autonomous.retraining import RetrainingScheduler
+from autonomous.safety.latch import Latch
 from autonomous.versions.bundle import base_bundle
+from autonomous.versions.drill import RollbackDrill
 from autonomous.versions.ledger import VersionLedger
 from train.adapt.reference import AdapterRef
 
@@ -28,22 +31,32 @@ PART_TIMEOUT_S = 2.0
 
 
 class AgentShell(Shell):
-    """Holds the LearningLoop and its schedule. Restarted by Ray, it goes on from the ledger."""
+    """Holds the LearningLoop and the RetrainingScheduler. Restarted by Ray, both go on from their files."""
 
     def __init__(self, settings_sha256: str, *, config: AutonomousConfig, home: Path, base_folder: Path) -> None:
         super().__init__("agent", settings_sha256)
         self._config = config
-        self._latch = Latch.open(home / "safety" / "latch")
+        latch = Latch.open(home / "safety" / "latch")
+        engine = RayEngine()
         self._agent = LearningLoop(
             config,
-            parts=AgentParts(memory=RayMemory(), learner=RayLearner(), evaluator=RayEvaluator(), engine=RayEngine()),
+            parts=AgentParts(memory=RayMemory(), learner=RayLearner(), evaluator=RayEvaluator(), engine=engine),
             ledger=VersionLedger(home / "ledger.sqlite", warm_versions=config.warm_versions),
-            latch=self._latch,
+            latch=latch,
             versions_folder=home / "versions",
             base=base_bundle(base_folder, code_sha256=code_sha256()),
         )
-        if config.enable_online_learning and config.learning.interval_s > 0:
-            threading.Thread(target=self._learn_on_schedule, name="schedule", daemon=True).start()
+        ledger = self._agent.ledger
+        drill = RollbackDrill(ledger, path=home / "ledger.sqlite", engine=engine, gates=config.gates)
+        self._scheduler = RetrainingScheduler(
+            config.all_schedules(),
+            path=home / "schedules.sqlite",
+            latch=latch,
+            runners=build_runners(self._agent, drill),
+        )
+        threading.Thread(
+            target=self._scheduler.run_until, args=(threading.Event(),), name="schedule", daemon=True
+        ).start()
 
     @ray.method(concurrency_group="route")
     def pointers(self) -> dict[str, str | None]:
@@ -124,6 +137,32 @@ class AgentShell(Shell):
         """A person lets versions be promoted again after rollbacks."""
         self._agent.ledger.unlock_promotions(by=by, reason=reason)
 
+    @ray.method(concurrency_group="read")
+    def schedules(self) -> dict[str, Any]:
+        """What runs by itself, when next, how it ended last, and what a person should look at."""
+        return {"schedules": self._scheduler.book.schedules(), "findings": self._scheduler.findings()}
+
+    @ray.method(concurrency_group="read")
+    def schedule_runs(self, name: str, limit: int = 20) -> list[dict[str, Any]]:
+        """A job's runs, newest first."""
+        return [run.to_dict() for run in self._scheduler.book.runs(name, limit=limit)]
+
+    @ray.method(concurrency_group="control")
+    def run_schedule(self, name: str, by: str, reason: str, key: str | None = None) -> dict[str, Any]:
+        """A person wants a run of a job now."""
+        run = self._scheduler.ask(name, by=by, reason=reason, key=key)
+        self._agent.ledger.append_audit(
+            actor=by, action="schedule.ask", subject=name, after={"reason": reason, "run": run.id}
+        )
+        return run.to_dict()
+
+    @ray.method(concurrency_group="control")
+    def trigger_schedule(
+        self, name: str, by: str, reason: str, evidence: dict[str, Any] | None = None, key: str | None = None
+    ) -> dict[str, Any]:
+        """Something was found that asks for a run; what comes close together is one run."""
+        return self._scheduler.trigger(name, by=by, reason=reason, evidence=evidence, key=key).to_dict()
+
     @ray.method(concurrency_group="learn")
     def forget_document(self, document_id: str) -> dict[str, Any]:
         """Erase a document from every store; names the versions that learned from it."""
@@ -156,6 +195,7 @@ class AgentShell(Shell):
             "working": _part("working", "health"),
             "safety": _part("safety", "status"),
             "learning": asdict(last) if last else None,
+            "findings": self._scheduler.findings(),
             "delays": {"learning_s": timings.get("total_s"), "swap_s": timings.get("swap_s")},
         }
 
@@ -163,23 +203,6 @@ class AgentShell(Shell):
     def ready(self) -> dict[str, Any]:
         """Version that serves. Raises if there is none."""
         return {"v2": self._agent.ledger.pointers().v2}
-
-    def _learn_on_schedule(self) -> None:
-        """One batch per interval. A reset of the emergency stop starts nothing: the interval begins anew."""
-        last, epoch = time.monotonic(), self._latch.state().epoch
-        while True:
-            time.sleep(self._config.safety.watch_interval_s)
-            if (now_epoch := self._latch.state().epoch) != epoch:
-                last, epoch = time.monotonic(), now_epoch
-            if time.monotonic() - last < self._config.learning.interval_s:
-                continue
-            last = time.monotonic()
-            try:
-                logger.info("scheduled learning run %s", self._agent.start_cycle())
-            except (NothingToLearn, AlreadyLearning, LearningStopped, RayError) as error:
-                logger.info("no scheduled learning: %s", error)
-            except Exception:  # the thread must live: the next interval tries again
-                logger.exception("scheduled learning could not start")
 
 
 def _program_version() -> str:

@@ -5,8 +5,9 @@ A person edits the TOML sections of the same names (configs/laptop.toml); the re
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from autonomous.jobs import SchedulesConfig
 from train.dtype import TrainingDtype
 
 
@@ -47,7 +48,8 @@ class LearningConfig(BaseModel):
     max_batch_items: int = Field(20, gt=0)
     """Most learning items (questions and completions) of one online batch: about two for each fact."""
     interval_s: float = Field(3600.0, ge=0)
-    """Seconds between batches that start by themselves; 0 means only on demand."""
+    """Seconds between batches that start by themselves: the schedule of the job `learn`. 0 means only on demand, or at the
+    times of schedules.jobs.learn."""
     seed: int = 0
     """Seed of data order and of the adapter's initialisation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -113,3 +115,13 @@ class AutonomousConfig(BaseModel):
     learning: LearningConfig = LearningConfig()
     gates: GateConfig = GateConfig()
     safety: SafetyConfig = SafetyConfig()
+    schedules: SchedulesConfig = SchedulesConfig()
+
+    @model_validator(mode="after")
+    def _learning_has_one_schedule(self) -> "AutonomousConfig":
+        self.all_schedules()
+        return self
+
+    def all_schedules(self) -> SchedulesConfig:
+        """The schedules with that of `learning.interval_s` among them."""
+        return self.schedules.with_learning_every(self.learning.interval_s)

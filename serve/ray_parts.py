@@ -30,9 +30,10 @@ from serve.errors import (
     StorageAwayError,
     StorageFullError,
 )
-from serve.parts import Category, Json, MemoryParts
+from serve.parts import Category, Json, MemoryParts, ScheduleParts
 from serve.rag import Message
 from serve.ray_memory import RayMemoryParts
+from serve.ray_schedules import RayScheduleParts
 from serve.router import RetryOn, call_with_retry, stream_with_retry
 from serve.stream import WholeAnswer
 
@@ -53,6 +54,7 @@ RETRY_ENGINE: RetryOn = (RayActorError, EngineDeadError, ReplicaUnavailableError
 CAUSES: Mapping[str, type[Exception]] = {
     "UnknownVersion": NotFoundError,
     "UnknownRun": NotFoundError,
+    "UnknownSchedule": NotFoundError,
     "AlreadyLearning": ConflictError,
     "NothingToLearn": ConflictError,
     "NothingToRollBack": ConflictError,
@@ -119,6 +121,7 @@ class RayParts:
         self._probe: asyncio.Task[None] | None = None
         self._retrieval_delay_s: float | None = None
         self.memory: MemoryParts = RayMemoryParts(self._call, self._act)
+        self.schedules: ScheduleParts = RayScheduleParts(self._call, self._act)
 
     # --- calls ----------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,9 @@ from urllib.parse import quote
 
 from autonomous.config import GateConfig
 from autonomous.ports import EnginePort
+from autonomous.retraining import Job, Outcome
 from autonomous.safety.latch import LearningStopped
+from autonomous.schedule_rows import OutcomeName
 from autonomous.versions.bundle import BundleProblem, load_bundle
 from autonomous.versions.gates import Verdict, gate_probe_parity
 from autonomous.versions.ledger import LedgerNotReady, NothingToRollBack, VersionLedger, VersionRecord
@@ -32,6 +34,11 @@ logger = logging.getLogger(__name__)
 
 ACTION = "drill.rollback"
 BY = "agent"
+_OUTCOMES: dict[Verdict, OutcomeName] = {
+    Verdict.PASS: "done",
+    Verdict.FAIL: "failed",
+    Verdict.INCONCLUSIVE: "inconclusive",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +111,11 @@ class RollbackDrill:
         log = logger.error if verdict is Verdict.FAIL else logger.info
         log("rollback drill: %s: %s", verdict.value, reason)
         return DrillReport(verdict, reason, serving, predecessor, report.checks, report.seconds, seq)
+
+    def run_job(self, job: Job) -> Outcome:
+        """The drill as a scheduled job."""
+        report = self.run(guard=job.check)
+        return Outcome(_OUTCOMES[report.verdict], report.reason, (f"audit row {report.audit_seq}",))
 
     def _drill(self, ledger: VersionLedger, guard: Guard) -> tuple[str, str | None, list[DrillCheck]]:
         serving = ledger.get(ledger.pointers().v2)

@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from autonomous.jobs import SchedulesConfig
+from autonomous.retraining import Job, Outcome, RetrainingScheduler
 from autonomous.safety.latch import Latch, Scope
+from autonomous.schedule_book import UnknownSchedule
 from memory.claims import claims_of
 from memory.consolidate import Consolidation, ConsolidationConfig
 from memory.enrichment import EnrichmentConfig, EnrichmentQueue, FailedEnrichment
@@ -146,6 +149,36 @@ class LocalMemory:
         return asdict(self.consolidation.undo(run, by=f"{by}: {reason}", guard=self.guard()))
 
 
+class LocalSchedules:
+    """`serve.parts.ScheduleParts` in one process: whatever waits is run when the runs are asked for."""
+
+    def __init__(self, folder: Path, latch: Latch) -> None:
+        self.outcome = Outcome("done", "drilled")
+        self.scheduler = RetrainingScheduler(
+            SchedulesConfig(), path=folder / "schedules.sqlite", latch=latch, runners={"drill": self._work}
+        )
+
+    def _work(self, job: Job) -> Outcome:
+        return self.outcome
+
+    async def schedules(self) -> dict[str, Any]:
+        return {"schedules": self.scheduler.book.schedules(), "findings": self.scheduler.findings()}
+
+    async def runs(self, name: str, *, limit: int) -> list[dict[str, Any]]:
+        if (job := self.scheduler.tick()) is not None:
+            self.scheduler.finish(job, self.scheduler.execute(job))
+        try:
+            return [run.to_dict() for run in self.scheduler.book.runs(name, limit=limit)]
+        except UnknownSchedule as problem:
+            raise NotFoundError(str(problem)) from problem
+
+    async def run(self, name: str, *, by: str, reason: str, key: str | None) -> dict[str, Any]:
+        try:
+            return self.scheduler.ask(name, by=by, reason=reason, key=key).to_dict()
+        except UnknownSchedule as problem:
+            raise NotFoundError(str(problem)) from problem
+
+
 class LocalParts:
     """`serve.parts.Parts` in one process. `fail_with`, when set, is raised by the engine before its first piece."""
 
@@ -157,6 +190,7 @@ class LocalParts:
         Latch.create(folder / "latch")
         self.latch = Latch.open(folder / "latch")
         self.memory = LocalMemory(folder, episodic=self.episodic, working=self.working, latch=self.latch)
+        self.schedules = LocalSchedules(folder, self.latch)
         self.fail_with: Exception | None = None
         self.searched: list[str] = []
         self.is_ready = True
@@ -170,6 +204,7 @@ class LocalParts:
     def close(self) -> None:
         self.episodic.close()
         self.memory.semantic.close()
+        self.schedules.scheduler.close()
         self.memory.management.trusts.close()
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
