@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from autonomous.jobs import ScheduledJob, SchedulesConfig, decide_slots
-from autonomous.safety.latch import Latch, Permit
+from autonomous.safety.latch import Latch, Permit, Scope
 from autonomous.schedule import next_due
 from autonomous.schedule_rows import (
     SCHEMA,
@@ -41,7 +41,7 @@ from autonomous.schedule_rows import (
 from memory.store import Database
 
 ACTION = "a scheduled run"
-WITHIN = "learner"
+WITHIN: Scope = "learner"
 """The narrowest stop holds every scheduled run."""
 MAX_EVIDENCE = 4000
 """Characters of a trigger's evidence as JSON."""
