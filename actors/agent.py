@@ -14,13 +14,16 @@ from ray.exceptions import RayError
 from actors.base import Shell
 from actors.calls import ActorMissing, actor
 from actors.ports import RayEngine, RayEvaluator, RayLearner, RayMemory
+from actors.schedules import build_runners
 from autonomous.code import code_sha256
 from autonomous.config import AutonomousConfig
-from autonomous.loop import AlreadyLearning, LearningLoop, NothingToLearn
+from autonomous.loop import LearningLoop
 from autonomous.oversight import Oversight
 from autonomous.ports import AgentParts
-from autonomous.safety.latch import Latch, LearningStopped
+from autonomous.retraining import RetrainingScheduler
+from autonomous.safety.latch import Latch
 from autonomous.versions.bundle import base_bundle
+from autonomous.versions.drill import RollbackDrill
 from autonomous.versions.explain import Explanation
 from autonomous.versions.forensics import Case
 from autonomous.versions.ledger import VersionLedger
@@ -33,35 +36,43 @@ logger = logging.getLogger(__name__)
 PART_TIMEOUT_S = 2.0
 TICK_S = 1.0
 """How often the rollout and the effects of the ledger are looked after."""
-BY_API, BY_SCHEDULE = "agent:api", "agent:schedule"
+BY_API = "agent:api"
 """Who asked for a run, where no person gave a name."""
 
 
 class AgentShell(Shell):
-    """Holds the LearningLoop and its schedule. Restarted by Ray, it goes on from the ledger."""
+    """Holds the LearningLoop and the RetrainingScheduler. Restarted by Ray, both go on from their files."""
 
     def __init__(self, settings_sha256: str, *, config: AutonomousConfig, home: Path, base_folder: Path) -> None:
         super().__init__("agent", settings_sha256)
         self._config = config
-        self._latch = Latch.open(home / "safety" / "latch")
-        memory = RayMemory()
+        latch = Latch.open(home / "safety" / "latch")
+        memory, engine = RayMemory(), RayEngine()
         ledger = VersionLedger(
             home / "ledger.sqlite", warm_versions=config.warm_versions, checkpoint_folder=config.audit_checkpoint
         )
         self._agent = LearningLoop(
             config,
-            parts=AgentParts(memory=memory, learner=RayLearner(), evaluator=RayEvaluator(), engine=RayEngine()),
+            parts=AgentParts(memory=memory, learner=RayLearner(), evaluator=RayEvaluator(), engine=engine),
             ledger=ledger,
-            latch=self._latch,
+            latch=latch,
             versions_folder=home / "versions",
             base=base_bundle(base_folder, code_sha256=code_sha256()),
         )
-        threading.Thread(target=self._tick_for_ever, name="tick", daemon=True).start()
         self._oversight = Oversight(
-            config, ledger=ledger, latch=self._latch, memory=memory, curriculum=self._agent.curriculum
+            config, ledger=ledger, latch=latch, memory=memory, curriculum=self._agent.curriculum
         )
-        if config.enable_online_learning and config.learning.interval_s > 0:
-            threading.Thread(target=self._learn_on_schedule, name="schedule", daemon=True).start()
+        drill = RollbackDrill(ledger, path=home / "ledger.sqlite", engine=engine, gates=config.gates)
+        self._scheduler = RetrainingScheduler(
+            config.all_schedules(),
+            path=home / "schedules.sqlite",
+            latch=latch,
+            runners=build_runners(self._agent, drill),
+        )
+        threading.Thread(target=self._tick_for_ever, name="tick", daemon=True).start()
+        threading.Thread(
+            target=self._scheduler.run_until, args=(threading.Event(),), name="schedule", daemon=True
+        ).start()
 
     @ray.method(concurrency_group="route")
     def pointers(self) -> Pointers:
@@ -174,6 +185,32 @@ class AgentShell(Shell):
         """A person lets versions be promoted again after rollbacks."""
         self._agent.ledger.unlock_promotions(by=by, reason=reason)
 
+    @ray.method(concurrency_group="read")
+    def schedules(self) -> dict[str, Any]:
+        """What runs by itself, when next, how it ended last, and what a person should look at."""
+        return {"schedules": self._scheduler.book.schedules(), "findings": self._scheduler.findings()}
+
+    @ray.method(concurrency_group="read")
+    def schedule_runs(self, name: str, limit: int = 20) -> list[dict[str, Any]]:
+        """A job's runs, newest first."""
+        return [run.to_dict() for run in self._scheduler.book.runs(name, limit=limit)]
+
+    @ray.method(concurrency_group="control")
+    def run_schedule(self, name: str, by: str, reason: str, key: str | None = None) -> dict[str, Any]:
+        """A person wants a run of a job now."""
+        run = self._scheduler.ask(name, by=by, reason=reason, key=key)
+        self._agent.ledger.append_audit(
+            actor=by, action="schedule.ask", subject=name, after={"reason": reason, "run": run.id}
+        )
+        return run.to_dict()
+
+    @ray.method(concurrency_group="control")
+    def trigger_schedule(
+        self, name: str, by: str, reason: str, evidence: dict[str, Any] | None = None, key: str | None = None
+    ) -> dict[str, Any]:
+        """Something was found that asks for a run; what comes close together is one run."""
+        return self._scheduler.trigger(name, by=by, reason=reason, evidence=evidence, key=key).to_dict()
+
     @ray.method(concurrency_group="learn")
     def forget_document(self, document_id: str) -> dict[str, Any]:
         """Erase a document from every store; names the versions that learned from it."""
@@ -208,6 +245,7 @@ class AgentShell(Shell):
             "sources": _part("stream", "status"),
             "learning": asdict(last) if last else None,
             "rollout": self._agent.rollout.status(),
+            "findings": self._scheduler.findings(),
             "delays": {"learning_s": timings.get("total_s"), "swap_s": timings.get("swap_s")},
         }
 
@@ -223,23 +261,6 @@ class AgentShell(Shell):
                 self._agent.tick()
             except Exception:  # the thread must live: the next tick tries again
                 logger.exception("what follows from the ledger could not be done")
-
-    def _learn_on_schedule(self) -> None:
-        """One batch per interval. A reset of the emergency stop starts nothing: the interval begins anew."""
-        last, epoch = time.monotonic(), self._latch.state().epoch
-        while True:
-            time.sleep(self._config.safety.watch_interval_s)
-            if (now_epoch := self._latch.state().epoch) != epoch:
-                last, epoch = time.monotonic(), now_epoch
-            if time.monotonic() - last < self._config.learning.interval_s:
-                continue
-            last = time.monotonic()
-            try:
-                logger.info("scheduled learning run %s", self._agent.start_cycle(by=BY_SCHEDULE))
-            except (NothingToLearn, AlreadyLearning, LearningStopped, RayError) as error:
-                logger.info("no scheduled learning: %s", error)
-            except Exception:  # the thread must live: the next interval tries again
-                logger.exception("scheduled learning could not start")
 
 
 def _program_version() -> str:

@@ -266,7 +266,10 @@ class SemanticShell(Shell):
             time.sleep(DREAM_CHECK_S)
             try:
                 with self._dreaming:
-                    if self._consolidation.due() and self._episodes.health().num_episodes:
+                    if (
+                        self._consolidation.due(reset_at=self._latch.state().at)
+                        and self._episodes.health().num_episodes
+                    ):
                         self._consolidation.run(guard=self._guard())
                 self._dream_error = ""
             except (LearningStopped, RayActorError, ActorMissing) as error:

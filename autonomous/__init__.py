@@ -12,7 +12,7 @@ runs         what a learning run reports
 suite        the texts of anchor, control and safety
 panel        who is asked: candidate, parent, original; panel_weights: where they are models of their own
 evaluation   an adapter in, an evaluation report out (SelfEvaluationSystem); its texts lie in suites/
-versions/    the life of a version: states, gates, ledger, audit
+versions/    the life of a version: states, gates, ledger, audit, the rollback drill
 safety/      the stop latch, the screen, the monitor
 sources/     the stream that is read by itself: readers, cursors, StreamReader
 people       who acts: one name per person, and the names of the program itself
@@ -40,4 +40,9 @@ tasks        gaps as learning tasks, until they are answered (LearningTasks)
 pipeline     from feedback and gaps to data, a run, a version (TrainingPipelineIntegration); pipeline_memory: its stores
 feedback_desk  what the HTTP surface asks of all that (FeedbackDesk); feedback_config: its settings
 oversight    what people decide and ask about versions, beside the loop (Oversight)
+schedule     when something is due, in UTC (Schedule)
+jobs         which work runs by itself, and what becomes of what was missed (SchedulesConfig)
+schedule_book, schedule_rows  which slots are settled, what waits, what ran: in SQLite
+retraining   what is due is begun once, one run at a time (RetrainingScheduler)
+learn_until_done  a run of learning cycles in turn
 """

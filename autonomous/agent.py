@@ -19,7 +19,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -27,15 +26,18 @@ from typing import IO, Any, Literal
 from autonomous.code import code_sha256
 from autonomous.config import AutonomousConfig
 from autonomous.ingest import IngestConfig
+from autonomous.learn_until_done import LearnUntilDone
 from autonomous.local import LocalEngine, LocalEvaluator, LocalLearner, Permits
 from autonomous.local_memory import LocalMemory
-from autonomous.loop import AlreadyLearning, LearningLoop, NothingToLearn
+from autonomous.loop import LearningLoop
 from autonomous.ports import AgentParts
+from autonomous.retraining import RetrainingScheduler
 from autonomous.runs import CycleStatus
 from autonomous.safety.latch import Latch, LearningStopped, Scope
 from autonomous.safety.monitor import SafetyMonitor
 from autonomous.versions.bundle import base_bundle
-from autonomous.versions.ledger import PromotionsFrozen, VersionLedger
+from autonomous.versions.drill import RollbackDrill
+from autonomous.versions.ledger import VersionLedger
 from memory.embed import Embedder
 from memory.settings import MemorySettings
 from memory.types import Episode
@@ -45,7 +47,6 @@ logger = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
 BY_PROGRAM = "agent:api"
-BY_SCHEDULE = "agent:schedule"
 """Who asks for a run, where no person gives a name."""
 HOME = Path("~/.autonomous/agent")
 TICK_S = 1.0
@@ -95,7 +96,7 @@ class AutonomousLearningAgent:
         self._embedder = embedder
         self._clock = clock
         self._ending = threading.Event()
-        self._tending: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self._owner: IO[str] | None = None
         self._parts: _Running | None = None
 
@@ -189,6 +190,7 @@ class AutonomousLearningAgent:
             "memory": asdict(running.memory.episodic.health()),
             "safety": running.monitor.status(),
             "rollout": running.loop.rollout.status(),
+            "findings": running.scheduler.findings(),
             "learning": None if last is None else asdict(last),
         }
 
@@ -215,15 +217,22 @@ class AutonomousLearningAgent:
         except BaseException:
             self._owner.close()
             raise
-        self._tending = threading.Thread(target=self._tend, name="tend", daemon=True)
-        self._tending.start()
+        self._threads = [
+            threading.Thread(target=self._tend, name="tend", daemon=True),
+            threading.Thread(
+                target=self._parts.scheduler.run_until, args=(self._ending,), name="schedule", daemon=True
+            ),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def _close(self) -> None:
         self._ending.set()
-        assert self._tending is not None, "a running agent has its thread"
-        self._tending.join()
+        for thread in self._threads:
+            thread.join()
         parts, self._parts = self._running, None
         parts.loop.close()
+        parts.scheduler.close()
         parts.memory.close()
         parts.ledger.close()
         assert self._owner is not None, "a running agent owns its home"
@@ -273,21 +282,11 @@ class AutonomousLearningAgent:
         return AgentAnswer(text, "base" if version == "base" else name, episodes)
 
     def _tend(self) -> None:
-        """What goes on beside the callers: rollout and reconciler each second, learning and consolidation when due."""
+        """What goes on beside the callers: rollout and reconciler each second, consolidation when it is due."""
         running = self._running
-        last, epoch = time.monotonic(), running.latch.state().epoch
         while not self._ending.wait(TICK_S):
             try:
                 running.loop.tick()
-                if (
-                    now_epoch := running.latch.state().epoch
-                ) != epoch:  # a reset starts nothing: the interval begins anew
-                    last, epoch = time.monotonic(), now_epoch
-                interval_s = self._config.learning.interval_s
-                if self._config.enable_online_learning and 0 < interval_s < time.monotonic() - last:
-                    last = time.monotonic()
-                    with suppress(NothingToLearn, AlreadyLearning, PromotionsFrozen):
-                        running.loop.start_cycle(by=BY_SCHEDULE)
                 running.memory.consolidate_if_due()
             except LearningStopped as error:
                 logger.info("the agent waits: %s", error)
@@ -345,6 +344,16 @@ class _Running:
             latch=self.latch,
             versions_folder=home / "versions",
             base=base_bundle(base_folder, code_sha256=code_sha256()),
+            clock=agent._clock,
+        )
+
+        learn = LearnUntilDone(self.loop)
+        drill = RollbackDrill(self.ledger, path=ledger_path, engine=self.engine, gates=config.gates)
+        self.scheduler = RetrainingScheduler(
+            config.all_schedules(),
+            path=home / "schedules.sqlite",
+            latch=self.latch,
+            runners={"learn": learn, "retrain": learn, "drill": drill.run_job},
             clock=agent._clock,
         )
 

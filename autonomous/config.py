@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from autonomous.feedback_config import FeedbackConfig
+from autonomous.jobs import SchedulesConfig
 from autonomous.policy import PolicyConfig
 from autonomous.sources.config import SourceConfig
 from autonomous.tools.config import KnowledgeConfig
@@ -65,7 +66,8 @@ class LearningConfig(BaseModel):
     max_wait_s: float = Field(3600.0, gt=0)
     """A batch is due by time once an episode has waited so long, however few there are; seconds."""
     interval_s: float = Field(3600.0, ge=0)
-    """Seconds between batches that start by themselves; 0 means only on demand."""
+    """Seconds between batches that start by themselves: the schedule of the job `learn`. 0 means only on demand, or at the
+    times of schedules.jobs.learn."""
     seed: int = 0
     """Seed of data order and of the adapter's initialisation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -196,6 +198,7 @@ class AutonomousConfig(BaseModel):
     safety: SafetyConfig = SafetyConfig()
     knowledge: KnowledgeConfig = KnowledgeConfig()
     feedback: FeedbackConfig = FeedbackConfig()
+    schedules: SchedulesConfig = SchedulesConfig()
 
     @field_validator("sources")
     @classmethod
@@ -223,3 +226,12 @@ class AutonomousConfig(BaseModel):
                 f"audit_checkpoint = '{folder}' is relative: write an absolute path or one that starts with ~"
             )
         return folder
+
+    @model_validator(mode="after")
+    def _learning_has_one_schedule(self) -> "AutonomousConfig":
+        self.all_schedules()
+        return self
+
+    def all_schedules(self) -> SchedulesConfig:
+        """The schedules with that of `learning.interval_s` among them."""
+        return self.schedules.with_learning_every(self.learning.interval_s)

@@ -2,9 +2,9 @@
 
 Commands are grouped by file: cli_system.py (up, down, status, logs), cli_model.py (ask, add, learn, versions, rollback),
 cli_governance.py (approve, reject, release, explain, forensics), cli_memory.py (memory), cli_sources.py (sources),
-cli_tools.py (tool), cli_feedback.py (feedback, gaps), cli_safety.py (emergency-stop, reset, audit), cli_runs.py (demo, bench),
-cli_plan.py (plan), cli_data.py (data), cli_train.py (train). Heavy parts are imported by the commands that need them, so that
-help is quick.
+cli_tools.py (tool), cli_feedback.py (feedback, gaps), cli_schedule.py (schedule), cli_safety.py (emergency-stop, reset,
+audit), cli_runs.py (demo, bench), cli_plan.py (plan), cli_data.py (data), cli_train.py (train). Heavy parts are imported by
+the commands that need them, so that help is quick.
 """
 
 import sys
@@ -21,6 +21,7 @@ from cluster import (
     cli_plan,
     cli_runs,
     cli_safety,
+    cli_schedule,
     cli_sources,
     cli_system,
     cli_tools,
@@ -54,6 +55,7 @@ PARTS = (
     cli_sources,
     cli_tools,
     cli_feedback,
+    cli_schedule,
     cli_safety,
     cli_runs,
     cli_plan,

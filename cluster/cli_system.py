@@ -146,6 +146,7 @@ def _status_rows(facts: dict[str, Any]) -> list[tuple[str, str | None]]:
         else ""
     )
     rows.append(("emergency stop", f"{'not set' if mode == 'armed' else mode}{why}"))
+    rows += [("look at", finding) for finding in facts.get("findings") or ()]
     rows += [(f"{name.removesuffix('_s')} delay", _duration(value)) for name, value in delays.items()]
     return rows
 

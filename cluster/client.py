@@ -311,6 +311,20 @@ class Client:
                 )
             time.sleep(POLL_S if poll_s is None else poll_s)
 
+    def schedules(self) -> Json:
+        """What runs by itself."""
+        return self._json("GET", "/v1/schedules")
+
+    def schedule_runs(self, name: str, *, limit: int = 20) -> list[Json]:
+        """A job's runs, newest first."""
+        reply = self._json("GET", f"/v1/schedules/{quote(name, safe='')}/runs", params={"limit": limit})
+        return list(reply["runs"])
+
+    def run_schedule(self, name: str, *, by: str, reason: str, key: str | None = None) -> Json:
+        """Ask for a run of a job now; the run. The same `key` asks once."""
+        body = {"by": by, "reason": reason, "key": key}
+        return self._json("POST", f"/v1/schedules/{quote(name, safe='')}/run", body)
+
     def versions(self) -> Json:
         """The three pointers and the versions, newest first."""
         return self._json("GET", "/v1/versions")

@@ -126,13 +126,17 @@ class Consolidation:
             "verify": self._verify,
         }
 
-    def due(self) -> bool:
-        """Whether a run was cut off, or an interval has passed since the last one began, or since the first fact came in."""
+    def due(self, *, reset_at: float = 0.0) -> bool:
+        """Whether a run was cut off, or an interval has passed since the last one began, or since the first fact came in.
+
+        A reset of the emergency stop, `reset_at` in seconds since the epoch, starts nothing: the interval begins anew, and a
+        run that the stop cut off waits for it too.
+        """
         reports = self.reports(limit=1)
-        if reports and reports[0].state == "running":
+        if reports and reports[0].state == "running" and reports[0].started_at >= reset_at:
             return True
         since = reports[0].started_at if reports else self._semantic.began_at()
-        return since is not None and self._clock() - since >= self.config.interval_s
+        return since is not None and self._clock() - max(since, reset_at) >= self.config.interval_s
 
     def run(self, *, guard: Guard = no_guard) -> ConsolidationReport:
         """Go through all steps, or those that a run which was cut off has left. Raises what `guard` raises."""

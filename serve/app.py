@@ -21,6 +21,7 @@ from serve.governance_routes import build_governance_router
 from serve.memory_routes import build_memory_router
 from serve.parts import Parts
 from serve.rag import RAGSystem
+from serve.schedule_routes import build_schedule_router
 from serve.schemas import (
     DeleteResponse,
     DocumentList,
@@ -87,6 +88,7 @@ def build_api(
     app.include_router(build_source_router(parts.sources))
     app.include_router(build_feedback_router(parts.feedback))
     app.include_router(_learning_routes(parts))
+    app.include_router(build_schedule_router(parts.schedules))
     app.include_router(_version_routes(parts))
     app.include_router(build_governance_router(context))
     app.include_router(_safety_routes(context))

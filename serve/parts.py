@@ -97,6 +97,19 @@ class MemoryParts(Protocol):
         """Take a run back. Raises ValueError."""
 
 
+class ScheduleParts(Protocol):
+    """What runs by itself, behind its routes."""
+
+    async def schedules(self) -> Json:
+        """GET /v1/schedules."""
+
+    async def runs(self, name: str, *, limit: int) -> list[Json]:
+        """A job's runs, newest first. Raises NotFoundError."""
+
+    async def run(self, name: str, *, by: str, reason: str, key: str | None) -> Json:
+        """Ask for a run now; the run. Raises NotFoundError, LearningStopped."""
+
+
 class Parts(Protocol):
     """Everything behind the routes."""
 
@@ -105,6 +118,7 @@ class Parts(Protocol):
     sources: SourceParts
     feedback: FeedbackParts
     governance: GovernanceParts
+    schedules: ScheduleParts
 
     # --- engine ---------------------------------------------------------------------------------------------------
 

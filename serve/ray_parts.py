@@ -35,12 +35,13 @@ from serve.errors import (
 )
 from serve.feedback_parts import FeedbackParts
 from serve.governance import GovernanceParts
-from serve.parts import Category, Json, MemoryParts
+from serve.parts import Category, Json, MemoryParts, ScheduleParts
 from serve.rag import Message
 from serve.ray_feedback import RayFeedbackParts
 from serve.ray_governance import RayGovernance
 from serve.ray_memory import RayMemoryParts
 from serve.ray_outcomes import OutcomeSender
+from serve.ray_schedules import RayScheduleParts
 from serve.ray_sources import RaySourceParts
 from serve.ray_tools import RayToolParts
 from serve.router import RetryOn, call_with_retry, stream_with_retry
@@ -66,6 +67,7 @@ CAUSES: Mapping[str, type[Exception]] = {
     "UnknownVersion": NotFoundError,
     "UnknownRun": NotFoundError,
     "UnknownSource": NotFoundError,
+    "UnknownSchedule": NotFoundError,
     "AlreadyLearning": ConflictError,
     "NothingToLearn": ConflictError,
     "NothingToRollBack": ConflictError,
@@ -151,6 +153,7 @@ class RayParts:
         self.sources: SourceParts = RaySourceParts(self._call, self._act)
         self.feedback: FeedbackParts = RayFeedbackParts(self._call, self._act, config=feedback or FeedbackConfig())
         self.governance: GovernanceParts = RayGovernance(self._call, self._act)
+        self.schedules: ScheduleParts = RayScheduleParts(self._call, self._act)
 
     # --- calls ----------------------------------------------------------------------------------------------------
 

@@ -213,6 +213,16 @@ def test_audit_chain_holds_and_explains_the_promotion(system: Any) -> None:
     assert told["lineage"][-1]["steps"][-1]["to_state"] == "PRODUCTION"
 
 
+def test_a_rollback_drill_proves_that_the_predecessor_could_serve_and_changes_no_pointer(system: Any) -> None:
+    before = system.get("/v1/versions")["pointers"]
+    run = json.loads(system.run("schedule", "run", "drill", "--reason", "before a rollback", "--json").stdout)
+    assert run["outcome"] == "done", run
+    assert system.get("/v1/versions")["pointers"] == before
+    row = next(row for row in system.get("/v1/audit")["rows"] if row["action"] == "drill.rollback")
+    assert (row["subject"], row["after"]["verdict"]) == (before["v2"], "pass")
+    assert system.get("/v1/status")["findings"] == []
+
+
 def test_rollback_restores_the_predecessor_at_once_and_holds_the_learned_documents_back(system: Any) -> None:
     bad = system.get("/v1/versions")["pointers"]["v2"]
     result = json.loads(system.run("rollback", "--reason", "drill", "--json").stdout)

@@ -153,8 +153,9 @@ def test_the_program_rejects_nothing_and_nothing_is_rejected_that_does_not_wait(
 def test_two_people_decide_at_level_high_with_oversight_unless_the_setting_says_otherwise(
     level: Any, oversight: bool, two_people: Any, expected: bool
 ) -> None:
-    safety = SafetyConfig(level=level, two_people=two_people)
-    assert AutonomousConfig(human_oversight_required=oversight, safety=safety).needs_two_people is expected
+    safety = SafetyConfig(two_people=two_people)
+    config = AutonomousConfig(safety_level=level, human_oversight_required=oversight, safety=safety)
+    assert config.needs_two_people is expected
 
 
 class Engine:

@@ -38,6 +38,8 @@ def test_an_override_wins_over_the_file(tmp_path: Path) -> None:
         ("[engine]\nkind = 'fast'", ("engine.kind", "fast")),
         ("[http]\nport = 99999", ("http.port", "99999")),
         ("[agent.learning]\nlora_r = 16", ("lora_r = 16", "engine.max_lora_rank")),
+        ("[agent.schedules.jobs.learn]\nschedule = { kind = 'daily' }", ("interval_s = 3600", "set interval_s = 0")),
+        ("[agent.schedules.jobs.drill]\nschedule = { kind = 'daily', weekday = 'sunday' }", ("weekday = sunday",)),
         ("home = [", ("TOML",)),
     ],
 )

@@ -288,6 +288,28 @@ def test_it_is_due_every_interval_and_keeps_what_undoes_the_last_runs(dreams: Dr
     assert dreams.saliences() != before
 
 
+def test_a_reset_of_the_emergency_stop_starts_nothing_and_begins_the_interval_anew(dreams: Dreams) -> None:
+    dreams.semantic.add([claim for episode in dreams.fill(6) for claim in claims_of(episode)])
+    dreams.clock.now += 86_400
+    reset_at = dreams.clock.now
+    assert dreams.consolidation.due()
+    assert not dreams.consolidation.due(reset_at=reset_at)
+    num_asked = 0
+
+    def stop() -> None:
+        nonlocal num_asked
+        num_asked += 1
+        if num_asked > 2:
+            raise PermissionError("stopped")
+
+    with pytest.raises(PermissionError):
+        dreams.consolidation.run(guard=stop)
+    assert dreams.consolidation.due(reset_at=reset_at)  # a crash after the reset is taken up at once
+    assert not dreams.consolidation.due(reset_at=reset_at + 60)  # what a stop cut off is not
+    dreams.clock.now += 86_400 + 60
+    assert dreams.consolidation.due(reset_at=reset_at + 60)
+
+
 def test_an_empty_memory_dreams_of_nothing(dreams: Dreams) -> None:
     report = dreams.consolidation.run()
     assert (report.state, report.steps["sample"]["replayed"], report.steps["fade"]) == ("done", [], {"num_changed": 0})

@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from autonomous import retraining
+from autonomous.jobs import SchedulesConfig
 from autonomous.knowledge import KnowledgeIntegration, build_tools
 from autonomous.safety.latch import Latch, Scope
+from autonomous.schedule_book import UnknownSchedule
 from autonomous.sources.config import SourceConfig
 from autonomous.sources.cursors import CursorStore, UnknownSource
 from autonomous.sources.stream import StreamReader
@@ -228,6 +231,36 @@ class LocalSources:
             raise NotFoundError(str(error)) from error
 
 
+class LocalSchedules:
+    """`serve.parts.ScheduleParts` in one process: whatever waits is run when the runs are asked for."""
+
+    def __init__(self, folder: Path, latch: Latch) -> None:
+        self.outcome = retraining.Outcome("done", "drilled")
+        self.scheduler = retraining.RetrainingScheduler(
+            SchedulesConfig(), path=folder / "schedules.sqlite", latch=latch, runners={"drill": self._work}
+        )
+
+    def _work(self, job: retraining.Job) -> retraining.Outcome:
+        return self.outcome
+
+    async def schedules(self) -> dict[str, Any]:
+        return {"schedules": self.scheduler.book.schedules(), "findings": self.scheduler.findings()}
+
+    async def runs(self, name: str, *, limit: int) -> list[dict[str, Any]]:
+        if (job := self.scheduler.tick()) is not None:
+            self.scheduler.finish(job, self.scheduler.execute(job))
+        try:
+            return [run.to_dict() for run in self.scheduler.book.runs(name, limit=limit)]
+        except UnknownSchedule as problem:
+            raise NotFoundError(str(problem)) from problem
+
+    async def run(self, name: str, *, by: str, reason: str, key: str | None) -> dict[str, Any]:
+        try:
+            return self.scheduler.ask(name, by=by, reason=reason, key=key).to_dict()
+        except UnknownSchedule as problem:
+            raise NotFoundError(str(problem)) from problem
+
+
 class LocalParts:
     """`serve.parts.Parts` in one process. `fail_with`, when set, is raised by the engine before its first piece."""
 
@@ -244,6 +277,7 @@ class LocalParts:
         self.sources = LocalSources(folder / "home", latch=self.latch)
         self.feedback = LocalFeedback(parts=self)
         self.governance: Any = self
+        self.schedules = LocalSchedules(folder, self.latch)
         self.fail_with: Exception | None = None
         self.searched: list[str] = []
         self.is_ready = True
@@ -261,6 +295,7 @@ class LocalParts:
         self.sources.close()
         self.memory.semantic.close()
         self.feedback.close()
+        self.schedules.scheduler.close()
         self.memory.management.trusts.close()
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:

@@ -1,0 +1,25 @@
+"""What the agent's scheduled jobs do: learning cycles, the rollback drill, and what other actors do of it."""
+
+import ray
+
+from actors.calls import actor
+from autonomous.jobs import JobKind
+from autonomous.learn_until_done import LearnUntilDone
+from autonomous.loop import LearningLoop
+from autonomous.retraining import Job, Outcome, RunJob
+from autonomous.versions.drill import RollbackDrill
+
+
+def build_runners(agent: LearningLoop, drill: RollbackDrill) -> dict[JobKind, RunJob]:
+    """By kind of job. A kind that is not here fails with a sentence that says so."""
+    learn = LearnUntilDone(agent)
+    return {"learn": learn, "retrain": learn, "drill": drill.run_job, "consolidate": consolidate}
+
+
+def consolidate(job: Job) -> Outcome:
+    """The semantic actor's consolidation, which asks the emergency stop by itself at each step."""
+    job.check()
+    report = ray.get(actor("semantic").consolidate.remote())
+    if report["state"] != "done":
+        return Outcome("failed", report["problem"], (report["run"],))
+    return Outcome("done", "consolidated", (report["run"],))
