@@ -25,6 +25,8 @@ from train.adapt.reference import AdapterRef
 logger = logging.getLogger(__name__)
 
 PART_TIMEOUT_S = 2.0
+HELD_SHOWN = 100
+"""Newest passages that the data gate holds, in GET /v1/learn/next."""
 
 
 class AgentShell(Shell):
@@ -99,6 +101,8 @@ class AgentShell(Shell):
                 for episode in batch.episodes
             ],
             "questions": [asdict(question) for question in batch.lessons.questions],
+            "held": [hold.to_dict() for hold in self._agent.curriculum.held(HELD_SHOWN)],
+            "undecided": dict(batch.undecided),
         }
 
     @ray.method(concurrency_group="read")

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from autonomous.data_gate import DataGateConfig
 from train.dtype import TrainingDtype
 
 
@@ -111,5 +112,6 @@ class AutonomousConfig(BaseModel):
     warm_versions: int = Field(3, ge=1)
     """Superseded versions kept loadable for rollback."""
     learning: LearningConfig = LearningConfig()
+    data: DataGateConfig = DataGateConfig()
     gates: GateConfig = GateConfig()
     safety: SafetyConfig = SafetyConfig()

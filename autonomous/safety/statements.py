@@ -205,6 +205,25 @@ def other_code(sentence: str, belief: Statement) -> str | None:
     return None
 
 
+def same_make_values(episode: Episode, belief: Statement) -> list[str]:
+    """Codes and numbers of the make of a belief's value, in the sentences of a passage that share a name with its slot."""
+    if belief.slot is None or len(_exact(belief.value)) != 1:
+        return []
+    (believed,) = _exact(belief.value)
+    is_code, shape = bool(_CODE.fullmatch(believed)), _shape(believed)
+    found = []
+    for sentence in sentences_of(episode):
+        words = _WORD.findall(sentence)
+        stems = {_stem(word) for word in words}
+        if not belief.slot.names & stems if belief.slot.names else not belief.slot.words <= stems:
+            continue
+        for word in words:
+            is_alike = _shape(word) == shape and (is_code or len(word) == len(believed))
+            if is_alike and word.casefold() != believed:
+                found.append(word)
+    return found
+
+
 def _restated(sentence: str, *, title: str, episode_id: str) -> Iterator[Statement]:
     """What a sentence states under its lead-in, in passive voice, as an answer, as a change, or by a denial."""
 

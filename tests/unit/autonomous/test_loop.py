@@ -10,11 +10,13 @@ import pytest
 
 from autonomous.config import AutonomousConfig, GateConfig, LearningConfig
 from autonomous.evaluation import SelfEvaluationSystem
+from autonomous.holds import Hold, HoldState
 from autonomous.loop import AlreadyLearning, LearningLoop, NothingToLearn
 from autonomous.online import OnlineLearningModule
 from autonomous.ports import AgentParts
 from autonomous.runs import CycleStatus
 from autonomous.safety.latch import Latch, LearningStopped
+from autonomous.safety.poison import Evidence
 from autonomous.versions.bundle import base_bundle
 from autonomous.versions.ledger import PromotionRefused, PromotionsFrozen, VersionLedger
 from autonomous.versions.states import State
@@ -38,6 +40,7 @@ class Passages:
 
     def __init__(self) -> None:
         self.episodes: list[Episode] = []
+        self.holds: dict[str, Hold] = {}
 
     def add(self, *texts: str) -> None:
         for text in texts:
@@ -53,6 +56,18 @@ class Passages:
     def get(self, ids: Sequence[str]) -> list[Episode]:
         known = {episode.id: episode for episode in self.episodes}
         return [known[key] for key in ids if key in known]
+
+    def contradicted(self, episodes: Sequence[Episode]) -> Evidence:
+        return Evidence()
+
+    def hold_states(self, episodes: Sequence[Episode]) -> dict[str, HoldState]:
+        return {episode.id: "held" for episode in episodes if episode.id in self.holds}
+
+    def hold(self, holds: Sequence[Hold]) -> None:
+        self.holds |= {hold.episode_id: hold for hold in holds}
+
+    def held(self, limit: int) -> list[Hold]:
+        return list(self.holds.values())[:limit]
 
 
 class LocalLearner:
