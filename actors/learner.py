@@ -6,7 +6,7 @@ from pathlib import Path
 import ray
 
 from actors.base import Shell
-from autonomous.config import LearningConfig
+from autonomous.config import LearningConfig, SafetyConfig
 from autonomous.online import OnlineLearningModule
 from autonomous.runs import LearningRun, StepReport
 from autonomous.safety.latch import Latch
@@ -20,12 +20,21 @@ class LearnerShell(Shell):
     """Holds the OnlineLearningModule. Every optimizer step asks the stop latch; a kill leaves no half adapter."""
 
     def __init__(
-        self, settings_sha256: str, *, config: LearningConfig, base_folder: Path, latch: Path, ledger: Path
+        self,
+        settings_sha256: str,
+        *,
+        config: LearningConfig,
+        safety: SafetyConfig,
+        base_folder: Path,
+        latch: Path,
+        ledger: Path,
     ) -> None:
         super().__init__("learner", settings_sha256)
         self._module = OnlineLearningModule(config, base_folder=base_folder)
         self._latch = Latch.open(latch)
-        self._monitor = SafetyMonitor(self._latch, audit=VersionLedger(ledger).append_audit)
+        self._monitor = SafetyMonitor(
+            self._latch, audit=VersionLedger(ledger).append_audit, rules=safety.rules, level=safety.level
+        )
         self._progress: StepReport | None = None
         register(latch.parent, role="learner", within="learner")
 

@@ -103,6 +103,7 @@ def ensure_all(
         "working": {"config": memory.working},
         "learner": {
             "config": agent.learning,
+            "safety": agent.safety,
             "base_folder": model_folder,
             "latch": latch,
             "ledger": home / "ledger.sqlite",

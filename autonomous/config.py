@@ -7,7 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from autonomous.budget import BudgetConfig
 from autonomous.data_gate import DataGateConfig
+from autonomous.safety.rules import RulesConfig
 from train.dtype import TrainingDtype
 
 
@@ -94,6 +96,8 @@ class SafetyConfig(BaseModel):
 
     level: Literal["low", "medium", "high"] = "high"
     """high: documents with injection phrases or secrets are quarantined; low: only noted."""
+    rules: RulesConfig = RulesConfig()
+    """Bounds of the rules that stop by themselves. Which of them stop, and which only warn, depends on `level`."""
     watch_interval_s: float = Field(0.25, gt=0)
     """How often idle parts look at the latch, seconds."""
 
@@ -113,5 +117,6 @@ class AutonomousConfig(BaseModel):
     """Superseded versions kept loadable for rollback."""
     learning: LearningConfig = LearningConfig()
     data: DataGateConfig = DataGateConfig()
+    budget: BudgetConfig = BudgetConfig()
     gates: GateConfig = GateConfig()
     safety: SafetyConfig = SafetyConfig()

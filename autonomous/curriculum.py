@@ -43,7 +43,7 @@ class Batch:
     episodes: tuple[Episode, ...]
     lessons: Lessons
     stream_offset: int
-    data: DataReport = DataReport()
+    data: DataReport = field(default_factory=DataReport)
     """What was measured of it."""
     undecided: dict[str, str] = field(default_factory=dict)
     """Passages that could not be judged, with the reason: they are offered again."""

@@ -29,8 +29,8 @@ class DataGateConfig(BaseModel):
     max_sensitive: int = Field(0, ge=0)
     """Personal data and secrets of one passage that cleaning left."""
     max_duplicate_share: float = Field(0.95, gt=0, le=1)
-    """Share of a passage's wording (5-word shingles) that one other passage holds which states the same facts: in the batch, or
-    learned. Product sheets that differ in a number state other facts, and are none."""
+    """Share of a passage's wording (5-word shingles) that one other passage holds which states the same facts: in the batch,
+    or learned. Product sheets that differ in a number state other facts, and are none."""
     licences: tuple[str, ...] = ()
     """Licences that a document's metadata may name (`licence`). Empty: any, and none."""
     min_sources: int = Field(1, ge=1)

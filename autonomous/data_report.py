@@ -64,9 +64,7 @@ class BatchInspector:
                 num_sensitive=len(sensitive),
                 duplicate_share=share,
                 duplicate_of=other,
-                leaks={
-                    name: count for name, count in zip(self._contamination.set_names, counts, strict=True) if count
-                },
+                leaks={name: count for name, count in zip(self._contamination.set_names, counts, strict=True) if count},
                 poison=found.findings.get(episode.id, ()) if evidence.is_current else None,
             )
             for episode, sensitive, counts, (share, other) in zip(episodes, spans, shared, duplicates, strict=True)
@@ -83,9 +81,7 @@ class BatchInspector:
 
     @cached_property
     def _contamination(self) -> Contamination:
-        texts = {
-            name: [row.get("text") or row["prompt"] for row in load_suite(name).rows] for name in EXAMINED
-        }
+        texts = {name: [row.get("text") or row["prompt"] for row in load_suite(name).rows] for name in EXAMINED}
         return Contamination.build(texts, DecontaminationConfig())
 
 
@@ -106,9 +102,7 @@ def _duplicates(
     found: list[tuple[float | None, str]] = []
     for place, episode in enumerate(episodes):
         mine = facts[episode.id]
-        others = [
-            (other.id, shingles[row]) for row, other in enumerate(episodes[:place]) if mine <= facts[other.id]
-        ]
+        others = [(other.id, shingles[row]) for row, other in enumerate(episodes[:place]) if mine <= facts[other.id]]
         if mine:
             same = [(key, text) for key, (said, text) in known.items() if key != episode.id and mine <= said]
             others += zip([key for key, _ in same], _shingles([text for _, text in same]), strict=True)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from autonomous.safety.poison import Finding
+from autonomous.safety.poison_limits import Finding
 from memory.backends import open_tables
 from memory.store import SqlDatabase, no_guard
 from memory.types import Episode, Guard, Trust

@@ -4,27 +4,55 @@ In: requests to stop, pause and reset; what training measures. Out: the latch's 
 written first, then the audit row: a ledger that cannot be written does not prevent a stop, it is reported with it.
 """
 
-import math
+import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from autonomous.safety.latch import Latch, LatchState, Permit, Scope
 from autonomous.safety.processes import Killed, kill_registered
+from autonomous.safety.rules import (
+    ActionSeen,
+    BatchSeen,
+    EvaluationSeen,
+    History,
+    Observation,
+    RulesConfig,
+    StepSeen,
+    decide_rules,
+    remember,
+)
+from autonomous.safety.screen import Level
 from autonomous.versions.states import is_machine
+
+logger = logging.getLogger(__name__)
 
 BY_RULE = "system:safety-monitor"
 
 
 class SafetyMonitor:
-    """Stops and resets. `audit` is VersionLedger.append_audit; `max_kl` in nats per token."""
+    """Stops and resets. `audit` is VersionLedger.append_audit. What it has observed lives as long as its process."""
 
-    def __init__(self, latch: Latch, *, audit: Callable[..., Any], max_kl: float = 2.0) -> None:
+    def __init__(
+        self,
+        latch: Latch,
+        *,
+        audit: Callable[..., Any],
+        rules: RulesConfig | None = None,
+        level: Level = "high",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._latch = latch
         self._audit = audit
-        self._max_kl = max_kl
+        self._rules = rules or RulesConfig()
+        self._level: Level = level
+        self._clock = clock
+        self._history = History()
+        self._warned: set[str] = set()
+        self._observing = threading.Lock()
 
     def status(self) -> dict[str, Any]:
         """The latch as it stands."""
@@ -76,13 +104,46 @@ class SafetyMonitor:
         return self._pull(self._latch.reset, "reset", reason=reason, by=by)
 
     def observe_training(self, *, step: int, loss: float, grad_norm: float, kl: float) -> dict[str, Any] | None:
-        """Judge one optimizer step by the automatic rules; stops and returns the state if one applies."""
-        for name, value in (("loss", loss), ("grad_norm", grad_norm), ("kl", kl)):
-            if not math.isfinite(value):
-                return self.stop(reason=f"rule non-finite: {name} = {value} at step {step}", by=BY_RULE)
-        if kl > self._max_kl:
-            reason = f"rule kl-limit: KL to the base {kl:.3f} > {self._max_kl} nats per token at step {step}"
-            return self.stop(reason=reason, by=BY_RULE)
+        """Judge one optimizer step; see `observe`."""
+        return self.observe(StepSeen(step, loss, grad_norm, kl))
+
+    def observe_evaluation(
+        self, *, version: str, margins_base: Sequence[float], margins_candidate: Sequence[float]
+    ) -> dict[str, Any] | None:
+        """Judge the safety probes of an evaluation; see `observe`."""
+        return self.observe(EvaluationSeen(version, tuple(margins_base), tuple(margins_candidate)))
+
+    def observe_batch(self, leaks: Sequence[tuple[str, str]]) -> dict[str, Any] | None:
+        """Judge the (episode, suite) pairs of a batch that is about to be trained; see `observe`."""
+        return self.observe(BatchSeen(tuple(leaks)))
+
+    def observe_action(self, action: str) -> dict[str, Any] | None:
+        """Judge that the agent acts now: "promotion", "rollback", "tool"; see `observe`."""
+        return self.observe(ActionSeen(action, float(self._clock())))
+
+    def observe(self, seen: Observation) -> dict[str, Any] | None:
+        """Judge by the automatic rules: stops and returns the state if one applies that stops at this level.
+
+        One that only warns is audited, once in a run of its kind.
+        """
+        with self._observing:
+            if isinstance(seen, StepSeen) and seen.step <= 1:
+                self._warned.clear()
+            hit = decide_rules(seen, self._history, self._rules, level=self._level)
+            self._history = remember(self._history, seen)
+            is_new = hit is not None and hit.rule not in self._warned
+            if hit is not None:
+                self._warned.add(hit.rule)
+        if hit is None:
+            return None
+        if hit.is_stop:
+            return self.stop(reason=str(hit), by=BY_RULE)
+        if is_new:
+            logger.warning("%s", hit)
+            try:
+                self._audit(actor=BY_RULE, action="safety.warning", subject=hit.rule, evidence={"reason": hit.evidence})
+            except Exception:  # what only warns must not end what it warns about
+                logger.exception("the warning could not be audited")
         return None
 
     def _pull(

@@ -40,6 +40,7 @@ CROWD_WORDS = 12
 """Whoever states a fact in one short sentence uses nearly the same words, and is no crowd for it."""
 _SHINGLES = MinHashConfig(shingle_words=3)
 
+
 @dataclass(frozen=True, slots=True)
 class Saying:
     """A passage says a fact. `recorded_at`: when the memory took it in, seconds since the epoch."""
@@ -214,9 +215,7 @@ def _codes(episode: Episode, said: Sequence[Statement], voices: Sequence[_Voice]
             code = other_code(sentence, belief)
             if code is None or any(one.contradicts(belief) for one in known.values()):
                 continue
-            fact = fact_of(
-                belief.fact.subject, belief.fact.relation, code, sentence=sentence, episode_id=episode.id
-            )
+            fact = fact_of(belief.fact.subject, belief.fact.relation, code, sentence=sentence, episode_id=episode.id)
             found.setdefault(fact.id, Statement(fact, belief.slot, code))
     return list(found.values())
 

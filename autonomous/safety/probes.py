@@ -46,9 +46,7 @@ def build_probes(
         poisoned = _answer(believed, value)
         if trusted.casefold() != poisoned.casefold():
             key = (believed.id, poisoned.casefold())
-            probes.setdefault(
-                key, BeliefProbe(question_of(believed), trusted, poisoned, is_contradicted, believed.id)
-            )
+            probes.setdefault(key, BeliefProbe(question_of(believed), trusted, poisoned, is_contradicted, believed.id))
 
     sure = [belief for belief in beliefs if any(one.episode_id not in ids for one in belief.sayings)]
     held = {belief.fact.id for belief in sure}
@@ -73,13 +71,15 @@ def probe_items(probes: Sequence[BeliefProbe]) -> list[LearningItem]:
 def probe_margins(
     probes: Sequence[BeliefProbe], *, parent: Sequence[float], candidate: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """What goes into a report: the margins of each probe, nats per answer token, positive where the trusted answer is likelier.
+    """What goes into a report: the margins of each probe, nats per answer token; positive prefers the trusted answer.
 
     `parent` and `candidate` are the losses of `probe_items`, in their order. Raises ValueError for other lengths.
     """
     for name, losses in (("parent", parent), ("candidate", candidate)):
         if len(losses) != 2 * len(probes):
-            raise ValueError(f"{name} has {len(losses)} losses for {len(probes)} probes: score all items of probe_items")
+            raise ValueError(
+                f"{name} has {len(losses)} losses for {len(probes)} probes: score all items of probe_items"
+            )
     return [
         {
             "probe": probe.prompt,

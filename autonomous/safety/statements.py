@@ -81,7 +81,9 @@ _NEGATED = (
     (re.compile(r"\bno longer\s+"), ""),
 )
 _PAST = re.compile(r"\b(?:was|were|had|formerly|previously|once|until|used to|old|retired|expired)\b", re.IGNORECASE)
-_REPLACES = r"(?:from|not|instead of|rather than|no longer|replaces?|replaced|forget|ignore)\s+(?:the\s+)?(?:\w+\s+){0,2}"
+_REPLACES = (
+    r"(?:from|not|instead of|rather than|no longer|replaces?|replaced|forget|ignore)\s+(?:the\s+)?(?:\w+\s+){0,2}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,12 @@ def statement_of(fact: Fact) -> Statement:
         is_past = relation in {"was", "were"}
         if _OWNED.fullmatch(subject):
             return Statement(fact, _slot(subject, is_past=is_past), object_)
-        if relation in {"is", "was"} and re.match(r"the\s", object_) and _OWNED.fullmatch(object_) and _is_name(subject):
+        if (
+            relation in {"is", "was"}
+            and re.match(r"the\s", object_)
+            and _OWNED.fullmatch(object_)
+            and _is_name(subject)
+        ):
             return Statement(fact, _slot(object_, is_past=is_past), subject)  # "Bob Stone is the director of ..."
     values = _exact(object_)
     if relation in _COUNTED and values and not _VERSION.search(object_):
@@ -176,32 +183,31 @@ def other_code(sentence: str, belief: Statement) -> str | None:
     codes = {word.casefold() for word in _CODE.findall(belief.value)}
     if belief.slot is None or belief.slot.is_past or not codes or not belief.slot.names:
         return None
-    words = [match for match in _WORD.finditer(sentence)]
-    stems = [_stem(match.group()) for match in words]
-    rivals = [
-        (place, match.group())
-        for place, match in enumerate(words)
-        if match.group().casefold() not in codes and _shape(match.group()) in {_shape(code) for code in codes}
-    ]
+    words = list(_WORD.finditer(sentence))
     said = {match.group().casefold() for match in words}
-    if not rivals or (codes & said and not _is_replaced(sentence, codes)) or (_PAST.search(sentence) and not codes & said):
+    is_known = bool(codes & said)
+    if (is_known and not _is_replaced(sentence, codes)) or (not is_known and _PAST.search(sentence)):
         return None
+    stems = [_stem(match.group()) for match in words]
     missing = belief.slot.words - set(stems)
-    if belief.slot.names - set(stems) or len(missing) > len(belief.slot.words) // 2:
+    if belief.slot.names & missing or len(missing) > len(belief.slot.words) // 2:
         return None
-    places = [place for place, stem in enumerate(stems) if stem in belief.slot.names]
-    known = belief.slot.words | {_stem(word) for word in _WORD.findall(belief.value)}
+    shapes = {_shape(code) for code in codes}
+    ours = belief.slot.words | {_stem(word) for word in _WORD.findall(belief.value)}
     foreign = [
         place
         for place, match in enumerate(words)
-        if match.group()[0].isupper() and stems[place] not in known and not _exact(match.group()) and _begins_no_sentence(match, sentence)
+        if match.group()[0].isupper() and stems[place] not in ours and not _exact(match.group())
+        if _begins_no_sentence(match, sentence)
     ]
-    for place, rival in rivals:
-        near = min(abs(place - one) for one in places)
-        if near <= _NEAR_WORDS and not any(abs(place - one) <= near for one in foreign):
-            return rival
-        if not foreign:
-            return rival
+    names = [place for place, stem in enumerate(stems) if stem in belief.slot.names]
+    for place, match in enumerate(words):
+        if match.group().casefold() in codes or _shape(match.group()) not in shapes:
+            continue
+        near = min(abs(place - one) for one in names)
+        is_nearest = near <= _NEAR_WORDS and not any(abs(place - one) <= near for one in foreign)
+        if is_nearest or not foreign:  # else it is the code of what else is named
+            return match.group()
     return None
 
 

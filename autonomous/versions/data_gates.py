@@ -31,6 +31,15 @@ def gate_data(report: EvaluationReport, config: DataGateConfig) -> GateResult:
     data = DataReport.from_dict(values)
     if not data.episodes:
         return GateResult(DATA, Verdict.INCONCLUSIVE, None, 0.0, "the batch is empty: nothing was measured")
+    if failed := _failed(data, config):
+        return failed
+    if unknown := next((told for one in data.episodes if (told := find_unknown(one))), ""):
+        return GateResult(DATA, Verdict.INCONCLUSIVE, None, 0.0, unknown)
+    told = f"{len(data.episodes)} passages of {data.num_sources} sources, compared with {data.num_beliefs} beliefs"
+    return GateResult(DATA, Verdict.PASS, 0.0, 0.0, told)
+
+
+def _failed(data: DataReport, config: DataGateConfig) -> GateResult | None:
     beyond = [(one.episode_id, found) for one in data.episodes if (found := find_beyond(one, config))]
     if beyond:
         key, findings = beyond[0]
@@ -44,10 +53,7 @@ def gate_data(report: EvaluationReport, config: DataGateConfig) -> GateResult:
     if agreement is not None and agreement < config.min_label_agreement:
         reason = f"the batch contradicts itself on {1 - agreement:.0%} of what it gives a value to"
         return GateResult(DATA, Verdict.FAIL, agreement, config.min_label_agreement, reason)
-    if unknown := next((told for one in data.episodes if (told := find_unknown(one))), ""):
-        return GateResult(DATA, Verdict.INCONCLUSIVE, None, 0.0, unknown)
-    told = f"{len(data.episodes)} passages of {data.num_sources} sources, compared with {data.num_beliefs} beliefs"
-    return GateResult(DATA, Verdict.PASS, 0.0, 0.0, told)
+    return None
 
 
 def gate_beliefs(report: EvaluationReport, config: DataGateConfig) -> GateResult:

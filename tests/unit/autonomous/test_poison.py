@@ -169,9 +169,7 @@ def test_burst_of_new_sources_in_different_words_is_held(world: BelievedWorld) -
     claim = "The owner of the Corvid mill is Lord Pask."
     fillers = [f"{word.title()} {word}s grow near the {word} house in the {word} yard." for word in
                ("rose", "elm", "fern", "oak", "ivy", "moss", "reed", "lily")]  # fmt: skip
-    burst = [
-        make_episode(f"{filler} {claim}", document=filler, source_id=filler.split()[0]) for filler in fillers
-    ]
+    burst = [make_episode(f"{filler} {claim}", document=filler, source_id=filler.split()[0]) for filler in fillers]
     world.take_in(*burst, minutes=0.05)
     report = world.judge(*burst)
     assert set(report.findings) == {one.id for one in burst}
