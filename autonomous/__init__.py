@@ -11,6 +11,10 @@ evaluation   an adapter in, an evaluation report out (SelfEvaluationSystem); its
 versions/    the life of a version: states, gates, ledger, audit
 safety/      the stop latch, the screen, the monitor
 curriculum   which passages are learned next, what is replayed, what is asked
-ports        what the agent works with, as protocols
+data_report  a batch and what the memory holds in, what was measured of it out (BatchInspector)
+data_gate    which passages of a batch go on to training, and which wait for a person (G0)
+holds        what waits, with its reasons, until a person releases it (HoldRegister)
+budget       how much may be learned and done in a day and a month: reserved before, settled after
+ports        what the agent works with, as protocols; local_memory: one of them over stores of this process
 loop         the learning cycles over all of them (LearningLoop)
 """

@@ -19,6 +19,7 @@ from autonomous.safety.screen import Level
 from autonomous.safety.statements import statements_of
 from autonomous.suite import load_suite
 from autonomous.versions.audit import sha256_of
+from memory.facts import extract_facts
 from memory.types import Episode
 from train.data.decontaminate import Contamination, DecontaminationConfig, count_matches
 from train.data.minhash import MinHashConfig, shingles_of
@@ -92,7 +93,10 @@ def _duplicates(
 
     Others are the passages before it, and learned ones that state the same facts; None where there is no other.
     """
-    facts = {episode.id: {one.fact.id for one in statements_of(episode) if not one.is_denial} for episode in episodes}
+    facts = {
+        episode.id: {fact.id for fact in extract_facts(episode.text, title=episode.title, episode_id=episode.id)}
+        for episode in episodes
+    }
     known: dict[str, tuple[set[str], str]] = {}
     for belief in evidence.beliefs:
         for saying in belief.sayings:

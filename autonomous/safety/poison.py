@@ -29,7 +29,7 @@ from autonomous.safety.poison_limits import (
     PoisonLimits,
 )
 from autonomous.safety.screen import Level
-from autonomous.safety.statements import Statement, other_code, sentences_of, statement_of, statements_of
+from autonomous.safety.statements import Statement, other_code, other_number, sentences_of, statement_of, statements_of
 from memory.facts import fact_of
 from memory.types import Episode, Fact, Trust
 from train.data.minhash import MinHashConfig, jaccard, shingles_of
@@ -206,17 +206,17 @@ def _weigh(groups: Sequence[Sequence[Saying]]) -> tuple[int, int]:
 
 
 def _codes(episode: Episode, said: Sequence[Statement], voices: Sequence[_Voice]) -> list[Statement]:
-    """Codes that the passage gives to what others give another code to, in sentences that no pattern reads."""
+    """Codes and numbers that the passage gives to what others give another one to, in sentences that no pattern reads."""
     known = {one.fact.id: one for one in said}
     found: dict[str, Statement] = {}
     held = {one.statement.fact.id: one.statement for one in voices if one.saying.source_id != episode.source_id}
     for sentence in sentences_of(episode):
         for belief in held.values():
-            code = other_code(sentence, belief)
-            if code is None or any(one.contradicts(belief) for one in known.values()):
+            value = other_code(sentence, belief) or other_number(sentence, belief)
+            if value is None or any(one.contradicts(belief) or one.gives(value, sentence) for one in known.values()):
                 continue
-            fact = fact_of(belief.fact.subject, belief.fact.relation, code, sentence=sentence, episode_id=episode.id)
-            found.setdefault(fact.id, Statement(fact, belief.slot, code))
+            fact = fact_of(belief.fact.subject, belief.fact.relation, value, sentence=sentence, episode_id=episode.id)
+            found.setdefault(fact.id, Statement(fact, belief.slot, value))
     return list(found.values())
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from autonomous.config import AutonomousConfig, GateConfig, LearningConfig
+from autonomous.data_gate import DataGateConfig
 from autonomous.evaluation import SelfEvaluationSystem
 from autonomous.holds import Hold, HoldState
 from autonomous.loop import AlreadyLearning, LearningLoop, NothingToLearn
@@ -18,7 +19,9 @@ from autonomous.runs import CycleStatus
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.safety.poison import Evidence
 from autonomous.versions.bundle import base_bundle
+from autonomous.versions.data_gates import gate_data
 from autonomous.versions.ledger import PromotionRefused, PromotionsFrozen, VersionLedger
+from autonomous.versions.report import EvaluationReport
 from autonomous.versions.states import State
 from memory.types import Episode, episode_id
 from tests.tiny_model import write_tiny_llama
@@ -204,6 +207,8 @@ def test_cycle_promotes_a_better_version_that_names_exactly_what_it_learned(worl
     assert pointers.v2 in world.engine.loaded
     assert world.agent.ledger.learned_episodes(pointers.v2) == {episode.id for episode in world.memory.episodes}
     assert world.agent.ledger.lineage(pointers.v2)[0].name == genesis
+    report = EvaluationReport.from_dict(world.agent.ledger.get(pointers.v2).report or {})
+    assert gate_data(report, DataGateConfig()).verdict == "pass"
     with pytest.raises(NothingToLearn):
         world.agent.start_cycle()
 
