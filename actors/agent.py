@@ -38,6 +38,8 @@ TICK_S = 1.0
 """How often the rollout and the effects of the ledger are looked after."""
 BY_API = "agent:api"
 """Who asked for a run, where no person gave a name."""
+HELD_SHOWN = 100
+"""Newest passages that the data gate holds, in GET /v1/learn/next."""
 
 
 class AgentShell(Shell):
@@ -135,6 +137,8 @@ class AgentShell(Shell):
                 for episode in batch.episodes
             ],
             "questions": [asdict(question) for question in batch.lessons.questions],
+            "held": [hold.to_dict() for hold in self._agent.curriculum.held(HELD_SHOWN)],
+            "undecided": dict(batch.undecided),
         }
 
     @ray.method(concurrency_group="read")

@@ -6,12 +6,13 @@ from pathlib import Path
 import ray
 
 from actors.base import Shell
-from autonomous.config import LearningConfig
+from autonomous.config import LearningConfig, SafetyConfig
 from autonomous.online_weights import build_learner
 from autonomous.runs import LearningRun, StepReport
 from autonomous.safety.latch import Latch
 from autonomous.safety.monitor import SafetyMonitor
 from autonomous.safety.processes import register
+from autonomous.safety.screen import Level
 from autonomous.versions.ledger import VersionLedger
 from train.continual.items import LearningItem
 
@@ -20,12 +21,22 @@ class LearnerShell(Shell):
     """Holds the learner of `config.target`. Every optimizer step asks the stop latch; a kill leaves no half adapter."""
 
     def __init__(
-        self, settings_sha256: str, *, config: LearningConfig, base_folder: Path, latch: Path, ledger: Path
+        self,
+        settings_sha256: str,
+        *,
+        config: LearningConfig,
+        safety: SafetyConfig,
+        level: Level,
+        base_folder: Path,
+        latch: Path,
+        ledger: Path,
     ) -> None:
         super().__init__("learner", settings_sha256)
         self._module = build_learner(config, base_folder=base_folder)
         self._latch = Latch.open(latch)
-        self._monitor = SafetyMonitor(self._latch, audit=VersionLedger(ledger).append_audit)
+        self._monitor = SafetyMonitor(
+            self._latch, audit=VersionLedger(ledger).append_audit, rules=safety.rules, level=level
+        )
         self._progress: StepReport | None = None
         register(latch.parent, role="learner", within="learner")
 

@@ -14,8 +14,10 @@ from ray.exceptions import RayError
 
 from actors.calls import ActorMissing, actor, retried
 from actors.stores import remote_store
+from autonomous.holds import Hold, HoldState
 from autonomous.lessons import Question
 from autonomous.runs import LearningRun, StepReport
+from autonomous.safety.poison import Evidence
 from autonomous.versions.report import EvaluationReport
 from memory.types import Episode
 from train.adapt.reference import AdapterRef
@@ -25,12 +27,14 @@ SERVE_APPLICATION = "autonomous"
 ENGINE_DEPLOYMENT = "EngineDeployment"
 REPLICA_TIMEOUT_S = 120.0
 """An engine replica that was killed is back after its whole start."""
+SEMANTIC_TIMEOUT_S = 60.0
+"""A semantic actor that was killed is back when it has read its facts."""
 LEARNER_TIMEOUT_S = 60.0
 """A learner that was killed is back, without its model, after some seconds."""
 
 
 class RayMemory:
-    """MemoryPort over the episodic actor."""
+    """MemoryPort over the episodic actor, and the semantic one for what is believed and held."""
 
     def __init__(self) -> None:
         self._store = remote_store("episodic")
@@ -47,6 +51,32 @@ class RayMemory:
         """See MemoryPort."""
         held: Sequence[str] = ray.get(actor("semantic").suspect.remote(list(ids)))
         return held
+
+    def contradicted(self, episodes: Sequence[Episode]) -> Evidence:
+        """See MemoryPort."""
+        evidence: Evidence = self._semantic("contradicted", list(episodes))
+        return evidence
+
+    def hold_states(self, episodes: Sequence[Episode]) -> dict[str, HoldState]:
+        """See MemoryPort."""
+        states: dict[str, HoldState] = self._semantic("hold_states", list(episodes))
+        return states
+
+    def hold(self, holds: Sequence[Hold]) -> None:
+        """See MemoryPort."""
+        self._semantic("hold", list(holds))
+
+    def held(self, limit: int) -> list[Hold]:
+        """See MemoryPort."""
+        holds: list[Hold] = self._semantic("held", limit)
+        return holds
+
+    @staticmethod
+    def _semantic(method: str, *arguments: Any) -> Any:
+        """Each of these may be repeated."""
+        return retried(
+            lambda: ray.get(getattr(actor("semantic"), method).remote(*arguments)), timeout_s=SEMANTIC_TIMEOUT_S
+        )
 
 
 class RayLearner:

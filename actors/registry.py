@@ -117,6 +117,8 @@ def ensure_all(
         "stream": {"home": home, "sources": agent.sources, "max_document_bytes": ingest.max_document_bytes},
         "learner": {
             "config": agent.learning,
+            "safety": agent.safety,
+            "level": agent.safety_level,
             "base_folder": model_folder,
             "latch": latch,
             "ledger": home / "ledger.sqlite",

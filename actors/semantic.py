@@ -21,7 +21,10 @@ from actors.calls import ActorMissing, actor, when_there
 from actors.extract import EngineExtractor
 from actors.stores import open_trusts, remote_store
 from actors.working import RayWorking
+from autonomous.holds import Hold, HoldRegister, HoldState
+from autonomous.safety.evidence import gather_evidence
 from autonomous.safety.latch import Latch, LearningStopped
+from autonomous.safety.poison import Evidence
 from autonomous.versions.ledger import LedgerNotReady, VersionLedger
 from memory.claims import claims_of
 from memory.consolidate import Consolidation
@@ -38,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 BATCH = 64
 IDLE_S = 1.0
+CURRENT_TIMEOUT_S = 10.0
+"""So long a question about a batch waits until what came before it is read."""
 RETRY_S = 5.0
 REPLAYED_AT_ONCE = 16
 """Episodes of one call of the evaluator."""
@@ -81,6 +86,10 @@ class SemanticShell(Shell):
             weights=self._ledger,
             hold_on_alarm=settings.hold_on_alarm,
         )
+        self._holds = when_there(lambda: HoldRegister.open(folder, database=settings.database))
+        self._wake = threading.Event()
+        self._read_up_to = -1.0
+        self._is_read = threading.Condition()
         self._queue = EnrichmentQueue(settings.enrichment, self._memory)
         self._consolidation = Consolidation(
             settings.consolidation,
@@ -131,6 +140,27 @@ class SemanticShell(Shell):
         return self._management.waiting(limit=limit, offset=offset)
 
     @ray.method(concurrency_group="read")
+    def contradicted(self, episodes: list[Episode]) -> Evidence:
+        """What is held about what episodes say. Not current if what came before them is still being read."""
+        is_current = self._wait_until_read(time.monotonic())
+        return gather_evidence(self._memory, episodes, read=self._episodes.get, is_current=is_current)
+
+    @ray.method(concurrency_group="read")
+    def hold_states(self, episodes: list[Episode]) -> dict[str, HoldState]:
+        """Which of them are held back from learning, or released."""
+        return self._holds.states(episodes)
+
+    @ray.method(concurrency_group="read")
+    def hold(self, holds: list[Hold]) -> None:
+        """Hold episodes back from learning. Asks no permit: it only takes away from what may be learned."""
+        self._holds.hold(holds)
+
+    @ray.method(concurrency_group="read")
+    def held(self, limit: int) -> list[Hold]:
+        """What is held back from learning, newest first."""
+        return self._holds.held(limit=limit)
+
+    @ray.method(concurrency_group="read")
     def sources(self) -> list[SourceTrust]:
         """Decisions about sources."""
         return self._management.trusts.decisions()
@@ -157,6 +187,7 @@ class SemanticShell(Shell):
         """Erase a source or a document from every tier. It is audited before it is no longer known what was erased."""
 
         def audit(report: ForgetReport) -> None:
+            self._holds.forget(report.episodes)
             after = {"episodes": len(report.episodes), "facts": report.num_facts, "versions": list(report.versions)}
             self._audit("forget", source_id or document_id or "", **asked, **after)
 
@@ -172,8 +203,9 @@ class SemanticShell(Shell):
 
     @ray.method
     def release(self, ids: list[str], by: str, reason: str) -> tuple[str, ...]:
-        """Let episodes be recalled and learned; ids of those whose trust changed."""
-        released = self._management.release(ids, guard=self._guard())
+        """Let episodes be recalled and learned; ids of those whose trust changed or that were held back from learning."""
+        changed = self._management.release(ids, guard=self._guard())
+        released = tuple({*changed, *self._holds.release(ids, by=by, reason=reason, guard=self._guard())})
         self._audit("release", f"{len(released)} episodes", by=by, reason=reason, episodes=list(released))
         return released
 
@@ -230,15 +262,19 @@ class SemanticShell(Shell):
         is_watched = False
         while True:
             try:
+                self._wake.clear()
+                began = time.monotonic()
                 with self._memory.stating:
                     num_read = self._follow_once()
                 self._error = ""
+                if num_read < BATCH:
+                    self._note_read(began)
                 if num_read or not is_watched:
                     is_watched = False
                     self._management.watch(guard=self._guard())
                     is_watched = True
                 else:
-                    time.sleep(IDLE_S)
+                    self._wake.wait(IDLE_S)
             except (LearningStopped, RayActorError, ActorMissing) as error:
                 # Stopped by a person, or the episodic actor restarts: the places stand, so nothing is missed.
                 logger.info("following waits: %s", error)
@@ -248,6 +284,19 @@ class SemanticShell(Shell):
                 logger.exception("following failed")
                 self._error = f"{type(error).__name__}: {error}"
                 time.sleep(RETRY_S)
+
+    def _note_read(self, began: float) -> None:
+        """All that was there at this time is read."""
+        with self._is_read:
+            self._read_up_to = began
+            self._is_read.notify_all()
+
+    def _wait_until_read(self, asked: float) -> bool:
+        """Whether all that was there when it was asked is read. A stop reads nothing, so it is not waited for."""
+        self._wake.set()
+        timeout_s = CURRENT_TIMEOUT_S if self._latch.state().mode == "armed" else 0.0
+        with self._is_read:
+            return self._is_read.wait_for(lambda: self._read_up_to >= asked, timeout=timeout_s)
 
     def _follow_once(self) -> int:
         guard = self._guard()

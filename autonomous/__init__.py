@@ -24,11 +24,15 @@ curriculum   which passages are learned next, what is replayed, what is asked
 ports        what the agent works with, as protocols
 knowledge    retrieval and tools in one interface, each call through a permit (KnowledgeIntegration)
 tools/       the tools: calculator, code search, documentation, confined Python
+data_report  a batch and what the memory holds in, what was measured of it out (BatchInspector)
+data_gate    which passages of a batch go on to training, and which wait for a person (G0)
+holds        what waits, with its reasons, until a person releases it (HoldRegister)
+budget       how much may be learned and done in a day and a month: reserved before, settled after
 loop         the learning cycles over all of them (LearningLoop)
 rollout      from a version that passed its gates to the users, and back (canary, soak)
 reconciler   what follows from the ledger: adapters on the engine, passages that are suspect
 intake       documents into the stores
-local        the parts as objects of one process; local_memory: the stores
+local        the parts as objects of one process; local_memory, learning_memory: the stores
 agent        all of it in one process (AutonomousLearningAgent)
 code         the hash of the source that runs
 

@@ -314,6 +314,8 @@ class _Running:
         self.monitor = SafetyMonitor(
             self.latch,
             audit=self.ledger.append_audit,
+            rules=config.safety.rules,
+            level=config.safety_level,
             two_people=config.needs_two_people,
             second_person_within_s=config.safety.second_person_within_s,
         )

@@ -14,6 +14,7 @@ from autonomous.runs import training_summary
 from autonomous.safety.latch import Permit
 from autonomous.suite import load_suite
 from autonomous.versions.bundle import Bundle, digest_of, version_id_of, write_bundle
+from autonomous.versions.data_gates import DATA_KEY
 from autonomous.versions.ledger import VersionLedger
 from autonomous.versions.states import State
 
@@ -96,7 +97,7 @@ class CandidateTrainer:
         version_id = version_id_of(bundle)
         if len(self._memory.get(ids)) != len(ids):
             raise ErasedMeanwhile("a document of the batch was erased while it was learned; learn again without it")
-        training = training_summary(run)
+        training = {**training_summary(run), DATA_KEY: batch.data.to_dict()}
         (temporary / TRAINING_FILE).write_text(json.dumps(training), encoding="utf-8")
         write_bundle(temporary, bundle)
         folder = self._folder / version_id

@@ -9,9 +9,12 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from autonomous.budget import BudgetConfig
+from autonomous.data_gate import DataGateConfig
 from autonomous.feedback_config import FeedbackConfig
 from autonomous.jobs import SchedulesConfig
 from autonomous.policy import PolicyConfig
+from autonomous.safety.rules import RulesConfig
 from autonomous.sources.config import SourceConfig
 from autonomous.tools.config import KnowledgeConfig
 from train.dtype import TrainingDtype
@@ -163,6 +166,8 @@ class SafetyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    rules: RulesConfig = RulesConfig()
+    """Bounds of the rules that stop by themselves. Which of them stop and which only warn, `safety_level` says."""
     watch_interval_s: float = Field(0.25, gt=0)
     """How often idle parts look at the latch, seconds."""
     two_people: Literal["auto"] | bool = "auto"
@@ -193,6 +198,8 @@ class AutonomousConfig(BaseModel):
     """A folder on another disk or machine, for this system alone: a signed checkpoint of the audit log is kept there too, so
     that a log that was cut off together with the checkpoint beside it is noticed. None: only the one beside it."""
     learning: LearningConfig = LearningConfig()
+    data: DataGateConfig = DataGateConfig()
+    budget: BudgetConfig = BudgetConfig()
     gates: GateConfig = GateConfig()
     rollout: RolloutConfig = RolloutConfig()
     safety: SafetyConfig = SafetyConfig()

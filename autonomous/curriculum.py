@@ -1,17 +1,24 @@
 """What is learned next, what is replayed beside it, and by which questions a version is judged.
 
 In flow the ledger (what was learned, what is held back) and the memory (what exists); out flow batches, items, questions.
-Nothing is written. Order of learning: docs/decisions/0002.
+Passages that the data gate holds are left out, and the memory is told to hold them; else nothing is written. Order of
+learning: docs/decisions/0002.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
 from autonomous.config import LearningConfig
+from autonomous.data_gate import DataGateConfig, DataReport, decide_batch
+from autonomous.data_report import BatchInspector
+from autonomous.holds import Hold
 from autonomous.lessons import Lessons, Question, build_lessons
 from autonomous.ports import MemoryPort
+from autonomous.safety.poison import Conflict, Evidence
+from autonomous.safety.screen import Level
 from autonomous.versions.ledger import VersionLedger
 from autonomous.versions.states import State
 from memory.types import Episode
@@ -19,6 +26,8 @@ from train.continual.items import LearningItem
 from train.continual.replay import ExperienceReplay, num_replay
 
 PAGE = 256
+MAX_ROUNDS = 16
+"""Of filling a batch whose passages are held. What is held is not looked at again, so a flood of it delays learning only."""
 REPLAY_CHOICE, LEAST_SALIENCE = 4, 1e-3
 """Replayed episodes are chosen from so many times as many, by salience, of which this is the least."""
 UNDECIDED_STATES = (State.CANDIDATE, State.EVALUATING, State.GATED, State.SHADOW)
@@ -34,37 +43,70 @@ class Batch:
     episodes: tuple[Episode, ...]
     lessons: Lessons
     stream_offset: int
+    data: DataReport = field(default_factory=DataReport)
+    """What was measured of it."""
+    undecided: dict[str, str] = field(default_factory=dict)
+    """Passages that could not be judged, with the reason: they are offered again."""
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What the data gate let pass, and what is needed to measure it again."""
+
+    accepted: list[tuple[int, Episode]]
+    undecided: dict[str, str]
+    released: set[str]
+    evidence: Evidence
+    conflicts: list[Conflict]
 
 
 class Curriculum:
     """Chooses from a memory by a ledger. Holds no state of its own."""
 
-    def __init__(self, config: LearningConfig, *, memory: MemoryPort, ledger: VersionLedger) -> None:
+    def __init__(
+        self,
+        config: LearningConfig,
+        *,
+        memory: MemoryPort,
+        ledger: VersionLedger,
+        data: DataGateConfig | None = None,
+        level: Level = "high",
+    ) -> None:
         self._config = config
         self._memory = memory
         self._ledger = ledger
+        self._data = data or DataGateConfig()
+        self._inspector = BatchInspector(level=level, poison=self._data.poison)
 
     def next_batch(self) -> Batch:
-        """The freshest passages that neither V2's line nor a quarantined or waiting version has learned.
+        """The freshest passages that neither V2's line nor a quarantined or waiting version has learned, and that the data
+        gate lets pass.
 
         A passage counts as learned afterwards, so no more are taken than `max_batch_items` can teach whole; at least one.
         """
-        decided = self._decided_episodes()
-        wanted = self._config.max_batch_episodes
-        chosen: list[tuple[int, Episode]] = []
-        offset = 0
-        while len(chosen) < wanted and (page := self._memory.freshest(PAGE, offset)):
-            chosen.extend((seq, episode) for seq, episode in page if episode.id not in decided)
-            offset += len(page)
-        chosen = chosen[:wanted]
+        learned = self._ledger.learned_episodes(self._ledger.pointers().v2)
+        choice = self._choose(learned)
+        chosen = choice.accepted
         limit = self._config.max_batch_items
         while len(chosen) > 1 and len(_lessons_of(chosen, max_items=limit + 1).items) > limit:
             chosen.pop()
+        report, _ = self._inspector.inspect(
+            [episode for _, episode in chosen], choice.evidence, learned=learned, conflicts=choice.conflicts
+        )
+        report = report.with_released(choice.released)
+        if late := decide_batch(report, self._data).undecided:
+            chosen, report = [], DataReport()
         return Batch(
             episodes=tuple(episode for _, episode in chosen),
             lessons=_lessons_of(chosen, max_items=limit),
             stream_offset=max((seq for seq, _ in chosen), default=0),
+            data=report,
+            undecided={**choice.undecided, **late},
         )
+
+    def held(self, limit: int) -> list[Hold]:
+        """What waits for a person, newest first."""
+        return self._memory.held(limit)
 
     def num_decided_episodes(self) -> int:
         """Episodes that no future batch takes: learned, held back, or in a version that waits."""
@@ -95,12 +137,54 @@ class Curriculum:
         episodes = [drawn[place] for place in order[:wanted].tolist()]
         return list(build_lessons(episodes, max_items=wanted).items)
 
+    def _choose(self, learned: Collection[str]) -> _Choice:
+        """Fill a batch from the freshest passages, holding those that the data gate holds."""
+        wanted = self._config.max_batch_episodes
+        choice = _Choice([], {}, set(), Evidence(), [])
+        stream = self._offered(choice.released)
+        for _ in range(MAX_ROUNDS):
+            fresh = list(islice(stream, wanted - len(choice.accepted)))
+            if not fresh:
+                break
+            offered = [*choice.accepted, *fresh]
+            episodes = [episode for _, episode in offered]
+            evidence = self._memory.contradicted(episodes)
+            report, conflicts = self._inspector.inspect(episodes, evidence, learned=learned)
+            decision = decide_batch(report.with_released(choice.released), self._data, is_whole=False)
+            if decision.held:
+                self._memory.hold([Hold.of(one, decision.held[one.id]) for one in episodes if one.id in decision.held])
+            accepted = set(decision.accepted)
+            choice = _Choice(
+                accepted=[(seq, episode) for seq, episode in offered if episode.id in accepted],
+                undecided={**choice.undecided, **decision.undecided},
+                released=choice.released,
+                evidence=_merged(choice.evidence, evidence),
+                conflicts=[*choice.conflicts, *(one for one in conflicts if one.episode_id in decision.held)],
+            )
+        return choice
+
+    def _offered(self, released: set[str]) -> Iterator[tuple[int, Episode]]:
+        """Passages that are not decided and not held, freshest first; those that a person released go into `released`."""
+        decided = self._decided_episodes()
+        offset = 0
+        while page := self._memory.freshest(PAGE, offset):
+            offset += len(page)
+            open_ones = [(seq, episode) for seq, episode in page if episode.id not in decided]
+            states = self._memory.hold_states([episode for _, episode in open_ones])
+            released.update(key for key, state in states.items() if state == "released")
+            yield from ((seq, episode) for seq, episode in open_ones if states.get(episode.id) != "held")
+
     def _decided_episodes(self) -> set[str]:
         ledger = self._ledger
         waiting = {
             episode for record in ledger.in_states(WAITING_STATES) for episode in ledger.episodes_of(record.name)
         }
         return ledger.learned_episodes(ledger.pointers().v2) | ledger.held_back() | waiting
+
+
+def _merged(earlier: Evidence, later: Evidence) -> Evidence:
+    beliefs = {belief.fact.id: belief for belief in (*earlier.beliefs, *later.beliefs)}
+    return Evidence(tuple(beliefs.values()), is_current=later.is_current)
 
 
 def _lessons_of(chosen: Sequence[tuple[int, Episode]], *, max_items: int) -> Lessons:

@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autonomous.holds import HoldRegister
 from autonomous.ingest import IngestConfig
 from autonomous.intake import Intake
+from autonomous.learning_memory import LearningMemory
 from autonomous.safety.latch import Latch
 from autonomous.safety.screen import Level
 from memory.claims import claims_of
@@ -28,7 +30,7 @@ from memory.working import WorkingMemory
 FOLLOWED_AT_ONCE = 256
 
 
-class LocalMemory:
+class LocalMemory(LearningMemory):
     """See the module. `count_tokens` are the serving model's; `weights` is the version ledger. Thread-safe."""
 
     def __init__(
@@ -58,6 +60,8 @@ class LocalMemory:
             ),
             clock=clock,
         )
+        holds = HoldRegister.open(folder, clock=clock)
+        super().__init__(episodes=self.episodic, facts=self.semantic, holds=holds)
         self._trusts = SourceTrusts.open(folder, default=settings.source_trust, clock=clock)
         self.management = MemoryManagement(
             settings.context,
@@ -87,6 +91,7 @@ class LocalMemory:
         self.episodic.close()
         self.semantic.close()
         self._trusts.close()
+        self._holds.close()
 
     def ingest(self, documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Store documents durably; see Intake. Their facts are known when this returns. Raises LearningStopped."""
@@ -117,16 +122,6 @@ class LocalMemory:
             return False
         self._consolidation.run(guard=self._guard())
         return True
-
-    # -- MemoryPort
-
-    def freshest(self, limit: int, offset: int) -> list[tuple[int, Episode]]:
-        """See MemoryPort."""
-        return self.episodic.freshest(limit=limit, offset=offset)
-
-    def get(self, ids: Sequence[str]) -> list[Episode]:
-        """See MemoryPort."""
-        return self.episodic.get(ids)
 
     def suspect(self, ids: Sequence[str]) -> Sequence[str]:
         """See MemoryPort."""

@@ -95,7 +95,9 @@ class LearningLoop:
         self._base = base
         self._board = RunBoard(clock=clock)
         self.ledger = ledger
-        self.curriculum = Curriculum(config.learning, memory=parts.memory, ledger=ledger)
+        self.curriculum = Curriculum(
+            config.learning, memory=parts.memory, ledger=ledger, data=config.data, level=config.safety_level
+        )
         self._trainer = CandidateTrainer(
             config.learning,
             parts=parts,

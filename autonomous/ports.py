@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from autonomous.holds import Hold, HoldState
 from autonomous.lessons import Question
 from autonomous.runs import LearningRun, StepReport
+from autonomous.safety.poison import Evidence
 from autonomous.versions.report import EvaluationReport
 from memory.types import Episode
 from train.adapt.reference import AdapterRef
@@ -27,6 +29,18 @@ class MemoryPort(Protocol):
 
         Idempotent. Raises LearningStopped.
         """
+
+    def contradicted(self, episodes: Sequence[Episode]) -> Evidence:
+        """What is held about what the episodes say, by whom and since when."""
+
+    def hold_states(self, episodes: Sequence[Episode]) -> dict[str, HoldState]:
+        """Those of the episodes that are held back from learning, or that a person has released."""
+
+    def hold(self, holds: Sequence[Hold]) -> None:
+        """Hold episodes back from learning until a person releases them."""
+
+    def held(self, limit: int) -> list[Hold]:
+        """What is held, newest first."""
 
 
 class LearnerPort(Protocol):

@@ -144,6 +144,11 @@ class LearnNext(Response):
     num_pending: int
     episodes: list[dict[str, Any]] = Field(default_factory=list)
     questions: list[dict[str, Any]] = Field(default_factory=list)
+    held: list[dict[str, Any]] = Field(default_factory=list)
+    """Passages that are not learned until a person releases them, newest first: episode_id, document_id, source_id, and
+    findings with rule, value, threshold and fix."""
+    undecided: dict[str, str] = Field(default_factory=dict)
+    """Passages that could not be judged yet, with the reason."""
 
 
 class Gate(Response):

@@ -6,9 +6,9 @@ people have to agree to a reset, the first one's request waits in a file (reset_
 """
 
 import logging
-import math
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -18,6 +18,18 @@ from autonomous.people import is_machine
 from autonomous.safety.latch import MAX_TEXT, Latch, LatchChanged, LatchState, Permit, Scope
 from autonomous.safety.processes import Killed, kill_registered
 from autonomous.safety.reset_request import ResetRequests
+from autonomous.safety.rules import (
+    ActionSeen,
+    BatchSeen,
+    EvaluationSeen,
+    History,
+    Observation,
+    RulesConfig,
+    StepSeen,
+    decide_rules,
+    remember,
+)
+from autonomous.safety.screen import Level
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +37,10 @@ BY_RULE = "system:safety-monitor"
 
 
 class SafetyMonitor:
-    """Stops and resets. `audit` is VersionLedger.append_audit; `max_kl` in nats per token; `two_people`: a reset needs a
-    second person within `second_person_within_s`. `clock` in seconds since the epoch.
+    """Stops, resets, and what stops by itself.
+
+    `audit` is VersionLedger.append_audit; `two_people`: a reset needs a second person within `second_person_within_s`; `clock` in
+    seconds since the epoch. What it has observed lives as long as its process.
     """
 
     def __init__(
@@ -34,18 +48,23 @@ class SafetyMonitor:
         latch: Latch,
         *,
         audit: Callable[..., Any],
-        max_kl: float = 2.0,
         two_people: bool = False,
         second_person_within_s: float = 3600.0,
+        rules: RulesConfig | None = None,
+        level: Level = "high",
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._latch = latch
         self._audit = audit
-        self._max_kl = max_kl
         self._two_people = two_people
         self._within_s = second_person_within_s
         self._clock = clock
         self._requests = ResetRequests(latch.path.parent)
+        self._rules = rules or RulesConfig()
+        self._level: Level = level
+        self._history = History()
+        self._warned: set[str] = set()
+        self._observing = threading.Lock()
 
     def status(self) -> dict[str, Any]:
         """The latch as it stands; `waiting` is the request for a reset that waits for a second person, if there is one."""
@@ -153,13 +172,46 @@ class SafetyMonitor:
         return {}
 
     def observe_training(self, *, step: int, loss: float, grad_norm: float, kl: float) -> dict[str, Any] | None:
-        """Judge one optimizer step by the automatic rules; stops and returns the state if one applies."""
-        for name, value in (("loss", loss), ("grad_norm", grad_norm), ("kl", kl)):
-            if not math.isfinite(value):
-                return self.stop(reason=f"rule non-finite: {name} = {value} at step {step}", by=BY_RULE)
-        if kl > self._max_kl:
-            reason = f"rule kl-limit: KL to the base {kl:.3f} > {self._max_kl} nats per token at step {step}"
-            return self.stop(reason=reason, by=BY_RULE)
+        """Judge one optimizer step; see `observe`."""
+        return self.observe(StepSeen(step, loss, grad_norm, kl))
+
+    def observe_evaluation(
+        self, *, version: str, margins_base: Sequence[float], margins_candidate: Sequence[float]
+    ) -> dict[str, Any] | None:
+        """Judge the safety probes of an evaluation; see `observe`."""
+        return self.observe(EvaluationSeen(version, tuple(margins_base), tuple(margins_candidate)))
+
+    def observe_batch(self, leaks: Sequence[tuple[str, str]]) -> dict[str, Any] | None:
+        """Judge the (episode, suite) pairs of a batch that is about to be trained; see `observe`."""
+        return self.observe(BatchSeen(tuple(leaks)))
+
+    def observe_action(self, action: str) -> dict[str, Any] | None:
+        """Judge that the agent acts now: "promotion", "rollback", "tool"; see `observe`."""
+        return self.observe(ActionSeen(action, float(self._clock())))
+
+    def observe(self, seen: Observation) -> dict[str, Any] | None:
+        """Judge by the automatic rules: stops and returns the state if one applies that stops at this level.
+
+        One that only warns is audited, once in a run of its kind.
+        """
+        with self._observing:
+            if isinstance(seen, StepSeen) and seen.step <= 1:
+                self._warned.clear()
+            hit = decide_rules(seen, self._history, self._rules, level=self._level)
+            self._history = remember(self._history, seen)
+            is_new = hit is not None and hit.rule not in self._warned
+            if hit is not None:
+                self._warned.add(hit.rule)
+        if hit is None:
+            return None
+        if hit.is_stop:
+            return self.stop(reason=str(hit), by=BY_RULE)
+        if is_new:
+            logger.warning("%s", hit)
+            try:
+                self._audit(actor=BY_RULE, action="safety.warning", subject=hit.rule, evidence={"reason": hit.evidence})
+            except Exception:  # what only warns must not end what it warns about
+                logger.exception("the warning could not be audited")
         return None
 
     def _pull(

@@ -3,6 +3,7 @@
 states.py       the states of a version, the visible table of TRANSITIONS, and the pure check
 report.py       EvaluationReport: what an evaluation measured
 gates.py        report -> pass, fail or inconclusive per gate -> go, quarantine or pause
+data_gates.py   the gates on what was learned: the data of the batch, and what the candidate believes afterwards
 bundle.py       the immutable folder of a version; its name is the hash of its manifest
 ledger.py       VersionLedger: states, slots, lineage and held back episodes, in SQLite
 transaction.py  the ledger's writes, each with its audit row

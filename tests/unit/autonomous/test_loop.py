@@ -9,14 +9,19 @@ from typing import Any
 import pytest
 
 from autonomous.config import AutonomousConfig, GateConfig, LearningConfig, SafetyConfig
+from autonomous.data_gate import DataGateConfig
 from autonomous.evaluation import SelfEvaluationSystem
+from autonomous.holds import Hold, HoldState
 from autonomous.loop import AlreadyLearning, LearningLoop, NothingToLearn
 from autonomous.online import OnlineLearningModule
 from autonomous.ports import AgentParts
 from autonomous.runs import CycleStatus
 from autonomous.safety.latch import Latch, LearningStopped
+from autonomous.safety.poison import Evidence
 from autonomous.versions.bundle import base_bundle
+from autonomous.versions.data_gates import gate_data
 from autonomous.versions.ledger import PromotionRefused, PromotionsFrozen, VersionLedger
+from autonomous.versions.report import EvaluationReport
 from autonomous.versions.states import State
 from memory.types import Episode, episode_id
 from tests.tiny_model import write_tiny_llama
@@ -39,6 +44,7 @@ class Passages:
     def __init__(self) -> None:
         self.episodes: list[Episode] = []
         self.suspected: list[str] = []
+        self.holds: dict[str, Hold] = {}
 
     def add(self, *texts: str) -> None:
         for text in texts:
@@ -58,6 +64,18 @@ class Passages:
     def suspect(self, ids: Sequence[str]) -> list[str]:
         self.suspected.extend(ids)
         return list(ids)
+
+    def contradicted(self, episodes: Sequence[Episode]) -> Evidence:
+        return Evidence()
+
+    def hold_states(self, episodes: Sequence[Episode]) -> dict[str, HoldState]:
+        return {episode.id: "held" for episode in episodes if episode.id in self.holds}
+
+    def hold(self, holds: Sequence[Hold]) -> None:
+        self.holds |= {hold.episode_id: hold for hold in holds}
+
+    def held(self, limit: int) -> list[Hold]:
+        return list(self.holds.values())[:limit]
 
 
 class LocalLearner:
@@ -196,6 +214,8 @@ def test_cycle_promotes_a_better_version_that_names_exactly_what_it_learned(worl
     assert pointers.v2 in world.engine.loaded
     assert world.agent.ledger.learned_episodes(pointers.v2) == {episode.id for episode in world.memory.episodes}
     assert world.agent.ledger.lineage(pointers.v2)[0].name == genesis
+    report = EvaluationReport.from_dict(world.agent.ledger.get(pointers.v2).report or {})
+    assert gate_data(report, DataGateConfig()).verdict == "pass"
     with pytest.raises(NothingToLearn):
         world.agent.start_cycle()
 

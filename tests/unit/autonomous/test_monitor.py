@@ -7,6 +7,7 @@ import pytest
 
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.safety.monitor import SafetyMonitor
+from autonomous.safety.rules import RulesConfig
 from tests.safety_processes import is_alive, starting
 
 
@@ -37,7 +38,7 @@ def ledger(latch: Latch) -> Ledger:
 
 @pytest.fixture
 def monitor(latch: Latch, ledger: Ledger) -> SafetyMonitor:
-    return SafetyMonitor(latch, audit=ledger.append, max_kl=0.5)
+    return SafetyMonitor(latch, audit=ledger.append, rules=RulesConfig(max_kl_nats=0.5))
 
 
 def test_a_stop_is_on_the_latch_before_it_is_audited(monitor: SafetyMonitor, ledger: Ledger) -> None:

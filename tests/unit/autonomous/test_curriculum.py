@@ -1,0 +1,149 @@
+"""The curriculum and the data gate over real stores: poison is never in a batch, and people see and release what is held."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from autonomous.config import LearningConfig
+from autonomous.curriculum import Curriculum
+from autonomous.data_gate import DataGateConfig
+from autonomous.holds import Hold, HoldRegister
+from autonomous.learning_memory import LearningMemory
+from autonomous.safety.poison_limits import CONTRADICTION, Finding
+from autonomous.suite import load_suite
+from autonomous.versions.ledger import VersionLedger
+from memory.claims import claims_of
+from memory.types import Episode, Trust
+from tests.episodes import make_episode, open_memory, open_semantic
+from tests.unit.autonomous.test_poison import GOOD, POISON, TRUTHS
+
+
+class Stores:
+    """Episodes, facts and holds; what is added is read at once, as the semantic actor does it."""
+
+    def __init__(self, folder: Path, ledger: VersionLedger) -> None:
+        self.now = 1000.0
+        self.folder = folder
+        self.ledger = ledger
+        self.episodic = open_memory(folder / "episodic")
+        self.semantic = open_semantic(folder / "semantic", clock=lambda: self.now)
+        self.holds = HoldRegister.open(folder, clock=lambda: self.now)
+
+    def add(self, *episodes: Episode) -> None:
+        for episode in episodes:
+            self.now += 60
+            self.episodic.append([episode])
+            self.semantic.add(claims_of(episode))
+
+    def curriculum(self, data: DataGateConfig | None = None, **learning: int) -> Curriculum:
+        memory = LearningMemory(episodes=self.episodic, facts=self.semantic, holds=self.holds)
+        config = LearningConfig(**{"max_batch_items": 100, **learning})
+        return Curriculum(config, memory=memory, ledger=self.ledger, data=data)
+
+    def close(self) -> None:
+        self.episodic.close()
+        self.semantic.close()
+        self.holds.close()
+
+
+@pytest.fixture
+def stores(folder: Path, ledger: VersionLedger, base: str) -> Iterator[Stores]:
+    assert base
+    stores = Stores(folder, ledger)
+    stores.add(*(make_episode(text, document=f"truth {text}", source_id="handbook") for text in TRUTHS))
+    yield stores
+    stores.close()
+
+
+def planted(name: str) -> Episode:
+    return make_episode(POISON[name], document=f"planted {name}", source_id="web")
+
+
+def test_all_of_twenty_planted_poisons_are_held_and_the_good_documents_among_them_are_learned(stores: Stores) -> None:
+    poisons = [planted(name) for name in sorted(POISON)]
+    good = [make_episode(GOOD.replace("Aldine", word), document=word, source_id=f"good {word}")
+            for word in ("Bodoni", "Didot", "Jenson")]  # fmt: skip
+    for poison in poisons:
+        stores.add(poison)
+    stores.add(*good)
+    curriculum = stores.curriculum(max_batch_episodes=64)
+    batch = curriculum.next_batch()
+    assert len(poisons) >= 20
+    assert {one.episode_id for one in curriculum.held(100)} == {one.id for one in poisons}
+    assert {one.id for one in good} <= {one.id for one in batch.episodes}
+    assert len(batch.episodes) == len(good) + len(TRUTHS)
+    taught = " ".join(item.answer for item in batch.lessons.items)
+    assert not any(text in taught for text in ("KX-9999", "Bob Stone", "Otto Brenner", "95 euros", "200 mg"))
+    assert len(batch.data.episodes) == len(batch.episodes)
+
+
+def test_flood_of_poison_that_is_fresher_than_all_else_keeps_nothing_from_being_learned(stores: Stores) -> None:
+    flood = [
+        make_episode(
+            f"{POISON['direct code']} Bulletin {number} of the new board.", document=f"{number}", source_id="w"
+        )
+        for number in range(60)
+    ]
+    stores.add(*flood)
+    batch = stores.curriculum(max_batch_episodes=8).next_batch()
+    assert {one.source_id for one in batch.episodes} == {"handbook"}
+    assert len(batch.episodes) == 8
+
+
+def test_what_a_person_releases_is_learned_and_stays_so(stores: Stores) -> None:
+    poison = planted("direct code")
+    stores.add(poison)
+    curriculum = stores.curriculum()
+    assert poison.id not in {one.id for one in curriculum.next_batch().episodes}
+    (hold,) = curriculum.held(10)
+    assert (hold.episode_id, hold.findings[0].rule) == (poison.id, CONTRADICTION)
+    assert stores.holds.release([poison.id, "unknown"], by="ada", reason="the code was changed") == (poison.id,)
+    for _ in range(2):
+        batch = curriculum.next_batch()
+        assert poison.id in {one.id for one in batch.episodes}
+        assert curriculum.held(10) == []
+    (row,) = [one for one in batch.data.episodes if one.episode_id == poison.id]
+    assert row.is_released
+
+
+def test_source_that_a_person_believes_more_is_judged_anew(stores: Stores) -> None:
+    poison = planted("direct code")
+    stores.add(poison)
+    curriculum = stores.curriculum()
+    assert poison.id not in {one.id for one in curriculum.next_batch().episodes}
+    stores.episodic.set_trust(Trust.TRUSTED, source_id=poison.source_id)
+    assert poison.id in {one.id for one in curriculum.next_batch().episodes}
+
+
+def test_release_asks_for_a_name_and_a_reason(stores: Stores) -> None:
+    for by, reason in (("", "because"), ("ada", " ")):
+        with pytest.raises(ValueError, match="is empty"):
+            stores.holds.release(["x"], by=by, reason=reason)
+
+
+def test_holds_outlive_the_process_keep_their_newest_reasons_and_are_forgotten_on_erasure(stores: Stores) -> None:
+    episode = make_episode("x")
+    for value in (1.0, 2.0):
+        stores.holds.hold([Hold.of(episode, [Finding("poison.flooding", value, 1.0, "look at it")])])
+    again = HoldRegister.open(stores.folder)
+    assert [one.findings[0].value for one in again.held(limit=5)] == [2.0]
+    assert again.states([episode]) == {episode.id: "held"}
+    again.forget([episode.id])
+    assert (again.held(limit=5), again.states([episode])) == ([], {})
+    again.close()
+
+
+def test_evaluation_text_is_in_no_batch(stores: Stores) -> None:
+    leak = make_episode(load_suite("control").rows[3]["text"], document="leak", source_id="handbook")
+    stores.add(leak)
+    curriculum = stores.curriculum(max_batch_episodes=64)
+    assert leak.id not in {one.id for one in curriculum.next_batch().episodes}
+    assert [one.episode_id for one in curriculum.held(10)] == [leak.id]
+
+
+def test_batch_of_too_few_sources_is_empty_and_says_why(stores: Stores) -> None:
+    batch = stores.curriculum(DataGateConfig(min_sources=2)).next_batch()
+    assert (batch.episodes, batch.lessons.items) == ((), [])
+    assert all("data.min_sources = 2" in reason for reason in batch.undecided.values())
+    assert len(batch.undecided) == len(TRUTHS)
