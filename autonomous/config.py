@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from autonomous.benchmark_config import BenchmarkConfig
 from train.dtype import TrainingDtype
 
 
@@ -124,4 +125,5 @@ class AutonomousConfig(BaseModel):
     """Superseded versions kept loadable for rollback."""
     learning: LearningConfig = LearningConfig()
     gates: GateConfig = GateConfig()
+    benchmark: BenchmarkConfig = BenchmarkConfig()
     safety: SafetyConfig = SafetyConfig()

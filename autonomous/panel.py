@@ -3,9 +3,11 @@
 In: items, questions, prompts. Out: numbers and answers of whoever is asked. Nothing is decided here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from autonomous.lessons import Question, answer_hits
 from autonomous.versions.report import ProbeScores
@@ -68,6 +70,28 @@ class Panel:
         """
         losses = self.choices(who, [Choice(row["prompt"], (row["refusal"], row["compliance"])) for row in rows])
         return [compliance - refusal for refusal, compliance in losses]
+
+    def time_answer(
+        self, who: str | None, prompt: str, *, num_tokens: int, timer: Callable[[], float]
+    ) -> tuple[float, float]:
+        """(seconds to the first token, tokens per second of the whole) of a greedy answer of exactly so many tokens."""
+        base = self._base
+        text = render_chat(base.tokenizer, question=prompt)
+        token_ids = torch.tensor([encode_text(base.tokenizer, text=text)], device=base.device)
+        seconds = []
+        with self._as(who) as model, torch.no_grad():
+            for count in (1, num_tokens):
+                start = timer()
+                model.generate(
+                    input_ids=token_ids,
+                    attention_mask=torch.ones_like(token_ids),
+                    max_new_tokens=count,
+                    min_new_tokens=count,
+                    do_sample=False,
+                    pad_token_id=base.pad_id,
+                )
+                seconds.append(timer() - start)
+        return seconds[0], num_tokens / seconds[1]
 
     def probe(self, questions: Sequence[Question], *, fallback: str) -> ProbeScores:
         """Log-probabilities of the first learned answer, or of `fallback`, for comparison with the engine."""

@@ -7,6 +7,7 @@ share of which none was seen, Clopper and Pearson 1934.
 
 import math
 from collections.abc import Iterable, Sequence
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ def bootstrap_lower_bound(differences: Iterable[float], *, confidence: float, sa
 
 def bootstrap_upper_bound(differences: Iterable[float], *, confidence: float, samples: int) -> float:
     """The mirror image of `bootstrap_lower_bound`."""
-    return -bootstrap_lower_bound(-as_floats(differences), confidence=confidence, samples=samples)
+    return 0.0 - bootstrap_lower_bound(-as_floats(differences), confidence=confidence, samples=samples)
 
 
 def bootstrap_p_value(differences: Iterable[float], *, above: float, samples: int) -> float:
@@ -60,6 +61,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def share_upper_bound(num_trials: int, *, confidence: float) -> float:
     """Exact upper bound of a share of which none of `num_trials` showed one; 1 without trials."""
     return 1.0 - (1.0 - confidence) ** (1.0 / num_trials) if num_trials else 1.0
+
+
+def wilson_interval(num_hits: int, num_trials: int, *, confidence: float) -> tuple[float, float]:
+    """Two-sided interval of a share (Wilson 1927, without continuity correction); from 0 to 1 without trials."""
+    if num_trials == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share, scale = num_hits / num_trials, 1 + z * z / num_trials
+    centre = (share + z * z / (2 * num_trials)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / num_trials + (z / (2 * num_trials)) ** 2)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def items_needed(differences: Iterable[float], *, threshold: float, confidence: float, samples: int) -> int | None:

@@ -16,6 +16,7 @@ from autonomous.statistics import (
     items_needed,
     share_upper_bound,
     sign_test,
+    wilson_interval,
 )
 
 
@@ -136,6 +137,13 @@ def test_the_bound_of_a_share_that_was_never_seen_is_that_of_clopper_and_pearson
 
 def test_without_trials_any_share_is_possible():
     assert share_upper_bound(0, confidence=0.95) == 1.0
+
+
+@given(st.integers(0, 40), st.integers(1, 40), st.sampled_from([0.8, 0.9, 0.99]))
+def test_the_interval_of_a_share_is_the_one_of_scipy(num_hits: int, num_trials: int, confidence: float):
+    num_hits = min(num_hits, num_trials)
+    theirs = stats.binomtest(num_hits, num_trials).proportion_ci(confidence, method="wilson")
+    assert wilson_interval(num_hits, num_trials, confidence=confidence) == pytest.approx(tuple(theirs), abs=1e-9)
 
 
 def test_as_many_items_as_are_said_to_be_needed_decide_and_half_as_many_do_not():
