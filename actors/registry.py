@@ -54,7 +54,7 @@ ACTORS: dict[str, ActorSpec] = {
     "semantic": ActorSpec(SemanticShell, {"control": 1, "read": 2, "dream": 1}),
     "working": ActorSpec(WorkingShell, {"control": 1}),
     "learner": ActorSpec(LearnerShell, {"control": 1}, num_cpus=0.1, max_pending_calls=8),
-    "evaluator": ActorSpec(EvaluatorShell, {"control": 1}, num_cpus=0.1, max_pending_calls=8),
+    "evaluator": ActorSpec(EvaluatorShell, {"control": 1, "read": 2}, num_cpus=0.1, max_pending_calls=8),
     "agent": ActorSpec(AgentShell, {"control": 1, "route": 2, "read": 3, "learn": 1}),
 }
 """In the order of creation: an actor may call those before it."""
@@ -107,7 +107,7 @@ def ensure_all(
             "latch": latch,
             "ledger": home / "ledger.sqlite",
         },
-        "evaluator": {"config": agent.gates, "base_folder": model_folder, "latch": latch},
+        "evaluator": {"config": agent, "home": home, "base_folder": model_folder, "latch": latch},
         "agent": {"config": agent, "home": home, "base_folder": model_folder},
     }
     specs = {**shard_specs(memory.num_shards), **ACTORS}

@@ -64,10 +64,13 @@ class SelfEvaluationSystem:
         self.turns = Turns()
 
     def start(self) -> None:
-        """Load the base model; idempotent. Raises: ModelFolderProblem."""
-        if self._base is None:
-            torch.set_num_threads(self._num_threads)
-            self._base = load_base_model(self._base_folder, dtype=self._dtype, device=pick_device("auto"))
+        """Load the base model; idempotent, also from two threads. Raises: ModelFolderProblem."""
+        if self._base is not None:
+            return
+        with self.turns.urgent():
+            if self._base is None:
+                torch.set_num_threads(self._num_threads)
+                self._base = load_base_model(self._base_folder, dtype=self._dtype, device=pick_device("auto"))
 
     @property
     def base(self) -> BaseModelInMemory:

@@ -1,8 +1,8 @@
 """The command `autonomous`: what a person types to run, ask, teach and stop a system.
 
 Commands are grouped by file: cli_system.py (up, down, status, logs), cli_model.py (ask, add, learn, versions, approve,
-rollback), cli_memory.py (memory), cli_safety.py (emergency-stop, reset, audit), cli_runs.py (demo, bench), cli_plan.py (plan),
-cli_data.py (data), cli_train.py (train).
+rollback), cli_evaluate.py (evaluate), cli_memory.py (memory), cli_safety.py (emergency-stop, reset, audit), cli_runs.py (demo,
+bench), cli_plan.py (plan), cli_data.py (data), cli_train.py (train).
 Heavy parts are imported by the commands that need them, so that help is quick.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import typer
 
-from cluster import cli_data, cli_memory, cli_model, cli_plan, cli_runs, cli_safety, cli_system, cli_train
+from cluster import cli_data, cli_evaluate, cli_memory, cli_model, cli_plan, cli_runs, cli_safety, cli_system, cli_train
 from cluster.cli_common import Failure, examples, print_error
 from cluster.client_errors import ApiError, ClientError
 
@@ -32,7 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for part in (cli_system, cli_model, cli_memory, cli_safety, cli_runs, cli_plan, cli_data, cli_train):
+for part in (cli_system, cli_model, cli_evaluate, cli_memory, cli_safety, cli_runs, cli_plan, cli_data, cli_train):
     part.register(app)
 
 

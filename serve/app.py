@@ -19,6 +19,7 @@ from serve.errors import install_error_handlers, to_response
 from serve.memory_routes import build_memory_router
 from serve.parts import Parts
 from serve.rag import RAGSystem
+from serve.report_routes import build_report_router
 from serve.schemas import (
     DeleteResponse,
     DocumentList,
@@ -79,6 +80,7 @@ def build_api(
     app.include_router(build_memory_router(parts.memory))
     app.include_router(_learning_routes(parts))
     app.include_router(_version_routes(parts))
+    app.include_router(build_report_router(parts.reports))
     app.include_router(_safety_routes(context))
     app.include_router(_state_routes(parts))
     _add_pages(app)

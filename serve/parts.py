@@ -24,6 +24,7 @@ from memory.types import (
 )
 from serve.engine import AdapterRef, GenerateChunk, GenerateRequest
 from serve.rag import Message
+from serve.report_routes import ReportParts
 from serve.stream import WholeAnswer
 
 Json = dict[str, Any]
@@ -96,6 +97,7 @@ class Parts(Protocol):
     """Everything behind the routes."""
 
     memory: MemoryParts
+    reports: ReportParts
 
     # --- engine ---------------------------------------------------------------------------------------------------
 

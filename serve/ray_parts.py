@@ -33,6 +33,8 @@ from serve.errors import (
 from serve.parts import Category, Json, MemoryParts
 from serve.rag import Message
 from serve.ray_memory import RayMemoryParts
+from serve.ray_reports import RayReportParts
+from serve.report_routes import ReportParts
 from serve.router import RetryOn, call_with_retry, stream_with_retry
 from serve.stream import WholeAnswer
 
@@ -54,6 +56,7 @@ CAUSES: Mapping[str, type[Exception]] = {
     "UnknownVersion": NotFoundError,
     "UnknownRun": NotFoundError,
     "AlreadyLearning": ConflictError,
+    "AlreadyBenchmarking": ConflictError,
     "NothingToLearn": ConflictError,
     "NothingToRollBack": ConflictError,
     "PromotionRefused": ConflictError,
@@ -119,6 +122,7 @@ class RayParts:
         self._probe: asyncio.Task[None] | None = None
         self._retrieval_delay_s: float | None = None
         self.memory: MemoryParts = RayMemoryParts(self._call, self._act)
+        self.reports: ReportParts = RayReportParts(self._call, self._act)
 
     # --- calls ----------------------------------------------------------------------------------------------------
 

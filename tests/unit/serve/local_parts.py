@@ -146,6 +146,32 @@ class LocalMemory:
         return asdict(self.consolidation.undo(run, by=f"{by}: {reason}", guard=self.guard()))
 
 
+class LocalReports:
+    """`serve.report_routes.ReportParts` in one process: two versions, of which nothing was measured yet."""
+
+    def __init__(self) -> None:
+        self.running: str | None = None
+
+    async def report(self, version_id: str) -> dict[str, Any]:
+        self._check(version_id)
+        return {"version": version_id, "benchmark": None, "is_running": self.running == version_id}
+
+    async def page(self, version_id: str) -> str:
+        self._check(version_id)
+        return f"<!doctype html><title>Version {version_id}</title>"
+
+    async def benchmark(self, version_id: str) -> str:
+        self._check(version_id)
+        if self.running is not None:
+            raise ConflictError(f"version {self.running} is being benchmarked; try again when it is done")
+        self.running = version_id
+        return version_id
+
+    def _check(self, version_id: str) -> None:
+        if version_id not in ("ver-base", "ver-new"):
+            raise NotFoundError(f"version {version_id!r} does not exist; GET /v1/versions lists them")
+
+
 class LocalParts:
     """`serve.parts.Parts` in one process. `fail_with`, when set, is raised by the engine before its first piece."""
 
@@ -157,6 +183,7 @@ class LocalParts:
         Latch.create(folder / "latch")
         self.latch = Latch.open(folder / "latch")
         self.memory = LocalMemory(folder, episodic=self.episodic, working=self.working, latch=self.latch)
+        self.reports = LocalReports()
         self.fail_with: Exception | None = None
         self.searched: list[str] = []
         self.is_ready = True
