@@ -15,7 +15,7 @@ from train.adapt.choices import Choice
 from train.continual.items import LearningItem
 
 MAX_SCORES = 20_000
-"""A version has some 300 items: enough for the original and tens of versions. About 4 MB."""
+"""A version has some 300 items: enough for the original and tens of versions."""
 
 Item = TypeVar("Item")
 Score = TypeVar("Score")

@@ -35,7 +35,8 @@ REVIEW_PROMPT = (
 )
 
 PART_ITEMS = 16
-"""Items of one part: an evaluation that comes meanwhile waits for one, some 10 s on one core."""
+"""Items of one part: an evaluation that comes meanwhile waits for one, some 10 s on one core where answers of 64 tokens are
+written."""
 
 Ask = Callable[[RememberingPanel, str | None, slice], list[float]]
 """Scores of a part of a metric's items."""

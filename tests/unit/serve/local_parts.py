@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from autonomous.benchmark_report import BenchmarkReport, MetricScores, compare
 from autonomous.safety.latch import Latch, Scope
 from memory.claims import claims_of
 from memory.consolidate import Consolidation, ConsolidationConfig
@@ -147,14 +148,37 @@ class LocalMemory:
 
 
 class LocalReports:
-    """`serve.report_routes.ReportParts` in one process: two versions, of which nothing was measured yet."""
+    """`serve.report_routes.ReportParts` in one process: two versions; a benchmark is done when it was looked at twice."""
 
     def __init__(self) -> None:
         self.running: str | None = None
+        self.num_looks = 0
+        self.benchmarks: dict[str, BenchmarkReport] = {}
+        self.error: str | None = None
 
     async def report(self, version_id: str) -> dict[str, Any]:
         self._check(version_id)
-        return {"version": version_id, "benchmark": None, "is_running": self.running == version_id}
+        self.num_looks += self.running == version_id
+        if self.running == version_id and self.num_looks > 2:
+            self.num_looks = 0
+            self.running = None
+            if self.error is None:
+                self.benchmarks[version_id] = self._measured(version_id)
+        found = self.benchmarks.get(version_id)
+        return {
+            "version": version_id,
+            "benchmark": found and found.to_dict(),
+            "triggers": [],
+            "is_running": self.running == version_id,
+            "error": self.error if self.running is None else None,
+        }
+
+    @staticmethod
+    def _measured(version_id: str) -> BenchmarkReport:
+        items = tuple(map(str, range(20)))
+        metric = MetricScores("recall", "share", items, (1.0,) * 20, (), (0.0,) * 20)
+        found = tuple(compare([metric], against="original", confidence=0.95, samples=200))
+        return BenchmarkReport(version_id, None, 1.0, 2.0, 0.95, (metric,), found, None, "", "", "")
 
     async def page(self, version_id: str) -> str:
         self._check(version_id)
