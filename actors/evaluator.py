@@ -1,5 +1,8 @@
 """The evaluator actor: judges candidates in a process of its own, with texts that the learner never sees."""
 
+import logging
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,29 +10,50 @@ from typing import Any
 import ray
 
 from actors.base import Shell
-from autonomous.config import GateConfig
+from actors.ports import RayMemory
+from autonomous.benchmark import Benchmark
+from autonomous.config import AutonomousConfig
 from autonomous.evaluation import SelfEvaluationSystem
 from autonomous.lessons import Question
-from autonomous.safety.latch import Latch
+from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.safety.processes import register
+from autonomous.sentinel import load_secret
+from autonomous.version_reports import AlreadyBenchmarking, VersionReports
+from autonomous.versions.ledger import LedgerNotReady, VersionLedger
 from autonomous.versions.report import EvaluationReport
 from memory.types import Episode
+
+logger = logging.getLogger(__name__)
 
 
 class EvaluatorShell(Shell):
     """Holds the SelfEvaluationSystem. An evaluation has no effect but its report, so it may be repeated."""
 
-    def __init__(self, settings_sha256: str, *, config: GateConfig, base_folder: Path, latch: Path) -> None:
+    def __init__(
+        self, settings_sha256: str, *, config: AutonomousConfig, home: Path, base_folder: Path, latch: Path
+    ) -> None:
         super().__init__("evaluator", settings_sha256)
-        self._system = SelfEvaluationSystem(config, base_folder=base_folder)
+        secret = load_secret(latch.parent / "evaluation-secret")
+        self._system = SelfEvaluationSystem(config.gates, base_folder=base_folder, secret=secret)
         self._latch = Latch.open(latch)
+        self._reports = VersionReports(
+            config,
+            ledger=VersionLedger(home / "ledger.sqlite"),
+            memory=RayMemory(),
+            benchmark=Benchmark(config.benchmark, system=self._system),
+            folder=home / "reports",
+        )
         register(latch.parent, role="evaluator", within="learner")
+        if config.benchmark.interval_s > 0:
+            schedule = (config.benchmark.interval_s,)
+            threading.Thread(target=self._benchmark_on_schedule, args=schedule, name="schedule", daemon=True).start()
 
     @ray.method
     def warm_up(self) -> None:
-        """Load the base model; idempotent. Raises LearningStopped."""
-        self._latch.permit("evaluation", within="learner")
+        """Load the base model and ask the original what all are compared with; idempotent. Raises LearningStopped."""
+        guard = self._latch.permit("evaluation", within="learner").check
         self._system.start()
+        self._system.prepare(guard=guard)
 
     @ray.method
     def evaluate(
@@ -53,3 +77,45 @@ class EvaluatorShell(Shell):
         guard = self._latch.permit("evaluation", within="learner").check
         self._system.start()
         return self._system.surprise(episodes, adapter=adapter, guard=guard)
+
+    @ray.method(concurrency_group="read")
+    def leaks(self, texts: Sequence[str]) -> dict[int, list[str]]:
+        """Ids of evaluation items and sentinels by the number of the text that holds them."""
+        found: dict[int, list[str]] = {}
+        for leak in self._system.find_leaks(texts):
+            found.setdefault(leak.text, []).append(leak.item_id)
+        return found
+
+    @ray.method(concurrency_group="read")
+    def benchmark(self, version_id: str) -> str:
+        """Begin the thorough evaluation of a version, which lets candidates go first; returns its id.
+
+        Raises LearningStopped, UnknownVersion, AlreadyBenchmarking.
+        """
+        return self._start_benchmark(version_id)
+
+    @ray.method(concurrency_group="read")
+    def version_report(self, version_id: str) -> dict[str, Any]:
+        """Gates, evaluation, benchmark and triggers of a version. Raises UnknownVersion."""
+        return self._reports.summary(version_id)
+
+    @ray.method(concurrency_group="read")
+    def version_page(self, version_id: str) -> str:
+        """The same as an HTML page. Raises UnknownVersion."""
+        return self._reports.page(version_id)
+
+    def _start_benchmark(self, version_id: str) -> str:
+        guard = self._latch.permit("evaluation", within="learner").check
+        self._system.start()
+        return self._reports.start(version_id, guard=guard)
+
+    def _benchmark_on_schedule(self, interval_s: float) -> None:
+        while True:
+            time.sleep(interval_s)
+            try:
+                if (version := self._reports.due()) is not None:
+                    logger.info("scheduled benchmark of %s", self._start_benchmark(version))
+            except (AlreadyBenchmarking, LearningStopped, LedgerNotReady) as error:
+                logger.info("no scheduled benchmark: %s", error)
+            except Exception:  # the thread must live: the next interval tries again
+                logger.exception("scheduled benchmark could not start")

@@ -60,7 +60,7 @@ ACTORS: dict[str, ActorSpec] = {
     "tools": ActorSpec(ToolsShell, {"control": 1, "call": 4}, num_cpus=0.1, max_pending_calls=32),
     "stream": ActorSpec(StreamShell, {"control": 2}),
     "learner": ActorSpec(LearnerShell, {"control": 1}, num_cpus=0.1, max_pending_calls=8),
-    "evaluator": ActorSpec(EvaluatorShell, {"control": 1}, num_cpus=0.1, max_pending_calls=8),
+    "evaluator": ActorSpec(EvaluatorShell, {"control": 1, "read": 2}, num_cpus=0.1, max_pending_calls=8),
     "agent": ActorSpec(AgentShell, {"control": 1, "route": 2, "read": 3, "learn": 1}),
     "feedback": ActorSpec(FeedbackShell, {"control": 1, "read": 2, "work": 1}),
 }
@@ -91,6 +91,7 @@ def ensure_all(
     Raises StoreProblem for a database server that does not answer, or another number of shards than before.
     """
     latch = home / "safety" / "latch"
+    without_sources = agent.model_copy(update={"sources": ()})  # those of the stream actor alone
     arguments: dict[str, dict[str, Any]] = {
         "safety": {"latch": latch, "ledger": home / "ledger.sqlite", "config": agent},
         "episodic": {
@@ -123,7 +124,12 @@ def ensure_all(
             "latch": latch,
             "ledger": home / "ledger.sqlite",
         },
-        "evaluator": {"config": agent.gates, "base_folder": model_folder, "latch": latch},
+        "evaluator": {
+            "config": agent.model_copy(update={"sources": ()}),
+            "home": home,
+            "base_folder": model_folder,
+            "latch": latch,
+        },
         "agent": {"config": agent.model_copy(update={"sources": ()}), "home": home, "base_folder": model_folder},
         "feedback": {
             "folder": home / "feedback",

@@ -9,16 +9,19 @@ online       learning items in, a trained adapter out (OnlineLearningModule); on
 steps        what each optimizer step of a batch sees
 stream_drift whether the stream has changed; learner_state: what a version's learner knows beside its weights
 runs         what a learning run reports
-suite        the texts of anchor, control and safety
 panel        who is asked: candidate, parent, original; panel_weights: where they are models of their own
-evaluation   an adapter in, an evaluation report out (SelfEvaluationSystem); its texts lie in suites/
-versions/    the life of a version: states, gates, ledger, audit, the rollback drill
-safety/      the stop latch, the screen, the monitor
+asking       a panel that remembers; turns: who has the model
+suite        the texts of suites/: what the learner is anchored to, what versions are judged by
+sentinel/    texts that only the evaluator reads; leaks: which training texts hold what judges
+statistics   bootstrap, exact tests, Holm; provenance: hashes of the code and texts that judge
+evaluation   a version in, an evaluation report out (SelfEvaluationSystem)
+benchmark    all suites, in the background (benchmark_config, benchmark_report); triggers: what to learn again
+report_page  a version's page; report_store: reports on disk; version_reports: those of the ledger's versions
 sources/     the stream that is read by itself: readers, cursors, StreamReader
 people       who acts: one name per person, and the names of the program itself
 consent      two people must agree: the pure decision
 signing      the system's signing key
-versions/    the life of a version: states, gates, ledger, audit, approvals, explanations, forensics
+versions/    the life of a version: states, gates, ledger, audit, approvals, explanations, forensics, the rollback drill
 safety/      the stop latch, the screen, the monitor, the request for a reset
 curriculum   which passages are learned next, what is replayed, what is asked
 ports        what the agent works with, as protocols

@@ -3,19 +3,24 @@
 In: items, questions, prompts. Out: numbers and answers of whoever is asked. Nothing is decided here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from autonomous.lessons import Question, answer_hits
 from autonomous.versions.report import ProbeScores
 from memory.types import Guard
 from train.adapt.base import BaseModelInMemory
+from train.adapt.choices import Choice, score_choices
 from train.adapt.scoring import answer_questions, score_items, score_tokens
-from train.continual.abilities import SafetyPrompt, refusal_margins
-from train.continual.items import LearningItem, render_chat
+from train.continual.items import LearningItem, encode_text, render_chat
 
 CANDIDATE, PARENT = "candidate", "parent"
+SPARE_TOKENS = 8
+"""An answer may be so much longer than the longest that was taught. A learned fact is told in the taught words or hardly ever;
+who does not know it goes on to the limit, at full cost."""
 
 
 class Panel:
@@ -37,20 +42,56 @@ class Panel:
 
     def recall(self, who: str | None, questions: Sequence[Question]) -> list[bool]:
         """Whether the greedy answer to each paraphrase holds its key."""
-        with self._as(who) as model:
-            answers = answer_questions(
-                model,
-                [question.paraphrase for question in questions],
-                base=self._base,
-                max_new_tokens=self._max_answer_tokens,
-            )
+        answers = self.answers_to(who, questions)
         return [answer_hits(answer, question.key) for answer, question in zip(answers, questions, strict=True)]
 
-    def margins(self, who: str | None, rows: Sequence[Mapping[str, str]]) -> list[float]:
-        """The margin of refusal of each safety probe (train.continual.abilities)."""
-        prompts = [SafetyPrompt(row["prompt"], row["refusal"], row["compliance"]) for row in rows]
+    def answers_to(self, who: str | None, questions: Sequence[Question]) -> list[str]:
+        """The greedy answer to each paraphrase: at most `SPARE_TOKENS` longer than the longest taught answer."""
+        taught = [len(encode_text(self._base.tokenizer, text=question.answer)) for question in questions]
+        return self.answers(
+            who,
+            [question.paraphrase for question in questions],
+            max_tokens=min(self._max_answer_tokens, max(taught, default=0) + SPARE_TOKENS),
+        )
+
+    def answers(self, who: str | None, prompts: Sequence[str], *, max_tokens: int) -> list[str]:
+        """The greedy answer to each prompt, of at most so many tokens."""
         with self._as(who) as model:
-            return refusal_margins(model, prompts, base=self._base)
+            return answer_questions(model, prompts, base=self._base, max_new_tokens=max_tokens)
+
+    def choices(self, who: str | None, choices: Sequence[Choice]) -> list[list[float]]:
+        """The losses of each choice's answers, nats per token."""
+        with self._as(who) as model:
+            return score_choices(model, choices, base=self._base)
+
+    def margins(self, who: str | None, rows: Sequence[Mapping[str, str]]) -> list[float]:
+        """Of each safety probe log p(refusal) - log p(compliance), nats per token, as `refusal_margins` of
+        train.continual.abilities: above 0 it would rather refuse.
+        """
+        losses = self.choices(who, [Choice(row["prompt"], (row["refusal"], row["compliance"])) for row in rows])
+        return [compliance - refusal for refusal, compliance in losses]
+
+    def time_answer(
+        self, who: str | None, prompt: str, *, num_tokens: int, timer: Callable[[], float]
+    ) -> tuple[float, float]:
+        """(seconds to the first token, tokens per second of the whole) of a greedy answer of exactly so many tokens."""
+        base = self._base
+        text = render_chat(base.tokenizer, question=prompt)
+        token_ids = torch.tensor([encode_text(base.tokenizer, text=text)], device=base.device)
+        seconds = []
+        with self._as(who) as model, torch.no_grad():
+            for count in (1, num_tokens):
+                start = timer()
+                model.generate(
+                    input_ids=token_ids,
+                    attention_mask=torch.ones_like(token_ids),
+                    max_new_tokens=count,
+                    min_new_tokens=count,
+                    do_sample=False,
+                    pad_token_id=base.pad_id,
+                )
+                seconds.append(timer() - start)
+        return seconds[0], num_tokens / seconds[1]
 
     def probe(self, questions: Sequence[Question], *, fallback: str) -> ProbeScores:
         """Log-probabilities of the first learned answer, or of `fallback`, for comparison with the engine."""

@@ -1,10 +1,10 @@
 """The command `autonomous`: what a person types to run, ask, teach and stop a system.
 
 Commands are grouped by file: cli_system.py (up, down, status, logs), cli_model.py (ask, add, learn, versions, rollback),
-cli_governance.py (approve, reject, release, explain, forensics), cli_memory.py (memory), cli_sources.py (sources),
-cli_tools.py (tool), cli_feedback.py (feedback, gaps), cli_schedule.py (schedule), cli_safety.py (emergency-stop, reset,
-audit), cli_runs.py (demo, bench), cli_plan.py (plan), cli_data.py (data), cli_train.py (train). Heavy parts are imported by
-the commands that need them, so that help is quick.
+cli_governance.py (approve, reject, release, explain, forensics), cli_evaluate.py (evaluate), cli_memory.py (memory),
+cli_sources.py (sources), cli_tools.py (tool), cli_feedback.py (feedback, gaps), cli_schedule.py (schedule), cli_safety.py
+(emergency-stop, reset, audit), cli_runs.py (demo, bench), cli_plan.py (plan), cli_data.py (data), cli_train.py (train). Heavy
+parts are imported by the commands that need them, so that help is quick.
 """
 
 import sys
@@ -14,6 +14,7 @@ import typer
 
 from cluster import (
     cli_data,
+    cli_evaluate,
     cli_feedback,
     cli_governance,
     cli_memory,
@@ -51,6 +52,7 @@ PARTS = (
     cli_system,
     cli_model,
     cli_governance,
+    cli_evaluate,
     cli_memory,
     cli_sources,
     cli_tools,

@@ -279,6 +279,14 @@ class Client:
         """Start learning the next batch in a person's name; returns the run's id."""
         return str(self._json("POST", "/v1/learn", {} if by is None else {"by": by})["run_id"])
 
+    def start_benchmark(self, version: str) -> Json:
+        """Begin the thorough evaluation of a version: {"version"}."""
+        return self._json("POST", "/v1/benchmark", {"version": version})
+
+    def version_report(self, version: str) -> Json:
+        """Gates, evaluation, benchmark and triggers of a version; `is_running` while it is benchmarked."""
+        return self._json("GET", f"/v1/versions/{quote(version, safe='')}/report")
+
     def next_batch(self) -> Json:
         """What the next batch would learn, and the questions it would be judged by."""
         return self._json("GET", "/v1/learn/next")

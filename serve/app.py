@@ -21,6 +21,7 @@ from serve.governance_routes import build_governance_router
 from serve.memory_routes import build_memory_router
 from serve.parts import Parts
 from serve.rag import RAGSystem
+from serve.report_routes import build_report_router
 from serve.schedule_routes import build_schedule_router
 from serve.schemas import (
     DeleteResponse,
@@ -91,6 +92,7 @@ def build_api(
     app.include_router(build_schedule_router(parts.schedules))
     app.include_router(_version_routes(parts))
     app.include_router(build_governance_router(context))
+    app.include_router(build_report_router(parts.reports))
     app.include_router(_safety_routes(context))
     app.include_router(_state_routes(parts))
     _add_pages(app)

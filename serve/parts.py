@@ -27,6 +27,7 @@ from serve.engine import AdapterRef, GenerateChunk, GenerateRequest
 from serve.feedback_parts import FeedbackParts
 from serve.governance import GovernanceParts
 from serve.rag import Message
+from serve.report_routes import ReportParts
 from serve.source_parts import SourceParts
 from serve.stream import WholeAnswer
 from serve.tool_parts import ToolParts
@@ -119,6 +120,7 @@ class Parts(Protocol):
     feedback: FeedbackParts
     governance: GovernanceParts
     schedules: ScheduleParts
+    reports: ReportParts
 
     # --- engine ---------------------------------------------------------------------------------------------------
 

@@ -41,9 +41,11 @@ from serve.ray_feedback import RayFeedbackParts
 from serve.ray_governance import RayGovernance
 from serve.ray_memory import RayMemoryParts
 from serve.ray_outcomes import OutcomeSender
+from serve.ray_reports import RayReportParts
 from serve.ray_schedules import RayScheduleParts
 from serve.ray_sources import RaySourceParts
 from serve.ray_tools import RayToolParts
+from serve.report_routes import ReportParts
 from serve.router import RetryOn, call_with_retry, stream_with_retry
 from serve.source_parts import SourceParts
 from serve.stream import WholeAnswer
@@ -69,6 +71,7 @@ CAUSES: Mapping[str, type[Exception]] = {
     "UnknownSource": NotFoundError,
     "UnknownSchedule": NotFoundError,
     "AlreadyLearning": ConflictError,
+    "AlreadyBenchmarking": ConflictError,
     "NothingToLearn": ConflictError,
     "NothingToRollBack": ConflictError,
     "PromotionRefused": ConflictError,
@@ -154,6 +157,7 @@ class RayParts:
         self.feedback: FeedbackParts = RayFeedbackParts(self._call, self._act, config=feedback or FeedbackConfig())
         self.governance: GovernanceParts = RayGovernance(self._call, self._act)
         self.schedules: ScheduleParts = RayScheduleParts(self._call, self._act)
+        self.reports: ReportParts = RayReportParts(self._call, self._act)
 
     # --- calls ----------------------------------------------------------------------------------------------------
 

@@ -39,8 +39,8 @@ BY_RULE = "system:safety-monitor"
 class SafetyMonitor:
     """Stops, resets, and what stops by itself.
 
-    `audit` is VersionLedger.append_audit; `two_people`: a reset needs a second person within `second_person_within_s`; `clock` in
-    seconds since the epoch. What it has observed lives as long as its process.
+    `audit` is VersionLedger.append_audit; `two_people`: a reset needs a second person within `second_person_within_s`; `clock`
+    in seconds since the epoch. What it has observed lives as long as its process.
     """
 
     def __init__(

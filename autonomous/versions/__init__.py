@@ -1,7 +1,7 @@
 """Versions of the model: what they are, how they are judged, and who may change what serves.
 
 states.py       the states of a version, the visible table of TRANSITIONS, and the pure check
-report.py       EvaluationReport: what an evaluation measured
+report.py       EvaluationReport: what an evaluation measured; gate_results.py, gate_safety.py: parts of gates.py
 gates.py        report -> pass, fail or inconclusive per gate -> go, quarantine or pause
 data_gates.py   the gates on what was learned: the data of the batch, and what the candidate believes afterwards
 bundle.py       the immutable folder of a version; its name is the hash of its manifest

@@ -28,6 +28,15 @@ class SafetyProbe(TypedDict):
     margin_candidate: float
 
 
+class DomainScores(TypedDict):
+    """Held-out texts of one domain, nats per token. The lists are paired by text."""
+
+    domain: str
+    nll_base: list[float]
+    nll_parent: list[float]
+    nll_candidate: list[float]
+
+
 class ProbeScores(TypedDict):
     """Log-probability of each token of `text` but the first, by the trainer's model: what the engine must reproduce."""
 
@@ -52,14 +61,28 @@ class EvaluationReport:
     control_nll_candidate: list[float] = field(default_factory=list)
     earlier: list[EarlierBatch] = field(default_factory=list)
     """One entry per earlier batch; empty when the parent is the frozen original."""
+    domains: list[DomainScores] = field(default_factory=list)
+    """Code, docs, conversation, general knowledge: held-out texts by domain."""
     safety: list[SafetyProbe] = field(default_factory=list)
+    sentinel_safety: list[SafetyProbe] = field(default_factory=list)
+    """A drawn part of the probes that only the evaluator can read."""
+    privacy: list[SafetyProbe] = field(default_factory=list)
+    """Requests for secrets and personal data; a margin above 0 would rather not tell."""
+    told_secrets: list[str] | None = None
+    """Kinds of secrets and of taught personal data in the generated answers; None: not looked for."""
+    leaks: list[str] | None = None
+    """Ids of evaluation items that are in what was taught; None: not looked for."""
     probe: ProbeScores = field(default_factory=lambda: ProbeScores(text="", candidate_logprobs=[], base_logprobs=[]))
     training: dict[str, Any] = field(default_factory=dict)
     """losses, grad_norms, kls (one per optimizer step), num_steps, replay_share; more keys are kept as they are."""
     seconds: float = 0.0
     """How long the evaluation took."""
     suites_sha256: str = ""
-    """Hash of the suite files, so that a later reader knows which texts were asked."""
+    """Hash of all suite and sentinel files, so that a later reader knows which texts were asked."""
+    code_sha256: str = ""
+    """Hash of the code that asked, scored and decides."""
+    rotation: str = ""
+    """Of the drawn sentinels: with the home's secret it says which."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: numbers that JSON has no word for become the strings "nan", "inf" and "-inf"."""
@@ -81,7 +104,9 @@ class EvaluationReport:
 
 
 _NON_FINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
-_TEXT_KEYS = frozenset({"probe", "text", "version_id", "suites_sha256"})
+_TEXT_KEYS = frozenset(
+    {"code_sha256", "domain", "leaks", "probe", "rotation", "suites_sha256", "text", "told_secrets", "version_id"}
+)
 
 
 def _numbers(value: Any, key: str = "") -> Any:

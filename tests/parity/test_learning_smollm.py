@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from autonomous.config import GateConfig, LearningConfig
-from autonomous.evaluation import SelfEvaluationSystem, load_suite
+from autonomous.evaluation import SelfEvaluationSystem
 from autonomous.lessons import Lessons, Question, answer_hits, build_lessons
 from autonomous.online import LearningRun, OnlineLearningModule
+from autonomous.suite import load_suite
 from autonomous.versions.gates import Verdict, decide_gates
 from memory.types import Episode, episode_id
 from train.adapt.base import load_base_model, weights_sha256

@@ -15,7 +15,7 @@ from actors.calls import when_there
 from actors.extract import messages_for, read_triples
 from actors.registry import ACTORS, ensure_actor, shard_specs
 from actors.stores import WRITES, remote_store, shard_name
-from autonomous.config import GateConfig
+from autonomous.config import AutonomousConfig
 from autonomous.ingest import IngestConfig
 from memory.embed import model_folder
 from memory.episodic import EpisodicMemory
@@ -54,7 +54,9 @@ def actors(home: Path) -> dict[str, Any]:
     )  # fmt: skip
     base = write_tiny_llama(home / "tiny")
     handles["evaluator"] = ensure_actor(
-        "evaluator", ACTORS["evaluator"], {"config": GateConfig(), "base_folder": base, "latch": latch}
+        "evaluator",
+        ACTORS["evaluator"],
+        {"config": AutonomousConfig(), "home": home, "base_folder": base, "latch": latch},
     )
     ray.get([handle.identity.remote() for handle in handles.values()], timeout=WARM_S)
     ray.get(handles["semantic"].context_for.remote("loads the embedder and the tokenizer", 10), timeout=WARM_S)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from train.adapt.base import BaseModelInMemory, load_model
-from train.adapt.lora import attach_saved
+from train.adapt.lora import adapter_sha256, attach_saved
 from train.adapt.reference import MODEL_FOLDER
 from train.files import sync_path
 from train.model.checkpoint_hf import TOKENIZER_FILES
@@ -91,6 +91,11 @@ def hash_weights(folder: Path) -> str:
         if path.suffix in HASHED_SUFFIXES and path.name != CACHE_NAME:
             digest.update(f"{path.name}\0{_digest(path)}\n".encode())
     return digest.hexdigest()
+
+
+def version_sha256(folder: Path) -> str:
+    """Hash of what a version's folder holds: full weights, or an adapter."""
+    return hash_weights(folder) if is_weights_folder(folder) else adapter_sha256(folder)
 
 
 def save_weights(model: Any, *, folder: Path, base_folder: Path) -> str:

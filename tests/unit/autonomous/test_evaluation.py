@@ -1,14 +1,20 @@
-"""SelfEvaluationSystem on a tiny random Llama: paired numbers, an untouched base, and suites that keep apart."""
+"""SelfEvaluationSystem on a tiny random Llama: paired numbers, an untouched base, nothing asked twice."""
 
 import math
+import threading
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from autonomous.config import GateConfig
-from autonomous.evaluation import SUITES, SelfEvaluationSystem, load_suite
+from autonomous.evaluation import SelfEvaluationSystem, find_told
 from autonomous.lessons import Question, build_lessons
+from autonomous.panel import Panel
+from autonomous.sentinel import load_sentinel
+from autonomous.suite import load_suite
 from autonomous.versions.report import EvaluationReport
 from tests.episodes import make_episode
 from tests.tiny_model import write_adapter, write_tiny_llama
@@ -36,9 +42,25 @@ def adapters(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 @pytest.fixture(scope="module")
 def system(base_folder: Path) -> SelfEvaluationSystem:
-    system = SelfEvaluationSystem(CONFIG, base_folder=base_folder, dtype="float32")
+    system = SelfEvaluationSystem(CONFIG, base_folder=base_folder, dtype="float32", clock=lambda: 0.0)
     system.start()
     return system
+
+
+class Counting:
+    """Counts the items that a system's panels compute."""
+
+    def __init__(self, system: SelfEvaluationSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: Counter[str] = Counter()
+        for name in ("score", "choices", "answers"):
+            monkeypatch.setattr(Panel, name, self._counted(name, getattr(Panel, name)))
+
+    def _counted(self, name: str, method: Any) -> Any:
+        def counted(panel: Panel, who: str | None, items: Any, **options: Any) -> Any:
+            self.asked[f"{name} {who}"] += len(items)
+            return method(panel, who, items, **options)
+
+        return counted
 
 
 def question(number: int) -> Question:
@@ -73,6 +95,15 @@ def test_a_report_has_a_paired_number_for_every_item(system: SelfEvaluationSyste
         (entry["version_id"], len(entry["nll_parent"]), len(entry["nll_candidate"])) for entry in report.earlier
     ] == [("ver-1", 2, 2)]
     assert [entry["probe"] for entry in report.safety] == [row["id"] for row in load_suite("safety").rows]
+    assert [entry["probe"] for entry in report.privacy] == [row["id"] for row in load_suite("privacy").rows]
+    drawn = [entry["probe"] for entry in report.sentinel_safety]
+    assert len(drawn) == CONFIG.num_sentinels
+    assert set(drawn) < {row["id"] for row in load_sentinel("safety").rows}
+    assert {scores["domain"] for scores in report.domains} == {"code", "conversation", "docs", "general"}
+    for scores in report.domains:
+        assert len(scores["nll_base"]) == len(scores["nll_parent"]) == len(scores["nll_candidate"]) == 6
+    assert report.leaks == report.told_secrets == []
+    assert len(report.suites_sha256) == len(report.code_sha256) == 64
     assert report.training == {"num_steps": 3}
     assert report.seconds > 0
     assert EvaluationReport.from_dict(report.to_dict()) == report
@@ -169,36 +200,74 @@ def test_a_stop_between_two_parts_ends_the_evaluation(
     assert weights_sha256(system.base.model) == before
 
 
+def test_a_promoted_candidate_and_the_original_are_not_asked_again_what_they_were_asked(
+    base_folder: Path, adapters: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = SelfEvaluationSystem(CONFIG, base_folder=base_folder, dtype="float32", clock=lambda: 0.0)
+    system.start()
+    system.prepare(guard=lambda: None)
+    one, two = adapters
+    first = evaluate(system, one)
+    counted = Counting(system, monkeypatch)
+    second = evaluate(system, two, parent=one, earlier=[("v-1", [question(number) for number in range(3)])])
+    assert second.control_nll_parent == first.control_nll_candidate
+    assert second.earlier[0]["nll_parent"] == first.question_nll_candidate
+    assert counted.asked["score parent"] == counted.asked["score None"] == counted.asked["choices None"] == 0
+    assert counted.asked["choices parent"] == 0
+    num_texts = len({*load_suite("control").texts, *load_suite("domains").texts})
+    assert 0 < counted.asked["score candidate"] < num_texts + 3 + 1  # control texts by domain once, questions once
+
+
+def test_sentinels_are_drawn_anew_for_another_candidate_and_on_another_day(
+    base_folder: Path, adapters: tuple[Path, Path]
+) -> None:
+    now = [0.0]
+    system = SelfEvaluationSystem(
+        CONFIG, base_folder=base_folder, dtype="float32", secret=b"home", clock=lambda: now[0]
+    )
+    rows = load_sentinel("safety").rows
+
+    def drawn(candidate: Path) -> list[str]:
+        return [row["id"] for row in system.draw(rows, num=8, rotation=system.rotation_of(candidate))]
+
+    first = drawn(adapters[0])
+    assert drawn(adapters[0]) == first
+    assert drawn(adapters[1]) != first
+    now[0] = CONFIG.rotation_s
+    assert drawn(adapters[0]) != first
+
+
+def test_a_question_that_was_taught_from_a_sentinel_is_found(
+    system: SelfEvaluationSystem, adapters: tuple[Path, Path]
+) -> None:
+    text = load_sentinel("texts").texts[-1]
+    taught = replace(question(1), answer=" ".join(text.split()[:12]))
+    assert evaluate(system, adapters[0], questions=[question(0), taught]).leaks == ["sentinel-text-12"]
+
+
+def test_told_are_secrets_and_personal_data_that_was_taught() -> None:
+    taught = [replace(question(1), answer="The mail of Ida Brandvold is ida@selm-fort.org.")]
+    token = "ghp_" + "aB3dE5gH7jK9mN1pQ3sT5vW7yZ9bD1fG3hJ5"
+    assert find_told(["Write to ida@selm-fort.org."], taught) == ["EMAIL"]
+    assert find_told(["Write to someone@another-place.org."], taught) == []
+    assert find_told([f"The token is {token}."], taught) == ["TOKEN"]
+
+
+def test_a_benchmark_that_is_patient_lets_an_evaluation_go_first(
+    system: SelfEvaluationSystem, adapters: tuple[Path, Path]
+) -> None:
+    reports: list[EvaluationReport] = []
+    with system.panel(adapters[0], parent=None, guard=lambda: None, is_patient=True):
+        thread = threading.Thread(target=lambda: reports.append(evaluate(system, adapters[1])))
+        thread.start()
+        while not system.turns.is_wanted:
+            thread.join(timeout=0.001)
+        assert reports == []
+    with system.panel(adapters[0], parent=None, guard=lambda: None, is_patient=True):
+        assert len(reports) == 1
+    thread.join()
+
+
 def test_an_incomplete_candidate_is_refused(system: SelfEvaluationSystem, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="is not a complete PEFT adapter"):
         evaluate(system, tmp_path)
-
-
-def test_suites_have_unique_ids_and_share_no_text() -> None:
-    suites = {name: load_suite(name) for name in SUITES}
-    assert {name: len(suite.rows) for name, suite in suites.items()} == {
-        "anchor": 24,
-        "control": 24,
-        "instructions": 24,
-        "safety": 16,
-    }
-    ids = [row["id"] for suite in suites.values() for row in suite.rows]
-    assert len(set(ids)) == len(ids)
-    texts = [*suites["anchor"].texts, *suites["control"].texts]
-    assert len(set(texts)) == len(texts)
-    assert all(20 <= len(text.split()) <= 60 or "\n\n" in text for text in texts)
-    assert all(row["prompt"] and row["refusal"] and row["compliance"] for row in suites["safety"].rows)
-    assert len({row["category"] for row in suites["safety"].rows}) >= 6
-
-
-def test_control_and_anchor_texts_share_no_long_phrase() -> None:
-    def phrases(texts: tuple[str, ...]) -> set[str]:
-        words = [text.lower().split() for text in texts]
-        return {" ".join(text[start : start + 8]) for text in words for start in range(len(text) - 7)}
-
-    assert phrases(load_suite("anchor").texts) & phrases(load_suite("control").texts) == set()
-
-
-def test_an_unknown_suite_is_refused_with_the_known_names() -> None:
-    with pytest.raises(ValueError, match="choose one of anchor, control, instructions, safety"):
-        load_suite("secret")

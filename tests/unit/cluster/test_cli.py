@@ -225,6 +225,27 @@ def test_a_waiting_version_is_approved_and_rolled_back(system: Any, documents: P
     assert "nothing to roll back to" in capsys.readouterr().err
 
 
+def test_a_version_is_evaluated_and_its_comparisons_are_shown(
+    system: Any, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.cli_evaluate.POLL_S", 0.001)
+    config = ["--config", str(system.config_path)]
+    assert run(["evaluate", *config]) == 0
+    told = capsys.readouterr().out
+    assert "20 gained, 0 lost of 20 items" in told
+    assert f"Page: {system.url}/v1/versions/ver-base/report?format=html" in told
+    assert run(["evaluate", "ver-new", "--no-wait", "--json", *config]) == 0
+    assert _json(capsys)["is_running"]
+    system.parts.reports.error = "LearningStopped: a person stopped it"
+    assert run(["evaluate", "ver-new", *config]) == 1
+    assert "is being benchmarked" in capsys.readouterr().err
+    system.parts.reports.running = None
+    assert run(["evaluate", "ver-new", *config]) == 1
+    assert "failed: LearningStopped: a person stopped it" in capsys.readouterr().err
+    assert run(["evaluate", "v3", *config]) == 1
+    assert "there is no v3 now" in capsys.readouterr().err
+
+
 def test_versions_shows_which_is_v2_and_one_version_with_its_lineage(system: Any, capsys: Captured) -> None:
     config = ["--config", str(system.config_path)]
     assert run(["versions", *config]) == 0

@@ -1,0 +1,68 @@
+"""`autonomous evaluate`: the thorough evaluation of a version."""
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from cluster.cli_common import ConfigOption, Failure, JsonOption, connect, examples, output, print_json, table
+
+PANEL = "Model"
+POLL_S = 2.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command(
+        rich_help_panel=PANEL,
+        epilog=examples(
+            "autonomous evaluate                     the version that serves",
+            "autonomous evaluate v-0123456789abcdef  another one",
+            "autonomous evaluate --no-wait           its report tells when it is done",
+        ),
+    )(evaluate)
+
+
+def evaluate(
+    version: Annotated[
+        str, typer.Argument(metavar="[VERSION]", help="v1, v2, v3 or a version id.", show_default=True)
+    ] = "v2",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is done: minutes.")] = True,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a version everything: texts by domain, questions, reviews, instructions, safety, latency.
+
+    It is compared with v2 and with the frozen original; candidates that are judged meanwhile go first.
+    """
+    with connect(config) as client:
+        name = client.versions()["pointers"].get(version, version)
+        if name is None:
+            raise Failure(f"there is no {version} now; look at: autonomous versions")
+        started = client.start_benchmark(name)["version"]
+        report = client.version_report(started)
+        while wait and report["is_running"]:
+            time.sleep(POLL_S)
+            report = client.version_report(started)
+        page = f"{client.base_url}/v1/versions/{started}/report?format=html"
+    if report["error"]:
+        raise Failure(f"the benchmark of {started} failed: {report['error']}")
+    if as_json:
+        print_json({**report, "page": page})
+        return
+    if report["benchmark"] and not report["is_running"]:
+        print_benchmark(report)
+    output().print(f"Page: {page}", markup=False, soft_wrap=True)
+
+
+def print_benchmark(report: dict[str, Any]) -> None:
+    """The comparisons of a benchmark and what they trigger."""
+    console = output()
+    rows = [
+        (one["metric"], one["against"], one["candidate"], one["reference"], one["outcome"], one["reason"])
+        for one in report["benchmark"]["comparisons"]
+    ]
+    columns = ("metric", "against", "it", "reference", "it is", "evidence")
+    console.print(table(f"Version {report['version']}", columns, rows, right=("it", "reference")))
+    for trigger in report["triggers"]:
+        console.print(f"To be learned again ({trigger['kind']}): {trigger['reason']}", markup=False, soft_wrap=True)
