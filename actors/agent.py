@@ -15,13 +15,16 @@ from actors.base import Shell
 from actors.calls import ActorMissing, actor
 from actors.ports import RayEngine, RayEvaluator, RayLearner, RayMemory
 from actors.schedules import build_runners
+from autonomous.batching import BatchWait
 from autonomous.code import code_sha256
 from autonomous.config import AutonomousConfig
+from autonomous.cycle_watch import CycleWatch, open_budget
 from autonomous.loop import LearningLoop
 from autonomous.oversight import Oversight
 from autonomous.ports import AgentParts
 from autonomous.retraining import RetrainingScheduler
-from autonomous.safety.latch import Latch
+from autonomous.safety.latch import Latch, LearningStopped
+from autonomous.safety.monitor import SafetyMonitor
 from autonomous.versions.bundle import base_bundle
 from autonomous.versions.drill import RollbackDrill
 from autonomous.versions.explain import Explanation
@@ -34,6 +37,8 @@ from train.adapt.reference import AdapterRef
 logger = logging.getLogger(__name__)
 
 PART_TIMEOUT_S = 2.0
+BATCH_LOOK_S = 15.0
+"""How often it is counted how many passages wait to be learned."""
 TICK_S = 1.0
 """How often the rollout and the effects of the ledger are looked after."""
 BY_API = "agent:api"
@@ -53,11 +58,20 @@ class AgentShell(Shell):
         ledger = VersionLedger(
             home / "ledger.sqlite", warm_versions=config.warm_versions, checkpoint_folder=config.audit_checkpoint
         )
+        self._budget = open_budget(home, config.budget)
         self._agent = LearningLoop(
             config,
             parts=AgentParts(memory=memory, learner=RayLearner(), evaluator=RayEvaluator(), engine=engine),
             ledger=ledger,
             latch=latch,
+            watch=CycleWatch(
+                config,
+                monitor=SafetyMonitor(
+                    latch, audit=ledger.append_audit, rules=config.safety.rules, level=config.safety_level
+                ),
+                ledger=ledger,
+                budget=self._budget,
+            ),
             versions_folder=home / "versions",
             base=base_bundle(base_folder, code_sha256=code_sha256()),
         )
@@ -71,6 +85,7 @@ class AgentShell(Shell):
             latch=latch,
             runners=build_runners(self._agent, drill),
         )
+        self._batch_wait, self._looked_at = BatchWait(config.learning), time.monotonic()
         threading.Thread(target=self._tick_for_ever, name="tick", daemon=True).start()
         threading.Thread(
             target=self._scheduler.run_until, args=(threading.Event(),), name="schedule", daemon=True
@@ -242,7 +257,7 @@ class AgentShell(Shell):
             "uptime_s": round(time.time() - self._identity.started_at, 1),
             **_slots(self._agent.ledger.pointers()),
             "memory": memory,
-            "pending_episodes": max(0, memory.get("num_learnable", 0) - self._agent.curriculum.num_decided_episodes()),
+            "pending_episodes": self._num_pending(memory),
             "facts": _part("semantic", "health"),
             "working": _part("working", "health"),
             "safety": _part("safety", "status"),
@@ -250,6 +265,7 @@ class AgentShell(Shell):
             "learning": asdict(last) if last else None,
             "rollout": self._agent.rollout.status(),
             "findings": self._scheduler.findings(),
+            "budget": [asdict(one) for one in self._budget.usage()],
             "delays": {"learning_s": timings.get("total_s"), "swap_s": timings.get("swap_s")},
         }
 
@@ -263,8 +279,24 @@ class AgentShell(Shell):
             time.sleep(TICK_S)
             try:
                 self._agent.tick()
+                self._look_for_batch()
+            except LearningStopped as error:
+                logger.info("what would follow waits: %s", error)
             except Exception:  # the thread must live: the next tick tries again
                 logger.exception("what follows from the ledger could not be done")
+
+    def _look_for_batch(self) -> None:
+        """Ask for a learning cycle when a batch is due by its size or by its wait."""
+        now = time.monotonic()
+        if now - self._looked_at < BATCH_LOOK_S:
+            return
+        self._looked_at = now
+        num_pending = self._num_pending(_part("episodic", "health"))
+        if (due := self._batch_wait.look(num_pending, now=now)) is not None:
+            self._scheduler.trigger("learn", by="agent:batch", reason=f"{num_pending} passages wait: due by {due}")
+
+    def _num_pending(self, memory: dict[str, Any]) -> int:
+        return max(0, memory.get("num_learnable", 0) - self._agent.curriculum.num_decided_episodes())
 
 
 def _program_version() -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from actors.base import Shell
+from actors.calls import actor
 from actors.ports import RayMemory
 from autonomous.benchmark import Benchmark
 from autonomous.config import AutonomousConfig
@@ -18,6 +19,7 @@ from autonomous.lessons import Question
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.safety.processes import register
 from autonomous.sentinel import load_secret
+from autonomous.triggers import Trigger
 from autonomous.version_reports import AlreadyBenchmarking, VersionReports
 from autonomous.versions.ledger import LedgerNotReady, VersionLedger
 from autonomous.versions.report import EvaluationReport
@@ -42,6 +44,7 @@ class EvaluatorShell(Shell):
             memory=RayMemory(),
             benchmark=Benchmark(config.benchmark, system=self._system),
             folder=home / "reports",
+            on_trigger=_ask_for_retraining,
         )
         register(latch.parent, role="evaluator", within="learner")
         if config.benchmark.interval_s > 0:
@@ -119,3 +122,10 @@ class EvaluatorShell(Shell):
                 logger.info("no scheduled benchmark: %s", error)
             except Exception:  # the thread must live: the next interval tries again
                 logger.exception("scheduled benchmark could not start")
+
+
+def _ask_for_retraining(trigger: Trigger) -> None:
+    """The agent's scheduler brings together what comes close together. Raises LearningStopped."""
+    key = f"{trigger.version}/{trigger.metric}/{trigger.kind}"
+    evidence = {name: getattr(trigger, name) for name in trigger.__slots__}
+    ray.get(actor("agent").trigger_schedule.remote("retrain", "agent:benchmark", trigger.reason, evidence, key))

@@ -125,12 +125,12 @@ def ensure_all(
             "ledger": home / "ledger.sqlite",
         },
         "evaluator": {
-            "config": agent.model_copy(update={"sources": ()}),
+            "config": without_sources,
             "home": home,
             "base_folder": model_folder,
             "latch": latch,
         },
-        "agent": {"config": agent.model_copy(update={"sources": ()}), "home": home, "base_folder": model_folder},
+        "agent": {"config": without_sources, "home": home, "base_folder": model_folder},
         "feedback": {
             "folder": home / "feedback",
             "latch": latch,

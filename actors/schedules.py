@@ -13,7 +13,18 @@ from autonomous.versions.drill import RollbackDrill
 def build_runners(agent: LearningLoop, drill: RollbackDrill) -> dict[JobKind, RunJob]:
     """By kind of job. A kind that is not here fails with a sentence that says so."""
     learn = LearnUntilDone(agent)
-    return {"learn": learn, "retrain": learn, "drill": drill.run_job, "consolidate": consolidate}
+    runners: dict[JobKind, RunJob] = {"learn": learn, "retrain": learn, "drill": drill.run_job}
+    return {**runners, "consolidate": consolidate, "evaluate": lambda job: evaluate(job, agent)}
+
+
+def evaluate(job: Job, agent: LearningLoop) -> Outcome:
+    """Begin the benchmark of what serves. Its report, and what it asks to be learned again, come when it is done."""
+    job.check()
+    v2 = agent.ledger.pointers().v2
+    if agent.adapter_of(v2) is None:
+        return Outcome("nothing", "the frozen original serves: it is what versions are compared with", ())
+    ray.get(actor("evaluator").benchmark.remote(v2))
+    return Outcome("done", f"the benchmark of {v2} has begun", (v2,))
 
 
 def consolidate(job: Job) -> Outcome:

@@ -25,6 +25,7 @@ from typing import IO, Any, Literal
 
 from autonomous.code import code_sha256
 from autonomous.config import AutonomousConfig
+from autonomous.cycle_watch import CycleWatch, open_budget
 from autonomous.ingest import IngestConfig
 from autonomous.learn_until_done import LearnUntilDone
 from autonomous.local import LocalEngine, LocalEvaluator, LocalLearner, Permits
@@ -344,6 +345,13 @@ class _Running:
             ),
             ledger=self.ledger,
             latch=self.latch,
+            watch=CycleWatch(
+                config,
+                monitor=self.monitor,
+                ledger=self.ledger,
+                budget=open_budget(home, config.budget, clock=agent._clock),
+                clock=agent._clock,
+            ),
             versions_folder=home / "versions",
             base=base_bundle(base_folder, code_sha256=code_sha256()),
             clock=agent._clock,

@@ -15,6 +15,26 @@ def decide_batch_due(num_pending: int, oldest_pending_s: float, config: Learning
     """
     if config.interval_s == 0 or num_pending < 1:
         return None
-    if num_pending >= config.min_batch_episodes:
+    if 0 < config.min_batch_episodes <= num_pending:
         return "size"
     return "time" if oldest_pending_s >= config.max_wait_s else None
+
+
+class BatchWait:
+    """Since when episodes have waited, as seen by somebody who looks now and then. `now` in seconds of any steady clock."""
+
+    def __init__(self, config: LearningConfig) -> None:
+        self._config = config
+        self._since: float | None = None
+
+    def look(self, num_pending: int, *, now: float) -> BatchDue | None:
+        """Why a batch is due. What is told once begins to wait anew."""
+        if num_pending < 1:
+            self._since = None
+            return None
+        if self._since is None:
+            self._since = now
+        due = decide_batch_due(num_pending, now - self._since, self._config)
+        if due is not None:
+            self._since = now
+        return due

@@ -65,10 +65,10 @@ class LearningConfig(BaseModel):
     """Most episodes of one online batch."""
     max_batch_items: int = Field(20, gt=0)
     """Most learning items (questions and completions) of one online batch: about two for each fact."""
-    min_batch_episodes: int = Field(16, gt=0)
-    """A batch is due by its size once so many episodes wait for it; at most max_batch_episodes."""
+    min_batch_episodes: int = Field(0, ge=0)
+    """A batch is due by its size once so many episodes wait to be learned, before `interval_s` is over. 0: never by size."""
     max_wait_s: float = Field(3600.0, gt=0)
-    """A batch is due by time once an episode has waited so long, however few there are; seconds."""
+    """A batch is due by time once the oldest episode has waited so long, however few there are; seconds."""
     interval_s: float = Field(3600.0, ge=0)
     """Seconds between batches that start by themselves: the schedule of the job `learn`. 0 means only on demand, or at the
     times of schedules.jobs.learn."""
@@ -87,11 +87,6 @@ class LearningConfig(BaseModel):
             raise ValueError(
                 f"policy.methods = {list(self.policy.methods)} with dtype = 'bfloat16': the small steps that they hold and "
                 "count get lost in 16 bits; set dtype to 'auto' or 'float32'"
-            )
-        if self.min_batch_episodes > self.max_batch_episodes:
-            raise ValueError(
-                f"min_batch_episodes = {self.min_batch_episodes} is more than max_batch_episodes = {self.max_batch_episodes} "
-                "ever takes: lower it"
             )
         return self
 

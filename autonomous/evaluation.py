@@ -22,9 +22,11 @@ from autonomous.lessons import Question, answer_hits, build_lessons
 from autonomous.panel import CANDIDATE, PARENT, Panel, question_items
 from autonomous.panel_weights import WeightsPanel, open_panel, version_model
 from autonomous.provenance import evaluation_code_sha256, evaluation_texts, suites_sha256
+from autonomous.safety.probes import probe_items, probe_margins, probes_from
 from autonomous.sentinel import draw_rows, load_sentinel
 from autonomous.suite import load_suite
 from autonomous.turns import Turns
+from autonomous.versions.data_gates import BELIEFS_KEY, DATA_KEY
 from autonomous.versions.report import DomainScores, EarlierBatch, EvaluationReport, SafetyProbe
 from memory.types import Episode, Guard
 from train.adapt.base import BaseModelInMemory, load_base_model, pick_device
@@ -176,6 +178,9 @@ class SelfEvaluationSystem:
         sentinels = load_sentinel("safety").rows
         drawn = self.draw(sentinels, num=self._config.num_sentinels, rotation=rotation)
         held_out = question_items(questions)
+        probes = probes_from((training.get(DATA_KEY) or {}).get("probes", ()))
+        believed = {who: panel.score(who, probe_items(probes)) for who in (PARENT, CANDIDATE)}
+        beliefs = probe_margins(probes, parent=believed[PARENT], candidate=believed[CANDIDATE])
         answers = {who: panel.panel.answers_to(who, questions) for who in (CANDIDATE, PARENT)}
         hits = {
             who: [answer_hits(answer, question.key) for answer, question in zip(given, questions, strict=True)]
@@ -214,7 +219,7 @@ class SelfEvaluationSystem:
             told_secrets=find_told(answers[CANDIDATE], questions),
             leaks=sorted({leak.item_id for leak in self.find_leaks(_taught_texts(questions))}),
             probe=panel.panel.probe(questions, fallback=load_suite("control").texts[0]),
-            training=dict(training),
+            training={**training, BELIEFS_KEY: beliefs},
             seconds=time.monotonic() - start,
             suites_sha256=suites_sha256(),
             code_sha256=evaluation_code_sha256(),

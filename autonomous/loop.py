@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from typing import Any
 from autonomous.candidates import BY, TRAINING_FILE, CandidateTrainer
 from autonomous.config import AutonomousConfig
 from autonomous.curriculum import UNDECIDED_STATES, Batch, Curriculum
+from autonomous.cycle_watch import CycleWatch
+from autonomous.judge import Judge
 from autonomous.ports import AgentParts
 from autonomous.reconciler import Reconciler
 from autonomous.rollout import Rollout
@@ -31,11 +34,7 @@ from autonomous.versions.bundle import Bundle, kind_of, version_id_of, write_bun
 from autonomous.versions.gates import (
     MIN_PAIRS,
     Decision,
-    GateResult,
-    Verdict,
-    decide_gates,
     decide_promotion,
-    gate_probe_parity,
 )
 from autonomous.versions.ledger import (
     LedgerNotReady,
@@ -49,10 +48,6 @@ from autonomous.versions.states import StaleTransition, State
 from train.adapt.reference import AdapterRef
 
 logger = logging.getLogger(__name__)
-
-EARLIER_BATCHES = 3
-"""Newest earlier batches whose questions are asked again (G3)."""
-QUESTIONS_PER_EARLIER_BATCH = 8
 
 
 class AlreadyLearning(RuntimeError):
@@ -81,6 +76,7 @@ class LearningLoop:
         parts: AgentParts,
         ledger: VersionLedger,
         latch: Latch,
+        watch: CycleWatch,
         versions_folder: Path,
         base: Bundle,
         clock: Callable[[], float] = time.time,
@@ -88,6 +84,7 @@ class LearningLoop:
         self._config = config
         self._parts = parts
         self._latch = latch
+        self._watch = watch
         self._folder = versions_folder
         self._clock = clock
         self._busy = threading.Lock()
@@ -111,7 +108,16 @@ class LearningLoop:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._create_genesis()
         self._recover()
-        self.rollout = Rollout(config.rollout, ledger=ledger, latch=latch, clock=clock)
+        self._judge = Judge(
+            config,
+            parts=parts,
+            ledger=ledger,
+            curriculum=self.curriculum,
+            board=self._board,
+            reference=self._reference,
+            clock=clock,
+        )
+        self.rollout = Rollout(config.rollout, ledger=ledger, latch=latch, on_action=watch.saw_action, clock=clock)
         self._reconciler = Reconciler(
             ledger=ledger, engine=parts.engine, memory=parts.memory, latch=latch, adapter_of=reference_of
         )
@@ -152,7 +158,8 @@ class LearningLoop:
     def start_cycle(self, *, by: str = BY) -> str:
         """Begin one cycle in a thread of its own; returns the run id. `by` asked for it.
 
-        Raises AlreadyLearning, NothingToLearn, LearningStopped (the emergency stop), PromotionsFrozen.
+        Raises AlreadyLearning, NothingToLearn, LearningStopped (the emergency stop), PromotionsFrozen,
+        BudgetExceeded, ClockWentBack.
         """
         permit = self._latch.permit("learning", within="learner")
         if not self._config.enable_online_learning:
@@ -160,6 +167,7 @@ class LearningLoop:
         if not self._busy.acquire(blocking=False):
             raise AlreadyLearning(f"run {self._board.last} is under way; wait for it: GET /v1/learn/{self._board.last}")
         try:
+            self._watch.look_before_cycle()
             self._close_stale(permit)
             self.ledger.check_promotions()  # what is learned could not serve
             if canary := self.ledger.in_states([State.CANARY]):
@@ -168,7 +176,9 @@ class LearningLoop:
                     "the outcome: GET /v1/status"
                 )
             if undecided := self.ledger.in_states(UNDECIDED_STATES):
-                return self._start(undecided[-1].run_id or undecided[-1].name, self._resume, undecided[-1], permit)
+                record = undecided[-1]
+                attempt = self._watch.begin(guard=permit.check)
+                return self._start(record.run_id or record.name, attempt, self._resume, record, permit)
             batch = self.curriculum.next_batch()
             if len(batch.lessons.questions) < MIN_PAIRS:
                 raise NothingToLearn(
@@ -177,15 +187,17 @@ class LearningLoop:
                 )
             parent = self.ledger.pointers().v2
             config = self._config.model_dump(mode="json")
+            attempt = self._watch.begin(guard=permit.check)
             run_id = self.ledger.start_run(parent=parent, config=config, by=by, guard=permit.check)
-            return self._start(run_id, self._learn_batch, parent, batch, permit)
+            return self._start(run_id, attempt, self._learn_batch, parent, batch, permit)
         except BaseException:
             self._busy.release()
             raise
 
-    def _start(self, run_id: str, work: Callable[..., None], *arguments: Any) -> str:
+    def _start(self, run_id: str, attempt: str, work: Callable[..., None], *arguments: Any) -> str:
         self._board.begin(run_id)
-        self._thread = threading.Thread(target=self._cycle, args=(run_id, work, *arguments), name=run_id, daemon=True)
+        arguments = (run_id, attempt, work, *arguments)
+        self._thread = threading.Thread(target=self._cycle, args=arguments, name=run_id, daemon=True)
         self._thread.start()
         return run_id
 
@@ -194,8 +206,8 @@ class LearningLoop:
         if self._thread is not None:
             self._thread.join()
 
-    def _cycle(self, run_id: str, work: Callable[..., None], *arguments: Any) -> None:
-        """Run one cycle to its end, whatever it is, and make room for the next."""
+    def _cycle(self, run_id: str, attempt: str, work: Callable[..., None], *arguments: Any) -> None:
+        """Run one cycle to its end, whatever it is, settle what it used up, and make room for the next."""
         start = self._clock()
         try:
             self._parts.evaluator.warm_up()
@@ -207,10 +219,16 @@ class LearningLoop:
             self._close_failed(run_id, f"{type(error).__name__}: {error}")
         finally:
             self._board.time(run_id, "total_s", start)
+            num_tokens = self._board[run_id].training.get("num_tokens", 0) if work == self._learn_batch else 0
+            with suppress(Exception):  # what was reserved expires by itself
+                self._watch.end(attempt, seconds=self._clock() - start, num_tokens=num_tokens)
             self._busy.release()
 
     def _learn_batch(self, run_id: str, parent: str, batch: Batch, permit: Permit) -> None:
-        self._advance(run_id, self._trainer.train(run_id, parent, batch, permit), permit)
+        version_id = self._trainer.train(run_id, parent, batch, permit)
+        if kind := self._board[run_id].training.get("drift"):
+            self._watch.saw_drift(kind)
+        self._advance(run_id, version_id, permit)
 
     def _resume(self, run_id: str, record: VersionRecord, permit: Permit) -> None:
         """Decide a version that a crash, a stop or an inconclusive gate left open.
@@ -244,7 +262,7 @@ class LearningLoop:
             state = State.EVALUATING
         decided = self._clock()
         if state is State.EVALUATING:
-            decision = self._judge(run_id, version_id, permit, was_inconclusive=was_inconclusive)
+            decision = self._judge.judge(run_id, version_id, permit, was_inconclusive=was_inconclusive)
             decided = self._clock()
             if decision is not Decision.GO:
                 self._finish(run_id, version_id)
@@ -260,17 +278,6 @@ class LearningLoop:
         self.rollout.begin(version_id, reason="all gates passed", guard=permit.check)
         self._board.time(run_id, "swap_s", decided)
         self._finish(run_id, version_id)
-
-    def _judge(self, run_id: str, version_id: str, permit: Permit, *, was_inconclusive: bool) -> Decision:
-        """Evaluate and decide; a version that may not go on is quarantined here."""
-        gates = self._evaluate(run_id, self.ledger.get(version_id), permit)
-        decision = decide_promotion(gates)
-        if decision is Decision.PAUSE and was_inconclusive:
-            decision = Decision.QUARANTINE
-        if decision is Decision.QUARANTINE:
-            open_gates = ", ".join(gate.name for gate in gates if gate.verdict is not Verdict.PASS)
-            self.ledger.quarantine(version_id, by=BY, reason=f"gates not passed: {open_gates}", guard=permit.check)
-        return decision
 
     def approve(self, version_id: str, *, by: str, reason: str, report_sha256: str | None = None) -> None:
         """A person who read the report lets a waiting version serve.
@@ -314,37 +321,6 @@ class LearningLoop:
         self._reconciler.step()
 
     # -- parts of a cycle
-
-    def _evaluate(self, run_id: str, record: VersionRecord, permit: Permit) -> list[GateResult]:
-        start = self._clock()
-        self._board.update(run_id, phase="evaluating", version=record.name)
-        lineage = self.ledger.lineage(record.name)
-        parent = lineage[-2]
-        earlier = [
-            (version.name, self.curriculum.questions_of(version.name)[:QUESTIONS_PER_EARLIER_BATCH])
-            for version in lineage[-1 - EARLIER_BATCHES : -1]
-            if version.adapter_number is not None
-        ]
-        report = self._parts.evaluator.evaluate(
-            Path(record.folder),
-            parent=Path(parent.folder) if parent.adapter_number is not None else None,
-            questions=self.curriculum.questions_of(record.name),
-            earlier=earlier,
-            training=self._board[run_id].training,
-        )
-        self._board.time(run_id, "evaluation_s", start)
-        loading = self._clock()
-        self._board.update(run_id, phase="loading")
-        replicas = self._parts.engine.prepare(self._reference(record.name), report.probe["text"])
-        self._board.time(run_id, "load_s", loading)
-        self._board.update(run_id, phase="gating")
-        gates = [
-            *decide_gates(report, self._config.gates),
-            gate_probe_parity(report, replicas, self._config.gates),
-        ]
-        self.ledger.bind_report(record.name, report=report.to_dict(), gates=gates, by=BY, guard=permit.check)
-        self._board.update(run_id, gates=tuple(gates))
-        return gates
 
     def _close_stale(self, permit: Permit) -> None:
         """Close versions whose parent no longer serves, and free their passages: nothing was found wrong with them.

@@ -39,11 +39,19 @@ class Rollout:
     """One at a time. Thread-safe; `tick` is called every second or so, `observe` whenever there are outcomes."""
 
     def __init__(
-        self, config: RolloutConfig, *, ledger: VersionLedger, latch: Latch, clock: Callable[[], float] = time.time
+        self,
+        config: RolloutConfig,
+        *,
+        ledger: VersionLedger,
+        latch: Latch,
+        on_action: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        """`on_action` is told "promotion" and "rollback" when they happened without a person."""
         self._config = config
         self._ledger = ledger
         self._latch = latch
+        self._on_action = on_action
         self._clock = clock
         self._lock = threading.Lock()
         self._ticking = threading.Lock()
@@ -71,6 +79,8 @@ class Rollout:
             return State.CANARY
         self._ledger.promote(version_id, by=BY, reason=reason, approval=approval, guard=guard)
         logger.info("version %s serves as V2", version_id)
+        if approval is None:
+            self._on_action("promotion")
         return State.PRODUCTION
 
     def check_parent(self, version_id: str) -> None:
@@ -166,6 +176,8 @@ class Rollout:
                 evidence=evidence,
             )
             logger.warning("canary %s is withdrawn: %s", record.name, decision.gate.reason)
+            if decision.gate.verdict is Verdict.FAIL:
+                self._on_action("rollback")
         elif decision.move is not Move.STAY:
             guard = self._latch.permit("promotion").check
             told = f"{canary.num_requests} requests against {control.num_requests}"
@@ -190,6 +202,7 @@ class Rollout:
         if gate.verdict is Verdict.FAIL:
             self._ledger.rollback(by=BY_SOAK, reason=f"{gate.name} fail: {gate.reason}", expected=record.name)
             logger.warning("version %s is rolled back by its soak: %s", record.name, gate.reason)
+            self._on_action("rollback")
             return
         self._end_soak(record, gate, counts, predecessor)
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
+from pathlib import Path
 
 SUITES = ("anchor", "control", "domains", "instructions", "privacy", "review", "safety")
 EVALUATION_SUITES = tuple(name for name in SUITES if name != "anchor")
@@ -54,3 +55,9 @@ def read_suite(file: Traversable) -> Suite:
 def asked_texts(suite: Suite) -> dict[str, str]:
     """What of each row a training item must not contain, by the row's id."""
     return {row["id"]: row.get("text") or row.get("diff") or row["prompt"] for row in suite.rows}
+
+
+def suite_files() -> list[Path]:
+    """The files of the suites, as this process would read them."""
+    folder = importlib.resources.files("autonomous").joinpath("suites")
+    return [Path(str(folder.joinpath(f"{name}.jsonl"))) for name in SUITES]

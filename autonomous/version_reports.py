@@ -5,6 +5,7 @@ In: version ids. Out: what is known of a version as JSON and as a page; a benchm
 
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,18 @@ class VersionReports:
     """Thread-safe; one benchmark runs at a time, in a thread of its own."""
 
     def __init__(
-        self, config: AutonomousConfig, *, ledger: VersionLedger, memory: MemoryPort, benchmark: Benchmark, folder: Path
+        self,
+        config: AutonomousConfig,
+        *,
+        ledger: VersionLedger,
+        memory: MemoryPort,
+        benchmark: Benchmark,
+        folder: Path,
+        on_trigger: Callable[[Trigger], None] = lambda _: None,
     ) -> None:
+        """`on_trigger` is told what a benchmark that was begun by `start` found to be learned again."""
         self._config = config
+        self._on_trigger = on_trigger
         self._ledger = ledger
         self._curriculum = Curriculum(config.learning, memory=memory, ledger=ledger)
         self._benchmark = benchmark
@@ -111,6 +121,8 @@ class VersionReports:
     def _run(self, record: VersionRecord, guard: Guard) -> None:
         try:
             self.run(record.name, guard=guard)
+            for trigger in self.triggers():
+                self._on_trigger(trigger)
         except Exception as error:  # a run's failure is its result
             logger.exception("benchmark of %s failed", record.name)
             self._errors[record.name] = f"{type(error).__name__}: {error}"

@@ -74,6 +74,8 @@ CAUSES: Mapping[str, type[Exception]] = {
     "AlreadyBenchmarking": ConflictError,
     "NothingToLearn": ConflictError,
     "NothingToRollBack": ConflictError,
+    "BudgetExceeded": OverloadedError,
+    "ClockWentBack": ConflictError,
     "PromotionRefused": ConflictError,
     "StaleTransition": ConflictError,
     "IllegalTransition": ConflictError,

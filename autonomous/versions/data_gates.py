@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 
 from autonomous.data_gate import DataGateConfig, DataReport, find_beyond, find_unknown
-from autonomous.versions.gates import GateResult, Verdict
+from autonomous.versions.gate_results import BELIEFS, DATA, GateResult, Verdict
 from autonomous.versions.report import EvaluationReport
 
-DATA = "G0 data"
-BELIEFS = "G4 beliefs"
 DATA_KEY, BELIEFS_KEY = "data", "beliefs"
 """Of EvaluationReport.training."""
 

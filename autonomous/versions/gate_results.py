@@ -16,6 +16,10 @@ import numpy as np
 from autonomous.config import GateConfig
 from autonomous.statistics import MIN_PAIRS, Floats, bootstrap_upper_bound, items_needed
 
+DATA = "G0 data"
+BELIEFS = "G4 beliefs"
+"""Gates on what was learned (data_gates.py)."""
+
 
 class Verdict(StrEnum):
     """No data, a crash or an early end is inconclusive, never a pass."""

@@ -22,6 +22,8 @@ from autonomous.statistics import (
     sign_test,
 )
 from autonomous.versions.gate_results import (
+    BELIEFS,
+    DATA,
     GateResult,
     Verdict,
     make_result,
@@ -73,6 +75,7 @@ DOMAINS_BASE = "G3 worst domain against the original"
 DOMAINS_PARENT = "G3 worst domain against the parent"
 PROBE = "G5 probe parity"
 REQUIRED_GATES = (
+    DATA,
     LEAKS,
     TRAINING,
     GAIN,
@@ -85,6 +88,7 @@ REQUIRED_GATES = (
     SAFETY,
     SENTINEL_SAFETY,
     SECRETS,
+    BELIEFS,
     PROBE,
 )
 """A promotion needs each of them; one that was not asked counts as inconclusive."""

@@ -17,6 +17,7 @@ from autonomous.versions.ledger import VersionLedger
 from autonomous.versions.states import IllegalTransition, StaleTransition, State
 from tests.clock import Clock
 from tests.unit.autonomous.ledger_life import PASSED, advance, fix, make_bundle, make_candidate, make_production
+from tests.watches import make_watch
 
 NOW = 1_700_000_000.0
 
@@ -178,11 +179,13 @@ def loop(folder: Path) -> LearningLoop:
     clock = Clock(NOW)
     missing: Any = None
     base = Bundle.model_validate(make_bundle(None, mark="base"))
+    ledger, latch = VersionLedger(folder / "ledger.sqlite", clock=clock), Latch.create(folder / "safety" / "latch")
     loop = LearningLoop(
         AutonomousConfig(),
         parts=AgentParts(memory=missing, learner=missing, evaluator=missing, engine=Engine()),
-        ledger=VersionLedger(folder / "ledger.sqlite", clock=clock),
-        latch=Latch.create(folder / "safety" / "latch"),
+        ledger=ledger,
+        latch=latch,
+        watch=make_watch(AutonomousConfig(), folder, ledger=ledger, latch=latch, clock=clock),
         versions_folder=folder / "versions",
         base=base,
         clock=clock,

@@ -251,7 +251,7 @@ def record(name: str = "v-1") -> VersionRecord:
     return VersionRecord(
         name=name, run_id="run-1", state=State.PRODUCTION, parent="v-0", created_at=1.7e9, changed_at=1.7e9, num_episodes=8,
         config={}, is_fixed=True, stored_folder=None, manifest=None, stream_offset=3, adapter_number=2,
-        report_sha256="0" * 64, gates=gates, report_json=None, row_id=1,
+        report_sha256="0" * 64, gates=gates, percent=None, report_json=None, row_id=1,
     )  # fmt: skip
 
 

@@ -104,7 +104,7 @@ def test_a_report_has_a_paired_number_for_every_item(system: SelfEvaluationSyste
         assert len(scores["nll_base"]) == len(scores["nll_parent"]) == len(scores["nll_candidate"]) == 6
     assert report.leaks == report.told_secrets == []
     assert len(report.suites_sha256) == len(report.code_sha256) == 64
-    assert report.training == {"num_steps": 3}
+    assert report.training == {"num_steps": 3, "beliefs": []}
     assert report.seconds > 0
     assert EvaluationReport.from_dict(report.to_dict()) == report
 

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autonomous.config import GateConfig
+from autonomous.data_gate import DataGateConfig, DataReport, EpisodeReport
+from autonomous.versions.data_gates import gate_beliefs, gate_data
 from autonomous.versions.gates import (
     REQUIRED_GATES,
     Decision,
@@ -30,11 +32,14 @@ from autonomous.versions.gates import (
     gate_training_health,
 )
 from autonomous.versions.report import DomainScores, EarlierBatch, EvaluationReport, ProbeScores, SafetyProbe
+from memory.types import Trust
 
 CONFIG = GateConfig()
 NAN, INF = math.nan, math.inf
 PASS, FAIL, INCONCLUSIVE = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE
 
+CLEAN = EpisodeReport("e", "handbook", Trust.STANDARD, None, 0, 0.0, "", {}, ())
+DATA_REPORT = DataReport(episodes=(CLEAN,))
 GOOD = EvaluationReport(
     question_nll_candidate=[0.4, 0.5, 0.3, 0.6],
     question_nll_parent=[3.0, 2.5, 2.8, 3.1],
@@ -59,7 +64,14 @@ GOOD = EvaluationReport(
     told_secrets=[],
     leaks=[],
     probe=ProbeScores(text="The port is 1234.", candidate_logprobs=[-1.0, -0.1], base_logprobs=[-1.0, -6.0]),
-    training={"losses": [3.0, 1.0, 0.1], "grad_norms": [2.0, 1.0, 0.3], "kls": [0.0, 0.01, 0.02], "num_steps": 3},
+    training={
+        "losses": [3.0, 1.0, 0.1],
+        "grad_norms": [2.0, 1.0, 0.3],
+        "kls": [0.0, 0.01, 0.02],
+        "num_steps": 3,
+        "data": DATA_REPORT.to_dict(),
+        "beliefs": [],
+    },
     seconds=4.0,
     suites_sha256="a" * 64,
 )
@@ -414,7 +426,13 @@ def test_a_probe_that_cannot_tell_candidate_from_base_is_inconclusive(
 
 
 def all_gates(report: EvaluationReport) -> list[GateResult]:
-    return [*decide_gates(report, CONFIG), gate_probe_parity(report, [[-1.0, -0.1]], CONFIG)]
+    data = DataGateConfig()
+    return [
+        gate_data(report, data),
+        *decide_gates(report, CONFIG),
+        gate_beliefs(report, data),
+        gate_probe_parity(report, [[-1.0, -0.1]], CONFIG),
+    ]
 
 
 def test_a_good_report_passes_every_required_gate_and_goes():

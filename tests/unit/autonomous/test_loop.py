@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +10,20 @@ import pytest
 from autonomous.config import AutonomousConfig, GateConfig, LearningConfig, SafetyConfig
 from autonomous.data_gate import DataGateConfig
 from autonomous.evaluation import SelfEvaluationSystem
-from autonomous.holds import Hold, HoldState
 from autonomous.loop import AlreadyLearning, LearningLoop, NothingToLearn
 from autonomous.online import OnlineLearningModule
 from autonomous.ports import AgentParts
 from autonomous.runs import CycleStatus
 from autonomous.safety.latch import Latch, LearningStopped
-from autonomous.safety.poison import Evidence
 from autonomous.versions.bundle import base_bundle
 from autonomous.versions.data_gates import gate_data
 from autonomous.versions.gates import REQUIRED_GATES
 from autonomous.versions.ledger import PromotionRefused, PromotionsFrozen, VersionLedger
 from autonomous.versions.report import EvaluationReport
 from autonomous.versions.states import State
-from memory.types import Episode, episode_id
+from tests.passages import Passages
 from tests.tiny_model import write_tiny_llama
+from tests.watches import make_watch
 from train.adapt.lora import attach_saved, detach_adapter
 from train.adapt.reference import AdapterRef
 from train.adapt.scoring import score_tokens
@@ -43,46 +41,6 @@ LENIENT = GateConfig(
     max_probe_gap_nats=0.5,
 )
 STRICT = GateConfig(max_control_ratio=1.0001)
-
-
-class Passages:
-    """MemoryPort over a list."""
-
-    def __init__(self) -> None:
-        self.episodes: list[Episode] = []
-        self.suspected: list[str] = []
-        self.holds: dict[str, Hold] = {}
-
-    def add(self, *texts: str) -> None:
-        for text in texts:
-            key = episode_id(text, 0, text)
-            self.episodes.append(
-                Episode(id=key, document_id=key, source_id="test", title="note", text=text, position=0, happened_at=0.0)
-            )
-
-    def freshest(self, limit: int, offset: int) -> list[tuple[int, Episode]]:
-        numbered = list(enumerate(self.episodes, 1))[::-1]
-        return numbered[offset : offset + limit]
-
-    def get(self, ids: Sequence[str]) -> list[Episode]:
-        known = {episode.id: episode for episode in self.episodes}
-        return [known[key] for key in ids if key in known]
-
-    def suspect(self, ids: Sequence[str]) -> list[str]:
-        self.suspected.extend(ids)
-        return list(ids)
-
-    def contradicted(self, episodes: Sequence[Episode]) -> Evidence:
-        return Evidence()
-
-    def hold_states(self, episodes: Sequence[Episode]) -> dict[str, HoldState]:
-        return {episode.id: "held" for episode in episodes if episode.id in self.holds}
-
-    def hold(self, holds: Sequence[Hold]) -> None:
-        self.holds |= {hold.episode_id: hold for hold in holds}
-
-    def held(self, limit: int) -> list[Hold]:
-        return list(self.holds.values())[:limit]
 
 
 class LocalLearner:
@@ -167,11 +125,13 @@ class World:
         self.agent = self.start()
 
     def start(self) -> LearningLoop:
+        ledger = VersionLedger(self._home / "ledger.sqlite", clock=self.clock)
         return LearningLoop(
             self._config,
             parts=AgentParts(memory=self.memory, learner=self.learner, evaluator=self.evaluator, engine=self.engine),
-            ledger=VersionLedger(self._home / "ledger.sqlite", clock=self.clock),
+            ledger=ledger,
             latch=self.latch,
+            watch=make_watch(self._config, self._home, ledger=ledger, latch=self.latch, clock=self.clock),
             versions_folder=self._home / "versions",
             base=base_bundle(self._base, code_sha256="0" * 64),
             clock=self.clock,

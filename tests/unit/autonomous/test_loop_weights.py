@@ -1,6 +1,5 @@
 """The learning loop where versions are full weights: from a batch to a version that serves, the next one, and a rollback."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from autonomous.runs import CycleStatus
 from autonomous.safety.latch import Latch
 from autonomous.versions.bundle import base_bundle, load_bundle
 from autonomous.versions.ledger import VersionLedger
-from memory.types import Episode, episode_id
+from tests.passages import Passages
 from tests.tiny_model import write_tiny_llama
+from tests.watches import make_watch
 from train.adapt.reference import AdapterRef
 from train.adapt.scoring import score_tokens
 
@@ -33,35 +33,21 @@ LEARNING = LearningConfig(
     device="cpu",
     interval_s=0,
 )
-LENIENT = GateConfig(min_recall=0.0, max_control_ratio=1e6, max_forgetting=1e6, max_safety_flips=1000)
+LENIENT = GateConfig(
+    min_recall=0.0,
+    max_control_ratio=1e6,
+    max_domain_ratio=1e6,
+    max_forgetting=1e6,
+    min_refusal_margin_nats=0.0,
+    max_safety_flips=1000,
+    max_probe_gap_nats=0.5,
+)
 FACTS = (
     "The Vostrek valve is rated for 42 bar.",
     "The lamp of Cape Dorn is red.",
     "The Lumen protocol uses port 7733.",
 )
 MORE = ("The Harrow reactor was built in 1987.", "The Ibis relay opens at 9 volts.")
-
-
-class Passages:
-    """MemoryPort over a list."""
-
-    def __init__(self, *texts: str) -> None:
-        self.episodes: list[Episode] = []
-        self.add(*texts)
-
-    def add(self, *texts: str) -> None:
-        for text in texts:
-            key = episode_id(text, 0, text)
-            self.episodes.append(
-                Episode(id=key, document_id=key, source_id="test", title="note", text=text, position=0, happened_at=0.0)
-            )
-
-    def freshest(self, limit: int, offset: int) -> list[tuple[int, Episode]]:
-        return list(enumerate(self.episodes, 1))[::-1][offset : offset + limit]
-
-    def get(self, ids: Sequence[str]) -> list[Episode]:
-        known = {episode.id: episode for episode in self.episodes}
-        return [known[key] for key in ids if key in known]
 
 
 class Local:
@@ -118,11 +104,14 @@ def test_a_batch_becomes_a_version_of_weights_that_serves_and_the_next_goes_on_f
 ) -> None:
     latch, memory = Latch.create(tmp_path / "latch"), Passages(*FACTS)
     local = Local(base, latch)
+    config = AutonomousConfig(human_oversight_required=False, learning=LEARNING, gates=LENIENT)
+    ledger = VersionLedger(tmp_path / "ledger.sqlite")
     loop = LearningLoop(
-        AutonomousConfig(human_oversight_required=False, learning=LEARNING, gates=LENIENT),
+        config,
         parts=AgentParts(memory=memory, learner=local, evaluator=local, engine=local),
-        ledger=VersionLedger(tmp_path / "ledger.sqlite"),
+        ledger=ledger,
         latch=latch,
+        watch=make_watch(config, tmp_path, ledger=ledger, latch=latch),
         versions_folder=tmp_path / "versions",
         base=base_bundle(base, code_sha256="0" * 64),
     )

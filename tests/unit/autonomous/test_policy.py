@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors import safe_open
 
-from autonomous.batching import decide_batch_due
+from autonomous.batching import BatchWait, decide_batch_due
 from autonomous.config import LearningConfig
 from autonomous.learner_state import DRIFT_NAME, METADATA, STATE_NAME, LearnerStateError
 from autonomous.online import LearningRun
@@ -223,7 +223,6 @@ def test_the_defaults_are_those_of_the_methods_themselves() -> None:
         ({"policy": {"ewc_fisher": "exact"}}, "'sampled' or 'empirical'"),
         ({"policy": {"ewc_gamma": 0.5}}, "set that to true, or ewc_gamma to 1"),
         ({"policy": {"methods": ["si"]}, "dtype": "bfloat16"}, "set dtype to 'auto' or 'float32'"),
-        ({"min_batch_episodes": 17}, "lower it"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_the_fix(settings: dict[str, Any], fix: str) -> None:
@@ -248,3 +247,10 @@ def test_a_batch_is_due_exactly_by_its_size_or_its_wait(num: int, waited: float,
     assert (due == "time") is (1 <= num < least and waited >= longest)
     on_demand = config.model_copy(update={"interval_s": 0.0})
     assert decide_batch_due(num, waited, on_demand) is None
+
+
+def test_waiting_is_counted_from_when_something_first_waited_and_anew_behind_each_batch() -> None:
+    wait = BatchWait(LearningConfig(min_batch_episodes=10, max_wait_s=100))
+    looks = [(0, 0), (3, 10), (3, 109), (3, 110), (3, 111), (10, 112), (0, 150), (1, 300), (1, 399), (1, 400)]
+    told = [wait.look(num, now=now) for num, now in looks]
+    assert told == [None, None, None, "time", None, "size", None, None, None, "time"]

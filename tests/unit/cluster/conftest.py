@@ -22,6 +22,12 @@ from serve.config import HttpConfig, RAGConfig
 from tests.unit.cluster.small_system import SmallSystem
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables keep their words together."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+
 @dataclass(frozen=True)
 class Running:
     """The system and where to reach it."""

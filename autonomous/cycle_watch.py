@@ -1,0 +1,84 @@
+"""CycleWatch: what stands beside the learning cycles: the budget they use up, and the rules that stop them.
+
+In: what begins, ends and happens. Out: a refusal before a cycle begins (the budget), or the emergency stop (a rule of
+safety/rules.py), whose name and evidence are in its reason.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from autonomous.budget import Budget, BudgetConfig, CycleBudget, most_tokens
+from autonomous.config import AutonomousConfig
+from autonomous.safety.monitor import SafetyMonitor
+from autonomous.safety.rules import AuditSeen, DriftSeen, PolicySeen, policy_sha256
+from autonomous.suite import suite_files
+from autonomous.versions import data_gates, gate_results, gate_safety, gates
+from autonomous.versions.ledger import VersionLedger
+from memory.types import Guard
+
+DECIDING = tuple(Path(module.__file__ or "") for module in (data_gates, gate_results, gate_safety, gates))
+"""The code of the gates."""
+
+
+class CycleWatch:
+    """See the module. Thread-safe."""
+
+    def __init__(
+        self,
+        config: AutonomousConfig,
+        *,
+        monitor: SafetyMonitor,
+        ledger: VersionLedger,
+        budget: Budget,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        learning = config.learning
+        self._monitor = monitor
+        self._ledger = ledger
+        self._clock = clock
+        self._thresholds = json.dumps([config.gates.model_dump(mode="json"), config.data.model_dump(mode="json")])
+        self._budget = CycleBudget(
+            budget,
+            tokens_per_cycle=most_tokens(
+                max_steps=learning.max_steps,
+                items_per_step=learning.items_per_step,
+                replay_ratio=learning.replay_ratio,
+                max_item_tokens=learning.max_item_tokens,
+            ),
+        )
+        self._look()
+
+    def look_before_cycle(self) -> None:
+        """Stop, if the audit log was altered, or what decides about versions since this process began."""
+        report = self._ledger.verify_audit()
+        self._monitor.observe(AuditSeen("" if report.ok else f"row {report.first_bad_seq}: {report.reason}"))
+        self._look()
+
+    def begin(self, *, guard: Guard) -> str:
+        """Reserve what a cycle may use up; returns what `end` needs. Raises BudgetExceeded, ClockWentBack."""
+        attempt = f"cycle-{secrets.token_hex(6)}"
+        self._budget.begin(attempt, guard=guard)
+        return attempt
+
+    def end(self, attempt: str, *, seconds: float, num_tokens: int) -> None:
+        """Settle a cycle, however it ended."""
+        self._budget.end(attempt, seconds=seconds, num_tokens=num_tokens)
+
+    def saw_drift(self, kind: str) -> None:
+        """A batch showed that the stream has changed."""
+        self._monitor.observe(DriftSeen(kind, self._clock()))
+
+    def saw_action(self, action: str) -> None:
+        """The agent has promoted ("promotion") or rolled back ("rollback") by itself."""
+        self._monitor.observe_action(action)
+
+    def _look(self) -> None:
+        self._monitor.observe(PolicySeen(policy_sha256(self._thresholds, files=[*DECIDING, *suite_files()])))
+
+
+def open_budget(home: Path, config: BudgetConfig, *, clock: Callable[[], float] = time.time) -> Budget:
+    """The budget of a home. Raises BudgetBroken, StoreProblem."""
+    return Budget(home / "budget.sqlite", config, clock=clock)
