@@ -296,7 +296,7 @@ class AgentShell(Shell):
             self._scheduler.trigger("learn", by="agent:batch", reason=f"{num_pending} passages wait: due by {due}")
 
     def _num_pending(self, memory: dict[str, Any]) -> int:
-        return max(0, memory.get("num_learnable", 0) - self._agent.curriculum.num_decided_episodes())
+        return max(0, int(memory.get("num_learnable", 0)) - self._agent.curriculum.num_decided_episodes())
 
 
 def _program_version() -> str:
