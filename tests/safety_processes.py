@@ -58,5 +58,8 @@ def until(is_so: Callable[[], object], *, timeout_s: float = 20.0) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is such a process; a zombie is dead."""
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    """Whether a process runs; a zombie does not, nor does one that ends while it is looked at."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
