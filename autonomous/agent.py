@@ -25,7 +25,9 @@ from typing import IO, Any, Literal
 
 from autonomous.code import code_sha256
 from autonomous.config import AutonomousConfig
+from autonomous.curriculum import Batch
 from autonomous.cycle_watch import CycleWatch, open_budget
+from autonomous.holds import Hold
 from autonomous.ingest import IngestConfig
 from autonomous.learn_until_done import LearnUntilDone
 from autonomous.local import LocalEngine, LocalEvaluator, LocalLearner, Permits
@@ -128,6 +130,22 @@ class AutonomousLearningAgent:
     async def add(self, documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Store documents durably; a row for each says what became of it, as POST /v1/knowledge. Raises LearningStopped."""
         return await asyncio.to_thread(self._running.memory.ingest, documents)
+
+    async def next_batch(self) -> Batch:
+        """What the next cycle would learn. What the data gate holds back is in `held` afterwards."""
+        return await asyncio.to_thread(self._running.loop.curriculum.next_batch)
+
+    def held(self, *, limit: int = 100) -> list[Hold]:
+        """Passages that wait for a person, newest first, with what was found."""
+        return self._running.memory.held(limit)
+
+    async def release(self, ids: Sequence[str], *, by: str, reason: str) -> tuple[str, ...]:
+        """A person lets passages be recalled and learned. Those that this changed. Raises LearningStopped."""
+        memory, ledger = self._running.memory, self._running.ledger
+        released = await asyncio.to_thread(memory.release, ids, by=by, reason=reason)
+        after = {"reason": reason, "episodes": list(released)}
+        ledger.append_audit(actor=by, action="release", subject=f"{len(released)} episodes", after=after)
+        return released
 
     async def ask(
         self,

@@ -123,6 +123,11 @@ class LocalMemory(LearningMemory):
         self._consolidation.run(guard=self._guard())
         return True
 
+    def release(self, ids: Sequence[str], *, by: str, reason: str) -> tuple[str, ...]:
+        """A person lets episodes be recalled and learned that waited or were held: those that this changed."""
+        changed = self.management.release(ids, guard=self._guard())
+        return tuple({*changed, *self._holds.release(ids, by=by, reason=reason, guard=self._guard())})
+
     def suspect(self, ids: Sequence[str]) -> Sequence[str]:
         """See MemoryPort."""
         return self.management.suspect(ids, guard=self._guard())
