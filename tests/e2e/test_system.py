@@ -353,7 +353,7 @@ def test_deleted_document_leaves_no_hit_behind(system: Any) -> None:
 def test_a_kill_of_everything_ends_answers_and_a_reset_brings_them_back(system: Any) -> None:
     learner = system.actor_pid("learner")
     killed = json.loads(system.run("emergency-stop", "--category", "kill", "--scope", "all", "--json").stdout)
-    assert {one["role"] for one in killed["processes"]} == {"learner", "evaluator", "engine"}
+    assert {one["role"] for one in killed["processes"]} == {"learner", "evaluator", "engine", "stream", "tools"}
     assert all(one["is_gone"] for one in killed["processes"])
     assert not is_alive(learner)
     question = {"model": "v2", "messages": [{"role": "user", "content": "What is the Ibis relay?"}], "max_tokens": 8}
