@@ -44,7 +44,7 @@ from autonomous.versions.ledger import VersionLedger
 from memory.embed import Embedder
 from memory.settings import MemorySettings
 from memory.types import Episode
-from train.model.embedded import check_model_folder, materialise_base_model
+from train.model.embedded import EMBEDDED_NAME, MODEL_CACHE, check_model_folder, materialise_base_model
 
 logger = logging.getLogger(__name__)
 
@@ -261,7 +261,7 @@ class AutonomousLearningAgent:
         if isinstance(self._model, str | Path) and str(self._model) != EMBEDDED:
             folder = Path(self._model).expanduser().resolve()
         elif str(self._model) == EMBEDDED:
-            folder = materialise_base_model(self._home / "base", progress=logger.info)
+            folder = materialise_base_model(MODEL_CACHE.expanduser() / EMBEDDED_NAME, progress=logger.info)
         else:
             folder = self._write_model()
         check_model_folder(folder)

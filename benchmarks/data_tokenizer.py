@@ -18,10 +18,9 @@ import pyarrow as pa
 from cluster.bench import BenchContext, Claim
 from cluster.bench_corpus import describe_corpus, read_texts
 from cluster.bench_variants import VariantResult, child_main, run_variants, speed_up
-from cluster.up import EMBEDDED_NAME
 from train.data.tokenizer import Encoder, TokenizerTrainConfig, save_tokenizer, train_tokenizer
 from train.data.tokenizer_file import TokenizerFile
-from train.model.embedded import materialise_base_model
+from train.model.embedded import EMBEDDED_NAME, materialise_base_model
 
 TARGETS = {"own": {"encode_batch": 15.0, "encode_batch_fast": 15.0, "tiktoken": 3.0}, "SmolLM2": {"encode_batch": 5.0}}
 """Vocabulary -> peer -> least ratio of megabytes per CPU second."""

@@ -174,12 +174,10 @@ def _let_the_clock_jump() -> None:
 def _learner(home: Path, *, max_steps: int) -> "tuple[object, list[object]]":
     from autonomous.config import LearningConfig
     from autonomous.online import OnlineLearningModule
-    from cluster.up import EMBEDDED_NAME
     from train.continual.items import LearningItem
-    from train.model.embedded import materialise_base_model
+    from train.model.embedded import EMBEDDED_NAME, MODEL_CACHE, materialise_base_model
 
-    cache = Path("~/.autonomous/models").expanduser()
-    folder = materialise_base_model(cache / EMBEDDED_NAME, progress=lambda _: None)
+    folder = materialise_base_model(MODEL_CACHE.expanduser() / EMBEDDED_NAME, progress=lambda _: None)
     config = LearningConfig(
         max_steps=max_steps, items_per_step=1, target_loss=1e-9, kl_texts_per_step=1, replay_ratio=0
     )

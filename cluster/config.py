@@ -16,6 +16,7 @@ from autonomous.config import AutonomousConfig
 from autonomous.ingest import IngestConfig
 from memory.settings import MemorySettings
 from serve.config import EngineConfig, HttpConfig, RAGConfig
+from train.model.embedded import MODEL_CACHE
 from train.toml_file import set_fields
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -33,7 +34,7 @@ class ModelConfig(BaseModel):
 
     source: str = "embedded"
     """`embedded`: SmolLM2-135M-Instruct from an installed package; otherwise a Hugging Face folder."""
-    cache: Path = Path("~/.autonomous/models")
+    cache: Path = MODEL_CACHE
     """Where the embedded model is materialised, once for all systems of this user."""
 
 

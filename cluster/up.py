@@ -31,14 +31,12 @@ from cluster.config import SystemConfig
 from cluster.processes import HOME_VARIABLE, end_processes, find_processes
 from cluster.state import RunningState, read_state, write_state
 from cluster.watchdog import WatchdogProblem, is_watchdog, start_watchdog
-from train.model.embedded import ModelFolderProblem, check_model_folder, materialise_base_model
+from train.model.embedded import EMBEDDED_NAME, ModelFolderProblem, check_model_folder, materialise_base_model
 
 OnStage = Callable[[str, float | None], None]
 """Called with (stage, None) when it begins and (stage, seconds) when it ends."""
 
 logger = logging.getLogger(__name__)
-
-EMBEDDED_NAME = "smollm2-135m-instruct"
 
 
 class BringUpError(RuntimeError):

@@ -77,6 +77,12 @@ class _Manifest:
     origin: str | None = None
 
 
+EMBEDDED_NAME = "smollm2-135m-instruct"
+"""Name of the embedded model's folder."""
+MODEL_CACHE = Path("~/.autonomous/models")
+"""Where it is materialised, once for all systems of a user."""
+
+
 def materialise_base_model(folder: Path, *, progress: Progress) -> Path:
     """Write the embedded base model into `folder`, once; a later call returns at once. Takes 26 CPU seconds.
 
