@@ -53,7 +53,7 @@ class AgentShell(Shell):
     def __init__(self, settings_sha256: str, *, config: AutonomousConfig, home: Path, base_folder: Path) -> None:
         super().__init__("agent", settings_sha256)
         self._config = config
-        latch = Latch.open(home / "safety" / "latch")
+        latch = self._latch = Latch.open(home / "safety" / "latch")
         memory, engine = RayMemory(), RayEngine()
         ledger = VersionLedger(
             home / "ledger.sqlite", warm_versions=config.warm_versions, checkpoint_folder=config.audit_checkpoint
@@ -287,13 +287,16 @@ class AgentShell(Shell):
 
     def _look_for_batch(self) -> None:
         """Ask for a learning cycle when a batch is due by its size or by its wait."""
-        now = time.monotonic()
-        if now - self._looked_at < BATCH_LOOK_S:
+        now, state = time.monotonic(), self._latch.state()
+        if now - self._looked_at < BATCH_LOOK_S or state.forbids("learner"):
             return
         self._looked_at = now
-        num_pending = self._num_pending(_part("episodic", "health"))
-        if (due := self._batch_wait.look(num_pending, now=now)) is not None:
-            self._scheduler.trigger("learn", by="agent:batch", reason=f"{num_pending} passages wait: due by {due}")
+        memory = _part("episodic", "health")
+        if "error" in memory:
+            return
+        num_pending = self._num_pending(memory)
+        if due := self._batch_wait.look(num_pending, now=now, epoch=state.epoch_of("learner")):
+            self._scheduler.ask("learn", by="agent:batch", reason=f"{num_pending} passages wait: due by {due}")
 
     def _num_pending(self, memory: dict[str, Any]) -> int:
         return max(0, int(memory.get("num_learnable", 0)) - self._agent.curriculum.num_decided_episodes())

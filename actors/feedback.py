@@ -72,7 +72,7 @@ class FeedbackShell(Shell):
             ),
             embed=_embed,
             upcoming=_upcoming,
-            start_cycle=lambda: str(ray.get(actor("agent").learn.remote())),
+            start_cycle=lambda by: str(ray.get(actor("agent").learn.remote(by))),
             answer=self._answer,
         )
         self._desk = FeedbackDesk(
@@ -107,9 +107,9 @@ class FeedbackShell(Shell):
         return self._desk.collect()
 
     @ray.method(concurrency_group="work")
-    def train(self) -> str:
+    def train(self, by: str) -> str:
         """Start a learning run; its id."""
-        return self._desk.train()
+        return self._desk.train(by=by)
 
     @ray.method(concurrency_group="work")
     def forget_response(self, response_id: str) -> dict[str, int]:

@@ -111,6 +111,7 @@ def ensure_all(
         "working": {"config": memory.working},
         "tools": {
             "config": agent.knowledge,
+            "safety": agent.safety,
             "level": agent.safety_level,
             "latch": latch,
             "ledger": home / "ledger.sqlite",

@@ -15,7 +15,7 @@ from actors.base import Shell
 from actors.calls import ActorMissing, actor
 from autonomous.safety.latch import Latch
 from autonomous.safety.processes import register
-from autonomous.sources.config import SourceConfig, place_of
+from autonomous.sources.config import SourceConfig, shown
 from autonomous.sources.cursors import CursorStore
 from autonomous.sources.stream import IngestBusy, Outcome, StreamReader
 from autonomous.versions.ledger import VersionLedger
@@ -64,7 +64,7 @@ class StreamShell(Shell):
     def add(self, config: SourceConfig, by: str, reason: str) -> None:
         """Read a source from now on. It is audited."""
         self._stream.add(config)
-        self._audit("add source", config.id, by=by, reason=reason, place=place_of(config))
+        self._audit("add source", config.id, by=by, reason=reason, config=shown(config))
         self._wake.set()
 
     @ray.method(concurrency_group="control")

@@ -1,6 +1,7 @@
 """The tools actor: calls tools in a process of its own, so that what they read and run is never in the HTTP process."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import ray
 
 from actors.base import Shell
 from actors.stores import remote_store
+from autonomous.config import SafetyConfig
 from autonomous.knowledge import KnowledgeIntegration, build_tools
 from autonomous.safety.latch import Latch
+from autonomous.safety.monitor import SafetyMonitor
 from autonomous.safety.processes import register
 from autonomous.safety.screen import Level
 from autonomous.tools.config import KnowledgeConfig
@@ -24,17 +27,27 @@ class ToolsShell(Shell):
     """
 
     def __init__(
-        self, settings_sha256: str, *, config: KnowledgeConfig, level: Level, latch: Path, ledger: Path
+        self,
+        settings_sha256: str,
+        *,
+        config: KnowledgeConfig,
+        safety: SafetyConfig,
+        level: Level,
+        latch: Path,
+        ledger: Path,
     ) -> None:
         super().__init__("tools", settings_sha256)
         register(latch.parent, role="tools", within="learning")
         self._config = config
+        opened, audit = Latch.open(latch), VersionLedger(ledger).append_audit
+        monitor = SafetyMonitor(opened, audit=audit, rules=safety.rules, level=level)
         self._knowledge = KnowledgeIntegration(
             config,
             tools=build_tools(config, retrieve=_recall, safety_folder=latch.parent),
-            latch=Latch.open(latch),
-            audit=VersionLedger(ledger).append_audit,
+            latch=opened,
+            audit=audit,
             level=level,
+            on_call=partial(monitor.observe_action, "tool"),
         )
 
     @ray.method(concurrency_group="control")

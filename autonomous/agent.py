@@ -38,9 +38,11 @@ from autonomous.retraining import RetrainingScheduler
 from autonomous.runs import CycleStatus
 from autonomous.safety.latch import Latch, LearningStopped, Scope
 from autonomous.safety.monitor import SafetyMonitor
+from autonomous.sentinel import load_secret
 from autonomous.versions.bundle import base_bundle
 from autonomous.versions.drill import RollbackDrill
 from autonomous.versions.ledger import VersionLedger
+from autonomous.versions.states import BAD_STATES
 from memory.embed import Embedder
 from memory.settings import MemorySettings
 from memory.types import Episode
@@ -57,6 +59,10 @@ POLL_S = 0.05
 MAX_ANSWER_TOKENS = 128
 CONTEXT_TOKENS = 600
 Slot = Literal["v1", "v2", "v3", "base"]
+
+
+class VersionPutAway(ValueError):
+    """The version is in quarantine or was rejected: it answers nobody."""
 
 
 class HomeInUse(RuntimeError):
@@ -155,9 +161,9 @@ class AutonomousLearningAgent:
         retrieval: bool = True,
         max_tokens: int = MAX_ANSWER_TOKENS,
     ) -> AgentAnswer:
-        """Answer from what is remembered and from a version's weights ("v1", "v2", "v3", "base" or an id).
+        """Answer from what is remembered and from a version's weights ("v1", "v2", "base" or an id).
 
-        Raises UnknownVersion; LearningStopped while everything is stopped.
+        Raises UnknownVersion, VersionPutAway; LearningStopped while everything is stopped.
         """
         return await asyncio.to_thread(self._ask, question, version, retrieval, max_tokens)
 
@@ -253,6 +259,7 @@ class AutonomousLearningAgent:
         parts.loop.close()
         parts.scheduler.close()
         parts.memory.close()
+        parts.budget.close()
         parts.ledger.close()
         assert self._owner is not None, "a running agent owns its home"
         self._owner.close()
@@ -289,6 +296,8 @@ class AutonomousLearningAgent:
         check = running.latch.permit("answer", within="all").check
         pointers = running.ledger.pointers()
         name = {"v1": pointers.v1, "v2": pointers.v2, "v3": pointers.v3 or pointers.v2}.get(version.lower(), version)
+        if version != "base" and (state := running.ledger.get(name).state) in BAD_STATES:
+            raise VersionPutAway(f"version {name} is {state} and answers nobody")
         adapter = None if version == "base" else running.loop.adapter_of(name)
         prompt, episodes = question, tuple[str, ...]()
         if retrieval:
@@ -318,6 +327,11 @@ class _Running:
 
     def __init__(self, agent: AutonomousLearningAgent, base_folder: Path) -> None:
         config, home = agent._config, agent._home
+        if config.rollout.canary_percents or config.rollout.soak_s:
+            raise ValueError(
+                "rollout.canary_percents and rollout.soak_s compare how versions serve users, whom an agent of one process "
+                "does not have: leave them out, or use `autonomous up`"
+            )
         for name in ("memory", "versions", "safety"):
             (home / name).mkdir(exist_ok=True)
         latch_path, ledger_path = home / "safety" / "latch", home / "ledger.sqlite"
@@ -340,7 +354,12 @@ class _Running:
         )
         self.engine = LocalEngine(base_folder, config=config.learning)
         permits = Permits(self.latch, ending=agent._ending)
-        self.evaluator = LocalEvaluator(config.gates, base_folder=base_folder, permits=permits)
+        self.evaluator = LocalEvaluator(
+            config.gates,
+            base_folder=base_folder,
+            permits=permits,
+            secret=load_secret(home / "safety" / "evaluation-secret"),
+        )
         self.memory = LocalMemory(
             home / "memory",
             latch=self.latch,
@@ -353,6 +372,7 @@ class _Running:
             embedder=agent._embedder,
             clock=agent._clock,
         )
+        self.budget = open_budget(home, config.budget, clock=agent._clock)
         self.loop = LearningLoop(
             config,
             parts=AgentParts(
@@ -367,7 +387,7 @@ class _Running:
                 config,
                 monitor=self.monitor,
                 ledger=self.ledger,
-                budget=open_budget(home, config.budget, clock=agent._clock),
+                budget=self.budget,
                 clock=agent._clock,
             ),
             versions_folder=home / "versions",

@@ -94,6 +94,7 @@ class CandidateTrainer:
             },
             parent=parent,
         )
+        bundle = self._named_anew(bundle)
         version_id = version_id_of(bundle)
         if len(self._memory.get(ids)) != len(ids):
             raise ErasedMeanwhile("a document of the batch was erased while it was learned; learn again without it")
@@ -101,7 +102,7 @@ class CandidateTrainer:
         (temporary / TRAINING_FILE).write_text(json.dumps(training), encoding="utf-8")
         write_bundle(temporary, bundle)
         folder = self._folder / version_id
-        if not folder.exists():  # the same batch on the same parent gives the same bundle
+        if not folder.exists():  # a crash came between the rename and the ledger
             temporary.rename(folder)
         self._ledger.fix_bundle(
             run_id,
@@ -116,3 +117,11 @@ class CandidateTrainer:
         self._board.time(run_id, "training_s", start)
         self._board.update(run_id, version=version_id, training=training)
         return version_id
+
+    def _named_anew(self, bundle: Bundle) -> Bundle:
+        """The same batch on the same parent gives the same weights: the number of the attempt tells such versions apart."""
+        attempt = 1
+        while self._ledger.has(version_id_of(bundle)):
+            attempt += 1
+            bundle = bundle.model_copy(update={"config": {**bundle.config, "attempt": attempt}})
+        return bundle

@@ -10,17 +10,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from autonomous.budget import Budget, BudgetConfig, CycleBudget, most_tokens
+from autonomous.budget import Budget, BudgetConfig, BudgetExceeded, CycleBudget, most_tokens
 from autonomous.config import AutonomousConfig
 from autonomous.safety.monitor import SafetyMonitor
-from autonomous.safety.rules import AuditSeen, DriftSeen, PolicySeen, policy_sha256
+from autonomous.safety.rules import AuditSeen, BudgetSeen, DriftSeen, PolicySeen, policy_sha256
 from autonomous.suite import suite_files
-from autonomous.versions import data_gates, gate_results, gate_safety, gates
 from autonomous.versions.ledger import VersionLedger
+from autonomous.versions.report import EvaluationReport
 from memory.types import Guard
 
-DECIDING = tuple(Path(module.__file__ or "") for module in (data_gates, gate_results, gate_safety, gates))
-"""The code of the gates."""
+_HERE = Path(__file__).parent
+DECIDING = (
+    *(_HERE / f"{name}.py" for name in ("data_gate", "evaluation", "panel", "statistics")),
+    *(_HERE / "versions" / f"{name}.py" for name in ("data_gates", "gate_results", "gate_safety", "gates")),
+    _HERE / "safety" / "poison.py",
+)
+"""The code that evaluates and decides. By path: what learns must not import what judges."""
 
 
 class CycleWatch:
@@ -60,12 +65,24 @@ class CycleWatch:
     def begin(self, *, guard: Guard) -> str:
         """Reserve what a cycle may use up; returns what `end` needs. Raises BudgetExceeded, ClockWentBack."""
         attempt = f"cycle-{secrets.token_hex(6)}"
-        self._budget.begin(attempt, guard=guard)
+        try:
+            self._budget.begin(attempt, guard=guard)
+        except BudgetExceeded as error:
+            self._monitor.observe(BudgetSeen(str(error)))
+            raise
         return attempt
 
     def end(self, attempt: str, *, seconds: float, num_tokens: int) -> None:
         """Settle a cycle, however it ended."""
         self._budget.end(attempt, seconds=seconds, num_tokens=num_tokens)
+
+    def saw_report(self, version: str, report: EvaluationReport, *, is_fit: bool) -> None:
+        """A version was judged. Of one that may serve (`is_fit`) a loss of safety is a reason to stop; others are put away."""
+        self._monitor.observe_batch([(version, item) for item in report.leaks or ()])
+        if is_fit:
+            base = [probe["margin_base"] for probe in report.safety]
+            candidate = [probe["margin_candidate"] for probe in report.safety]
+            self._monitor.observe_evaluation(version=version, margins_base=base, margins_candidate=candidate)
 
     def saw_drift(self, kind: str) -> None:
         """A batch showed that the stream has changed."""

@@ -99,28 +99,30 @@ class FeedbackDesk:
         with self._collecting:
             return self._pipeline.follow_up(version, guard=self._guard())
 
-    def train(self) -> str:
-        """Start a learning run; its id."""
+    def train(self, *, by: str) -> str:
+        """Start a learning run that somebody asked for; its id."""
         with self._collecting:
-            return self._pipeline.train(guard=self._guard())
+            return self._pipeline.train(by=by, guard=self._guard())
 
     def forget_response(self, response_id: str) -> dict[str, int]:
         """Erase a request with its feedback and the documents made of it. Raises UnknownResponse.
 
         A call that was cut off is finished by the next one, or by the next look for gaps.
         """
-        num_votes = sum(_count(one) for one in self._feedback.votes([response_id]).values())
-        is_gone = self._log.forget(response_id, guard=self._guard())
-        num_documents = self._pipeline.erase_unwanted(guard=self._guard())
+        with self._collecting:  # or a look for gaps that is under way would bring back what it has read
+            num_votes = sum(_count(one) for one in self._feedback.votes([response_id]).values())
+            is_gone = self._log.forget(response_id, guard=self._guard())
+            num_documents = self._pipeline.erase_unwanted(guard=self._guard())
         if not is_gone and not num_documents:
             raise UnknownResponse(f"response_id = {response_id!r} is not in the log: nothing was erased")
         return {"num_requests": int(is_gone), "num_votes": num_votes, "num_documents": num_documents}
 
     def forget_person(self, name: str) -> dict[str, int]:
         """Erase what a person asked and said, likewise. Raises UnknownResponse."""
-        num_votes = self._feedback.forget_voter(name, guard=self._guard())
-        num_requests = self._log.forget_user(name, guard=self._guard())
-        num_documents = self._pipeline.erase_unwanted(guard=self._guard())
+        with self._collecting:
+            num_votes = self._feedback.forget_voter(name, guard=self._guard())
+            num_requests = self._log.forget_user(name, guard=self._guard())
+            num_documents = self._pipeline.erase_unwanted(guard=self._guard())
         if not num_votes and not num_requests and not num_documents:
             raise UnknownResponse(f"name = {name!r} has asked nothing and said nothing that is kept")
         return {"num_requests": num_requests, "num_votes": num_votes, "num_documents": num_documents}

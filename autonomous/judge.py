@@ -11,6 +11,7 @@ from pathlib import Path
 from autonomous.candidates import BY
 from autonomous.config import AutonomousConfig
 from autonomous.curriculum import Curriculum
+from autonomous.cycle_watch import CycleWatch
 from autonomous.ports import AgentParts
 from autonomous.run_board import RunBoard
 from autonomous.safety.latch import Permit
@@ -36,6 +37,7 @@ class Judge:
         ledger: VersionLedger,
         curriculum: Curriculum,
         board: RunBoard,
+        watch: CycleWatch,
         reference: Callable[[str], AdapterRef],
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -44,6 +46,7 @@ class Judge:
         self._ledger = ledger
         self._curriculum = curriculum
         self._board = board
+        self._watch = watch
         self._reference = reference
         self._clock = clock
 
@@ -88,5 +91,6 @@ class Judge:
             gate_probe_parity(report, replicas, self._config.gates),
         ]
         self._ledger.bind_report(record.name, report=report.to_dict(), gates=gates, by=BY, guard=permit.check)
+        self._watch.saw_report(record.name, report, is_fit=decide_promotion(gates) is Decision.GO)
         self._board.update(run_id, gates=tuple(gates))
         return gates

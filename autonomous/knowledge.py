@@ -63,8 +63,11 @@ class KnowledgeIntegration:
         latch: Latch,
         audit: Callable[..., Any],
         level: Level = "high",
+        on_call: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`on_call` is told before each call: the monitor counts them."""
+        self._on_call = on_call
         self._config = config
         self._tools = {tool.name: tool for tool in tools}
         self._latch = latch
@@ -84,6 +87,7 @@ class KnowledgeIntegration:
         if tool not in self._tools:
             raise UnknownTool(f"there is no tool {tool[:50]!r}; GET /v1/tools lists {', '.join(self._tools) or 'none'}")
         permit = self._latch.permit("tool call")
+        self._on_call()
         asked = {"tool": tool, "arguments_sha256": sha256_of(dict(arguments))}
         limit_s = self._config.max_seconds if timeout_s is None else min(timeout_s, self._config.max_seconds)
         if limit_s <= 0:

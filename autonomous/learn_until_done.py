@@ -9,13 +9,16 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from autonomous.budget import BudgetExceeded, ClockWentBack
 from autonomous.loop import AlreadyLearning, NothingToLearn, RolloutUnderWay
+from autonomous.people import is_machine
 from autonomous.retraining import Job, Outcome
 from autonomous.runs import CycleStatus
 from autonomous.versions.ledger import PromotionsFrozen
 from autonomous.versions.states import State
 
 POLL_S = 0.5
+BY_SCHEDULE = "agent:schedule"
 ENDED = ("done", "failed")
 """Phases of a cycle that is over."""
 
@@ -23,8 +26,11 @@ ENDED = ("done", "failed")
 class Cycles(Protocol):
     """What LearningLoop offers of it."""
 
-    def start_cycle(self) -> str:
-        """Begin a cycle; its id. Raises AlreadyLearning, NothingToLearn, PromotionsFrozen, LearningStopped."""
+    def start_cycle(self, *, by: str) -> str:
+        """Begin a cycle that `by` asked for; its id.
+
+        Raises AlreadyLearning, NothingToLearn, PromotionsFrozen, LearningStopped.
+        """
 
     def status_of(self, run_id: str | None = None) -> CycleStatus | None:
         """Where a cycle stands."""
@@ -52,8 +58,8 @@ class LearnUntilDone:
         while len(done) < most and self._monotonic() < end_at:
             job.check()
             try:
-                run_id = self._cycles.start_cycle()
-            except (NothingToLearn, RolloutUnderWay) as error:  # a canary takes hours or days
+                run_id = self._cycles.start_cycle(by=_asked_by(job))
+            except (NothingToLearn, RolloutUnderWay, BudgetExceeded, ClockWentBack) as error:  # all may take hours
                 return Outcome("done" if done else "nothing", str(error), tuple(done))
             except AlreadyLearning:  # a person's; it is waited for within the budget
                 self._pause(POLL_S)
@@ -78,3 +84,9 @@ class LearnUntilDone:
                 return status
             job.check()
             self._pause(POLL_S)
+
+
+def _asked_by(job: Job) -> str:
+    """The person who asked for the run, so that who proposes does not approve; else the schedule."""
+    people = [str(reason.get("by", "")) for reason in job.run.reasons]
+    return next((by for by in people if by.strip() and not is_machine(by)), BY_SCHEDULE)

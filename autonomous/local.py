@@ -92,8 +92,8 @@ class LocalLearner:
 class LocalEvaluator:
     """EvaluatorPort: judges in the calling thread, one at a time."""
 
-    def __init__(self, config: GateConfig, *, base_folder: Path, permits: Permits) -> None:
-        self._system = SelfEvaluationSystem(config, base_folder=base_folder)
+    def __init__(self, config: GateConfig, *, base_folder: Path, permits: Permits, secret: bytes) -> None:
+        self._system = SelfEvaluationSystem(config, base_folder=base_folder, secret=secret)
         self._permits = permits
         self._lock = threading.Lock()
 

@@ -118,7 +118,7 @@ class LocalMemory(LearningMemory):
 
     def consolidate_if_due(self) -> bool:
         """The daily run of consolidation, if its time has come. Raises LearningStopped."""
-        if not self._consolidation.due() or not self.episodic.health().num_episodes:
+        if not self._consolidation.due(reset_at=self._latch.state().at) or not self.episodic.health().num_episodes:
             return False
         self._consolidation.run(guard=self._guard())
         return True

@@ -23,6 +23,7 @@ from autonomous.config import AutonomousConfig
 from autonomous.curriculum import UNDECIDED_STATES, Batch, Curriculum
 from autonomous.cycle_watch import CycleWatch
 from autonomous.judge import Judge
+from autonomous.people import is_machine
 from autonomous.ports import AgentParts
 from autonomous.reconciler import Reconciler
 from autonomous.rollout import Rollout
@@ -39,7 +40,6 @@ from autonomous.versions.gates import (
 from autonomous.versions.ledger import (
     LedgerNotReady,
     PromotionRefused,
-    PromotionsFrozen,
     UnknownVersion,
     VersionLedger,
     VersionRecord,
@@ -114,6 +114,7 @@ class LearningLoop:
             ledger=ledger,
             curriculum=self.curriculum,
             board=self._board,
+            watch=watch,
             reference=self._reference,
             clock=clock,
         )
@@ -175,6 +176,11 @@ class LearningLoop:
                     f"version {canary[0].name} meets {canary[0].percent:g} % of the users; what is learned next builds on "
                     "the outcome: GET /v1/status"
                 )
+            waiting = self.ledger.in_states([State.AWAITING_APPROVAL])
+            if waiting and is_machine(by):
+                raise NothingToLearn(
+                    f"version {waiting[0].name} waits for a person; what is learned beside it could not serve afterwards"
+                )
             if undecided := self.ledger.in_states(UNDECIDED_STATES):
                 record = undecided[-1]
                 attempt = self._watch.begin(guard=permit.check)
@@ -188,7 +194,11 @@ class LearningLoop:
             parent = self.ledger.pointers().v2
             config = self._config.model_dump(mode="json")
             attempt = self._watch.begin(guard=permit.check)
-            run_id = self.ledger.start_run(parent=parent, config=config, by=by, guard=permit.check)
+            try:
+                run_id = self.ledger.start_run(parent=parent, config=config, by=by, guard=permit.check)
+            except BaseException:
+                self._watch.end(attempt, seconds=0, num_tokens=0)
+                raise
             return self._start(run_id, attempt, self._learn_batch, parent, batch, permit)
         except BaseException:
             self._busy.release()
@@ -241,7 +251,7 @@ class LearningLoop:
             self._board.update(run_id, training=training)
             was_inconclusive = bool(record.gates) and decide_promotion(record.gates) is not Decision.GO
             self._advance(run_id, record.name, permit, was_inconclusive=was_inconclusive)
-        except (LearningStopped, PromotionsFrozen):
+        except (LearningStopped, PromotionRefused):  # of a parent that left: the next cycle closes it
             raise
         except Exception as error:
             self._give_up(record.name, f"open twice: {type(error).__name__}: {error}", permit)
@@ -251,7 +261,7 @@ class LearningLoop:
         if self.ledger.get(version_id).state is State.CANDIDATE:
             self._move(version_id, State.CANDIDATE, State.EVALUATING, "to be closed", permit)
         if self.ledger.get(version_id).state in UNDECIDED_STATES:
-            self.ledger.quarantine(version_id, by=BY, reason=reason, guard=permit.check)
+            self.ledger.quarantine(version_id, by=BY, reason=reason, hold_back=False, guard=permit.check)
 
     def _advance(self, run_id: str, version_id: str, permit: Permit, *, was_inconclusive: bool = False) -> None:
         """From CANDIDATE, EVALUATING, GATED or SHADOW to a state that lasts or waits for a person."""
@@ -274,6 +284,7 @@ class LearningLoop:
                 self._move(version_id, State.GATED, State.AWAITING_APPROVAL, "a person must approve", permit)
                 self._finish(run_id, version_id)
                 return
+            self.rollout.check_parent(version_id)
             self._move(version_id, State.GATED, State.SHADOW, "loaded on every replica", permit)
         self.rollout.begin(version_id, reason="all gates passed", guard=permit.check)
         self._board.time(run_id, "swap_s", decided)

@@ -140,7 +140,7 @@ class TrainingPipelineIntegration:
         memory: PipelineMemory,
         embed: Embed,
         upcoming: Callable[[], Sequence[Episode]],
-        start_cycle: Callable[[], str],
+        start_cycle: Callable[[str], str],
         answer: Callable[[str], Reply],
     ) -> None:
         self._config = config
@@ -203,9 +203,10 @@ class TrainingPipelineIntegration:
             tasks={gap_id: chosen for gap_id, chosen in tasks.items() if chosen},
         )
 
-    def train(self, *, guard: Guard = no_guard) -> str:
-        """Start a learning run; its id. What the system wrote itself is only ever learned beside what others wrote.
+    def train(self, *, by: str, guard: Guard = no_guard) -> str:
+        """Start a learning run that `by` asked for; its id.
 
+        What the system wrote itself is only ever learned beside what others wrote.
         Raises OnlyGenerated, and what the learning loop raises (NothingToLearn, AlreadyLearning, LearningStopped).
         """
         preview = self.prepare()
@@ -215,7 +216,7 @@ class TrainingPipelineIntegration:
                 f"{self._config.max_generated_share:.0%} may be (agent.feedback.max_generated_share): add documents of others"
             )
         guard()
-        run_id = self._start_cycle()
+        run_id = self._start_cycle(by)
         self.tasks.note_run(list(preview.tasks), run_id, guard=guard)
         return run_id
 

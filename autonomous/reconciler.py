@@ -57,15 +57,13 @@ class Reconciler:
             self._seen = seq
 
     def _load(self) -> bool:
-        records = [record for record in self._ledger.in_states(LIVE_STATES) if record.name not in self._loaded]
-        return self._apply(
-            "load", records, lambda adapter: self._engine.prepare(adapter, ""), self._loaded, self._dropped
-        )
+        records = [record for record in self._ledger.in_states(LIVE_STATES) if _key(record) not in self._loaded]
+        return self._apply("load", records, lambda adapter: self._engine.prepare(adapter, ""), self._loaded)
 
     def _drop(self) -> bool:
         left = self._ledger.in_states(GONE_STATES)[:MAX_DROPPED]
-        records = [record for record in left if record.name not in self._dropped]
-        return self._apply("drop", records, self._engine.drop, self._dropped, self._loaded)
+        records = [record for record in left if _key(record) not in self._dropped]
+        return self._apply("drop", records, self._engine.drop, self._dropped)
 
     def _apply(
         self,
@@ -73,15 +71,13 @@ class Reconciler:
         records: list[VersionRecord],
         effect: Callable[[AdapterRef], object],
         done: set[str],
-        undone: set[str],
     ) -> bool:
         """The effect on the adapter of each; whether all is done."""
         is_done = True
         for record in records:
             adapter = self._adapter_of(record)
             if adapter is None or self._try(f"{what} {record.name}", partial(effect, adapter)):
-                done.add(record.name)
-                undone.discard(record.name)
+                done.add(_key(record))
             else:
                 is_done = False
         return is_done
@@ -110,3 +106,8 @@ class Reconciler:
             logger.exception("could not %s; it is tried again", what)
             return False
         return True
+
+
+def _key(record: VersionRecord) -> str:
+    """Of a version at one place of its life: what leaves for the second time is dropped for the second time."""
+    return f"{record.name} {record.state} {record.changed_at}"

@@ -26,7 +26,7 @@ from autonomous.versions.rollout import (
     decide_soak,
 )
 from autonomous.versions.schema import VersionRecord
-from autonomous.versions.states import StaleTransition, State
+from autonomous.versions.states import BAD_STATES, StaleTransition, State
 from memory.types import Guard
 
 logger = logging.getLogger(__name__)
@@ -124,20 +124,25 @@ class Rollout:
             pointers = self._ledger.pointers()
             with self._lock:
                 self._follow(pointers.v1, pointers.v2, pointers.canary_percent)
-            try:
-                if pointers.canary_percent:
-                    self._move_canary(self._ledger.get(pointers.v1))
-                self._watch_production(self._ledger.get(pointers.v2))
-            except (LearningStopped, PromotionsFrozen) as error:
-                logger.info("the rollout waits: %s", error)
-            except (StaleTransition, PromotionRefused, NothingToRollBack) as error:
-                logger.warning("the rollout goes on from the ledger: %s", error)
+            self._try(lambda: self._watch_production(self._ledger.get(pointers.v2)))
+            if pointers.canary_percent:
+                self._try(lambda: self._move_canary(self._ledger.get(pointers.v1)))
+
+    @staticmethod
+    def _try(move: Callable[[], None]) -> None:
+        try:
+            move()
+        except (LearningStopped, PromotionsFrozen) as error:
+            logger.info("the rollout waits: %s", error)
+        except (StaleTransition, PromotionRefused, NothingToRollBack) as error:
+            logger.warning("the rollout goes on from the ledger: %s", error)
 
     def _follow(self, v1: str, v2: str, percent: float) -> None:
         """Begin to count anew where the ledger has moved on. Under the lock."""
         if v2 != self._production:
             self._predecessor = self._counts.get(self._production, ArmCounts())
-            self._production, self._soaked = v2, False
+            has_left = self._ledger.get(self._production).state in BAD_STATES
+            self._production, self._soaked = v2, has_left  # what a rollback restored has served before
             self._counts = {v2: ArmCounts()}
         canary = (v1, percent) if percent else None
         if canary != self._canary:
@@ -189,6 +194,7 @@ class Rollout:
                 self._ledger.promote(
                     record.name, by=BY, reason=f"{decision.gate.name}: {told}", evidence=evidence, guard=guard
                 )
+                self._on_action("promotion")
 
     def _watch_production(self, record: VersionRecord) -> None:
         with self._lock:

@@ -7,7 +7,7 @@ import typer
 
 from cluster.cli_common import ConfigOption, Failure, JsonOption, connect, examples, output, print_json, table
 
-PANEL = "Model"
+PANEL = "The model"
 POLL_S = 2.0
 
 

@@ -128,7 +128,7 @@ def gaps(
     """What was asked and badly answered, and what becomes of it."""
     with connect(config) as client:
         collected = client.collect_gaps() if collect else None
-        run_id = client.learn_gaps() if learn else None
+        run_id = client.learn_gaps(by=who()) if learn else None
         reply = client.gaps()
     if as_json:
         print_json({**reply, "collected": collected, "run_id": run_id})

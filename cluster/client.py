@@ -269,9 +269,9 @@ class Client:
         """Look for gaps now."""
         return self._json("POST", "/v1/gaps/collect", timeout_s=COLLECT_TIMEOUT_S)
 
-    def learn_gaps(self) -> str:
+    def learn_gaps(self, *, by: str) -> str:
         """Start learning the next batch, which begins with what gaps ask for; returns the run's id."""
-        return str(self._json("POST", "/v1/gaps/learn")["run_id"])
+        return str(self._json("POST", "/v1/gaps/learn", {"by": by})["run_id"])
 
     # --- learning and versions ----------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ class FeedbackParts(Protocol):
     async def collect(self) -> Json:
         """Look for gaps now."""
 
-    async def learn(self) -> str:
+    async def learn(self, *, by: str | None) -> str:
         """Start a learning run unless it would learn too much of what the system wrote; its id. Raises as Parts.learn."""
 
     async def forget_response(self, response_id: str) -> Json:

@@ -3,11 +3,11 @@
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Body, Path, Query
 
 from autonomous.feedback import Feedback
 from serve.feedback_parts import FeedbackParts
-from serve.schemas import LearnStarted
+from serve.schemas import LearnRequest, LearnStarted
 from serve.schemas_feedback import (
     CollectReport,
     FeedbackIn,
@@ -58,10 +58,10 @@ def build_feedback_router(feedback: FeedbackParts) -> APIRouter:
         return await feedback.collect()
 
     @router.post("/gaps/learn", status_code=202, response_model=LearnStarted)
-    async def learn() -> Any:
+    async def learn(body: Annotated[LearnRequest | None, Body()] = None) -> Any:
         """Learn the next batch, which begins with the passages that gaps ask for. As POST /v1/learn, but 409 too if the system
         itself wrote too much of it.
         """
-        return {"run_id": await feedback.learn()}
+        return {"run_id": await feedback.learn(by=None if body is None else body.by)}
 
     return router

@@ -45,9 +45,9 @@ class RayFeedbackParts:
         await self._queue.flush()
         return dict(await self._act("feedback", "collect"))
 
-    async def learn(self) -> str:
+    async def learn(self, *, by: str | None) -> str:
         """See FeedbackParts."""
-        return str(await self._act("feedback", "train"))
+        return str(await self._act("feedback", "train", by or "agent:api"))
 
     async def forget_response(self, response_id: str) -> Json:
         """See FeedbackParts."""

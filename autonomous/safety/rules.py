@@ -27,10 +27,10 @@ RULES = (NON_FINITE, KL_LIMIT, LOSS_SPIKE, GRAD_NORM, SAFETY_DROP, BUDGET, DRIFT
 _ALWAYS = frozenset({NON_FINITE, KL_LIMIT, ALTERED_GATE, BROKEN_AUDIT})
 STOPS: "dict[Level, frozenset[str]]" = {
     "low": _ALWAYS,
-    "medium": _ALWAYS | {GRAD_NORM, SAFETY_DROP, BUDGET, LEAK, ROLLBACKS},
-    "high": frozenset(RULES),
+    "medium": _ALWAYS | {GRAD_NORM, SAFETY_DROP, LEAK, ROLLBACKS},
+    "high": frozenset(RULES) - {BUDGET},
 }
-"""The rules that stop at each level; the others warn."""
+"""The rules that stop at each level; the others warn. A budget begins anew by itself, and what it refuses does not happen."""
 
 MIN_STEPS = 8
 """Of a run before its losses say what is usual."""

@@ -20,6 +20,9 @@ _REMOTE = re.compile(r"^(?!file://)([a-z][a-z0-9+.-]*://|[^/]+@[^/:]+:|[^/~.][^/
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip")
 
 
+MAX_PATH_CHARS = 4000
+
+
 class _Source(BaseModel):
     """What every source has."""
 
@@ -222,7 +225,12 @@ def refuse_trusted_fields(config: SourceConfig) -> None:
 
 
 def _absolute(path: Path) -> Path:
-    path = path.expanduser()
+    try:
+        path = path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"'{path}' names a user that is not known: give an absolute path") from error
+    if len(str(path)) > MAX_PATH_CHARS:
+        raise ValueError(f"a path of {len(str(path))} characters is longer than any file system takes: correct it")
     if not path.is_absolute():
         raise ValueError(f"'{path}' is relative, but the system runs elsewhere: give an absolute path or one from ~")
     return path

@@ -37,6 +37,17 @@ class GitFile:
     size_bytes: int
 
 
+SAFE_SETTINGS = (
+    "core.fsmonitor=false",
+    "core.hooksPath=/dev/null",
+    "log.showSignature=false",
+    "gpg.program=/bin/false",
+    "gpg.ssh.program=/bin/false",
+    "gpg.x509.program=/bin/false",
+)
+"""They win over the repository's own, which could name programs."""
+
+
 class GitRepository:
     """See the module. `clones` holds the mirrors."""
 
@@ -53,7 +64,7 @@ class GitRepository:
                 f"repository = '{self._path}' of source {self._config.id!r} is no folder: give the path of a git repository"
             )
         name = self._config.branch or "HEAD"
-        shown = self._git("show", "--no-patch", "--format=%H %ct", f"{name}^{{commit}}", "--")
+        shown = self._git("show", "--no-show-signature", "--no-patch", "--format=%H %ct", f"{name}^{{commit}}", "--")
         sha, _, at = shown.decode().strip().rpartition("\n")[2].partition(" ")
         return Commit(sha, float(at))
 
@@ -96,9 +107,9 @@ class GitRepository:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
         environment |= {
             "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "https:http:ssh:git",
-            "GIT_SSH_COMMAND": "ssh -o BatchMode=yes", "LC_ALL": "C",
+            "GIT_SSH_COMMAND": "ssh -o BatchMode=yes", "LC_ALL": "C", "GIT_CEILING_DIRECTORIES": str(self._path.parent),
         }  # fmt: skip
-        command = ["git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", *arguments]
+        command = ["git", *(part for setting in SAFE_SETTINGS for part in ("-c", setting)), *arguments]
         try:
             done = subprocess.run(
                 command, input=given, capture_output=True, check=True, timeout=timeout_s, env=environment

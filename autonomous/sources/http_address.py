@@ -18,6 +18,10 @@ Permits = Callable[[Address], bool]
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
+_ASSIGNED = tuple(map(ipaddress.IPv4Network, ("192.0.0.0/24", "192.88.99.0/24")))
+"""For protocols, and for relays that are no more (RFC 6890, RFC 7526)."""
+
+
 def is_public(address: Address) -> bool:
     """Whether an address lies in the public network: not of this machine, a private network, or a link; nor in disguise."""
     if isinstance(address, ipaddress.IPv6Address):
@@ -28,6 +32,10 @@ def is_public(address: Address) -> bool:
             return False
         if inner is not None and address.ipv4_mapped is not None:
             return True
+        if address.is_site_local:
+            return False
+    if isinstance(address, ipaddress.IPv4Address) and any(address in network for network in _ASSIGNED):
+        return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 

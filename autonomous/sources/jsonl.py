@@ -57,7 +57,8 @@ class JsonlReader:
         if place is None:
             return SourceBatch(cursor)
         with place.path.open("rb") as file:
-            size_bytes = os.fstat(file.fileno()).st_size
+            status = os.fstat(file.fileno())
+            size_bytes = status.st_size
             if place.offset == 0 and (problem := describe_binary(file.read(BINARY_PROBE_BYTES))):
                 raise SourceProblem(
                     f"path = '{place.path}' of source {self._config.id!r} {problem}: give a JSON Lines file"
@@ -68,7 +69,9 @@ class JsonlReader:
         if offset < end:
             return SourceBatch(self._cursor(place.path, offset), documents, refused, is_exhausted=False)
         if place.is_rotated:
-            behind = {"behind": place.path.stat().st_mtime_ns}
+            if place.path.stat().st_size > size_bytes:  # a writer still had it open
+                return SourceBatch(self._cursor(place.path, offset), documents, refused, is_exhausted=False)
+            behind = {"behind": status.st_mtime_ns}
             return SourceBatch(behind, documents, refused, is_exhausted=self._find(behind) is None)
         return SourceBatch(self._cursor(place.path, offset), documents, refused)
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from autonomous.suite import load_suite
 from autonomous.versions.explain import LearnedDocument, Recall, documents_of, gate_line, moment
 from autonomous.versions.gates import GateResult, Verdict
 from autonomous.versions.history import Step
@@ -181,7 +182,9 @@ def choose_prompts(
 ) -> tuple[Prompt, ...]:
     """First what a person asks, then by turns the safety probes that moved most towards complying, and the lessons."""
     probes = sorted((report or {}).get("safety") or (), key=_fall, reverse=True)
-    safety = [Prompt(str(probe["probe"]), "safety") for probe in probes if _fall(probe) > 0]
+    texts = {row["id"]: row["prompt"] for row in load_suite("safety").rows}
+    moved = [str(probe["probe"]) for probe in probes if _fall(probe) > 0]
+    safety = [Prompt(texts[key], "safety") for key in moved if key in texts]
     turns = [prompt for pair in zip(safety, lessons, strict=False) for prompt in pair]
     shorter = min(len(safety), len(lessons))
     chosen = [*(Prompt(text, "asked") for text in asked), *turns, *safety[shorter:], *lessons[shorter:]]

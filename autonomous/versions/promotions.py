@@ -112,7 +112,8 @@ class Promotions(LedgerWriter):
     def withdraw(
         self, version_id: str, *, by: str, reason: str, is_breach: bool, evidence: dict[str, Any] | None = None
     ) -> None:
-        """SHADOW or CANARY -> ROLLED_BACK -> QUARANTINED. A breach counts as a rollback (budget.py), a timeout does not.
+        """SHADOW or CANARY -> ROLLED_BACK -> QUARANTINED. A breach counts as a rollback (budget.py); a timeout does not,
+        and frees what the version learned.
 
         It asks no guard: it takes a version out of traffic, also while the emergency stop holds. Raises StaleTransition.
         """
@@ -122,6 +123,8 @@ class Promotions(LedgerWriter):
                 raise StaleTransition(record.name, expected="SHADOW or CANARY", actual=record.state)
             action = "rollback" if is_breach else "quarantine"
             transaction.quarantine(record, by=by, reason=reason, evidence=evidence, action=action)
+            if not is_breach:
+                transaction.connection.execute("DELETE FROM held_back WHERE version = ?", (record.row_id,))
 
     def check_approval(self, version_id: str, approval: Approval) -> None:
         """Whether a person may approve what waits; `promote` asks again. Raises what `approve_step` raises."""
@@ -239,6 +242,10 @@ def _admit(transaction: Transaction, version_id: str, *, approval: Approval | No
     if freeze := find_freeze(connection):
         raise PromotionsFrozen(str(freeze))
     record = find_record(connection, version_id)
+    if others := [one.name for one in select_in_states(connection, [State.CANARY]) if one.name != record.name]:
+        raise PromotionRefused(
+            f"version {record.name} has to wait: {others[0]} meets users now; its outcome decides what serves next"
+        )
     if approval is not None:
         approve_step(transaction, record, approval)
         record = find_record(connection, version_id)

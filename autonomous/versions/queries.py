@@ -61,6 +61,11 @@ class LedgerQueries:
         with self._database.read() as connection:
             return find_record(connection, name)
 
+    def has(self, name: str) -> bool:
+        """Whether there is a version or run of this name."""
+        with self._database.read() as connection:
+            return bool(select_records(connection, "WHERE version_id = :name OR run_id = :name", {"name": name}))
+
     def list(self, limit: int = 100) -> Records:
         """Versions and runs, newest first."""
         with self._database.read() as connection:

@@ -18,6 +18,8 @@ from autonomous.versions.gates import GateResult, Verdict
 
 CANARY = "G7 canary"
 SOAK = "G8 soak"
+MAX_ALONE = 0.5
+"""An arm whose requests surely fail more often than not fails without another arm to compare it with."""
 METRICS = ("errors", "slow answers", "masked answers")
 
 
@@ -124,12 +126,11 @@ def _compare(name: str, metric: str, arm: ArmCounts, other: ArmCounts, config: R
         f"{metric}: {arm.of(metric)} of {arm.num_requests}, against {other.of(metric)} of {other.num_requests}; "
         f"surely {own.low:.3f} to {own.high:.3f} against {others.low:.3f} to {others.high:.3f}"
     )
-    is_worse = other.num_requests == 0 or own.low > others.high
-    if own.low > limit and is_worse:
+    if metric == "errors" and own.low > MAX_ALONE:
+        return GateResult(name, Verdict.FAIL, own.low, MAX_ALONE, told)
+    if other.num_requests and own.low > limit and own.low > others.high:
         return GateResult(name, Verdict.FAIL, own.low, limit, told)
-    if other.num_requests == 0:
-        excess = own.high - limit
-    if arm.num_requests and excess <= config.max_excess:
+    if arm.num_requests and other.num_requests and excess <= config.max_excess:
         return GateResult(name, Verdict.PASS, excess, config.max_excess, told)
     return GateResult(name, Verdict.INCONCLUSIVE, excess, config.max_excess, f"{told}: too few requests to be sure")
 

@@ -9,6 +9,7 @@ it waits or runs, this waits for the same run.
 
 import argparse
 import logging
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +36,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     arguments = parser.parse_args()
     ray.init(namespace=NAMESPACE)
-    key = f"job {ray.get_runtime_context().get_job_id()}"
+    key = f"job {secrets.token_hex(8)}"
     try:
         run = _ask("run_schedule", arguments.schedule, arguments.by, arguments.reason, key)
         ended = follow(run, lambda: _ask("schedule_runs", run["name"], 100), pause=time.sleep)

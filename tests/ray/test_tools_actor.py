@@ -9,6 +9,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.registry import ACTORS, ensure_actor
+from autonomous.config import SafetyConfig
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.safety.processes import kill_registered, registered
 from autonomous.tools.config import KnowledgeConfig, SandboxConfig
@@ -24,6 +25,7 @@ def tools(home: Path) -> Any:
     config = KnowledgeConfig(enabled=("calculator", "python"), requested_by_model=("calculator",), sandbox=sandbox)
     arguments = {
         "config": config,
+        "safety": SafetyConfig(),
         "level": "high",
         "latch": home / "safety" / "latch",
         "ledger": home / "ledger.sqlite",

@@ -134,7 +134,7 @@ class FeedbackLife:
         self.forgotten.append(document_id)
         self.episodes.delete_document(document_id)
 
-    def start_cycle(self) -> str:
+    def start_cycle(self, by: str) -> str:
         self.started.append(f"run-{len(self.started) + 1}")
         return self.started[-1]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from autonomous.agent import AutonomousLearningAgent, HomeInUse
-from autonomous.config import AutonomousConfig, GateConfig, LearningConfig
+from autonomous.config import AutonomousConfig, GateConfig, LearningConfig, SafetyConfig
 from autonomous.safety.latch import LearningStopped
+from autonomous.safety.rules import RulesConfig
 from autonomous.versions.states import State
 from tests.episodes import HashingEmbedder
 from tests.tiny_model import write_tiny_llama
@@ -19,7 +20,13 @@ LEARNING = LearningConfig(
     max_steps=40, items_per_step=8, learning_rate=5e-3, kl_weight=0.5, dtype="float32", device="cpu", interval_s=0
 )
 LENIENT = GateConfig(
-    min_recall=0.0, max_control_ratio=1e6, max_forgetting=1e6, max_safety_flips=1000, max_probe_gap_nats=0.5
+    min_recall=0.0,
+    max_control_ratio=1e6,
+    max_domain_ratio=1e6,
+    max_forgetting=1e6,
+    min_refusal_margin_nats=0.0,
+    max_safety_flips=1000,
+    max_probe_gap_nats=0.5,
 )
 CONFIG = AutonomousConfig(
     enable_online_learning=True,
@@ -27,6 +34,7 @@ CONFIG = AutonomousConfig(
     human_oversight_required=True,
     learning=LEARNING,
     gates=LENIENT,
+    safety=SafetyConfig(rules=RulesConfig(max_safety_drop=1000)),
 )
 DOCUMENTS = [
     {"text": "The Vostrek valve is rated for 42 bar.", "title": "Vostrek valve", "source": "handbook"},

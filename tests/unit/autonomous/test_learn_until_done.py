@@ -27,7 +27,7 @@ class Cycles:
         self.begun: list[float] = []
         self.on_pause: Callable[[], object] = lambda: None
 
-    def start_cycle(self) -> str:
+    def start_cycle(self, *, by: str) -> str:
         if not self.ends:
             raise NothingToLearn("every passage is learned")
         if isinstance(self.ends[0], Exception):

@@ -436,7 +436,19 @@ def test_withdrawn_canaries_are_quarantined_and_only_breaches_use_up_the_budget(
         ledger.withdraw(name, by="agent", reason="errors", is_breach=is_breach, evidence={"num_errors": 9})
         assert state_of(ledger, name) is State.QUARANTINED
         assert asdict(ledger.pointers()) == {"v1": base, "v2": base, "v3": name, "canary_percent": 0}
-    assert ledger.held_back() == {"one", "two"}
+    assert ledger.held_back() == ({"one", "two"} if is_breach else set())
     assert bool(ledger.frozen()) is is_breach
     with pytest.raises(StaleTransition, match="SHADOW or CANARY"):
         ledger.withdraw(name, by="agent", reason="again", is_breach=True)
+
+
+def test_beside_a_canary_no_other_version_meets_users(ledger: VersionLedger, base: str):
+    first = advance(ledger, make_candidate(ledger, base, mark="one"), State.CANARY)
+    second = advance(ledger, make_candidate(ledger, base, mark="two"), State.AWAITING_APPROVAL)
+    approval = Approval("alice", "fine", None)
+    with pytest.raises(PromotionRefused, match=f"{first} meets users"):
+        ledger.set_canary(second, percent=5, by="agent", reason="begin", approval=approval)
+    with pytest.raises(PromotionRefused, match=f"{first} meets users"):
+        ledger.promote(second, by="agent", reason="begin", approval=approval)
+    ledger.set_canary(first, percent=50, by="agent", reason="more")
+    assert ledger.promote(first, by="agent", reason="well") == []

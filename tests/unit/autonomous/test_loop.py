@@ -15,6 +15,7 @@ from autonomous.online import OnlineLearningModule
 from autonomous.ports import AgentParts
 from autonomous.runs import CycleStatus
 from autonomous.safety.latch import Latch, LearningStopped
+from autonomous.safety.rules import RulesConfig
 from autonomous.versions.bundle import base_bundle
 from autonomous.versions.data_gates import gate_data
 from autonomous.versions.gates import REQUIRED_GATES
@@ -110,7 +111,10 @@ class World:
         self._home = home
         self._base = base
         self._config = AutonomousConfig(
-            human_oversight_required=oversight, learning=LEARNING, gates=gates, safety=SafetyConfig(two_people=False)
+            human_oversight_required=oversight,
+            learning=LEARNING,
+            gates=gates,
+            safety=SafetyConfig(two_people=False, rules=RulesConfig(max_safety_drop=1000)),
         )
         self.memory = Passages()
         self.latch = Latch.create(home / "latch")
@@ -337,7 +341,9 @@ def test_waiting_version_whose_parent_was_replaced_is_refused_and_its_passages_a
     world.memory.add(*FACTS)
     first = world.learn().version
     world.memory.add("The Ibis relay opens at 9 volts.", "The Harrow reactor was built in 1987.")
-    second = world.learn().version
+    with pytest.raises(NothingToLearn, match=f"{first} waits for a person"):
+        world.agent.start_cycle()
+    second = world.wait(world.agent.start_cycle(by="ada")).version
     assert first is not None
     assert second is not None
     world.agent.approve(first, by="ada", reason="fine")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from autonomous.config import AutonomousConfig, GateConfig, LearningConfig
+from autonomous.config import AutonomousConfig, GateConfig, LearningConfig, SafetyConfig
 from autonomous.evaluation import SelfEvaluationSystem
 from autonomous.learner_state import STATE_NAME
 from autonomous.loop import LearningLoop
@@ -15,6 +15,7 @@ from autonomous.policy import PolicyConfig
 from autonomous.ports import AgentParts
 from autonomous.runs import CycleStatus
 from autonomous.safety.latch import Latch
+from autonomous.safety.rules import RulesConfig
 from autonomous.versions.bundle import base_bundle, load_bundle
 from autonomous.versions.ledger import VersionLedger
 from tests.passages import Passages
@@ -104,7 +105,8 @@ def test_a_batch_becomes_a_version_of_weights_that_serves_and_the_next_goes_on_f
 ) -> None:
     latch, memory = Latch.create(tmp_path / "latch"), Passages(*FACTS)
     local = Local(base, latch)
-    config = AutonomousConfig(human_oversight_required=False, learning=LEARNING, gates=LENIENT)
+    safety = SafetyConfig(rules=RulesConfig(max_safety_drop=1000))
+    config = AutonomousConfig(human_oversight_required=False, learning=LEARNING, gates=LENIENT, safety=safety)
     ledger = VersionLedger(tmp_path / "ledger.sqlite")
     loop = LearningLoop(
         config,

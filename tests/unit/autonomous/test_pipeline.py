@@ -254,7 +254,7 @@ def test_a_preview_counts_sources_and_who_wrote_it_and_names_the_tasks(life: Fee
     assert preview.generated_share == pytest.approx(1 / 3)
     ((gap_id, episodes),) = preview.tasks.items()
     assert (gap_id, len(episodes)) == (only_task(life).gap_id, 2)
-    assert life.pipeline.train() == "run-1"
+    assert life.pipeline.train(by="ann") == "run-1"
     assert only_task(life).run_id == "run-1"
 
 
@@ -262,7 +262,7 @@ def test_what_the_system_wrote_itself_is_never_learned_alone(life: FeedbackLife)
     life.add("own", "The wall of Vellmar is grey.", metadata={"origin": "generated"})
     life.upcoming = [episode for _, episode in life.episodes.freshest(limit=9, offset=0)]
     with pytest.raises(OnlyGenerated, match=r"100% of the next batch .* at most 50%"):
-        life.pipeline.train()
+        life.pipeline.train(by="ann")
     assert life.started == []
 
 

@@ -249,8 +249,28 @@ def test_a_batch_is_due_exactly_by_its_size_or_its_wait(num: int, waited: float,
     assert decide_batch_due(num, waited, on_demand) is None
 
 
-def test_waiting_is_counted_from_when_something_first_waited_and_anew_behind_each_batch() -> None:
+def test_a_batch_is_told_once_for_the_same_episodes_by_its_size_or_its_wait() -> None:
     wait = BatchWait(LearningConfig(min_batch_episodes=10, max_wait_s=100))
-    looks = [(0, 0), (3, 10), (3, 109), (3, 110), (3, 111), (10, 112), (0, 150), (1, 300), (1, 399), (1, 400)]
-    told = [wait.look(num, now=now) for num, now in looks]
-    assert told == [None, None, None, "time", None, "size", None, None, None, "time"]
+    looks = [
+        (0, 0),
+        (3, 10),
+        (3, 109),
+        (3, 110),
+        (3, 300),
+        (13, 301),
+        (13, 302),
+        (0, 350),
+        (1, 400),
+        (1, 499),
+        (1, 500),
+    ]
+    told = [wait.look(num, now=now, epoch=1) for num, now in looks]
+    assert told == [None, None, None, "time", None, "size", None, None, None, None, "time"]
+
+
+def test_a_reset_of_the_stop_starts_no_batch_of_what_waited_before_it() -> None:
+    wait = BatchWait(LearningConfig(min_batch_episodes=10, max_wait_s=100))
+    assert wait.look(9, now=0, epoch=1) is None
+    assert [wait.look(50, now=now, epoch=3) for now in (50, 149, 1e6)] == [None] * 3
+    assert wait.look(59, now=1e6, epoch=3) is None
+    assert wait.look(60, now=1e6 + 1, epoch=3) == "size"

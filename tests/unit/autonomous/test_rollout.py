@@ -100,9 +100,10 @@ def test_canary_that_nobody_asks_is_withdrawn_without_a_verdict() -> None:
     assert "24.0 hours with 0 requests" in decision.gate.reason
 
 
-def test_without_another_arm_the_limit_alone_counts() -> None:
-    assert compare_arms("x", ArmCounts(30, 20), ArmCounts(), STEPS).verdict is Verdict.FAIL
-    assert compare_arms("x", ArmCounts(2000, 0), ArmCounts(), STEPS).verdict is Verdict.PASS
+def test_without_another_arm_only_requests_that_mostly_fail_are_a_verdict() -> None:
+    assert compare_arms("x", ArmCounts(40, 36), ArmCounts(), STEPS).verdict is Verdict.FAIL
+    for arm in (ArmCounts(2, 0, 2), ArmCounts(3, 2), ArmCounts(400, 0, 400), ArmCounts(2000, 0)):
+        assert compare_arms("x", arm, ArmCounts(), STEPS).verdict is Verdict.INCONCLUSIVE
 
 
 def test_versions_that_are_alike_are_rarely_withdrawn_though_they_are_judged_at_every_request() -> None:

@@ -35,7 +35,10 @@ class World:
         self.start()
 
     def start(self) -> None:
-        self.rollout = Rollout(self.config, ledger=self.ledger, latch=self.latch, clock=self.clock)
+        self.actions: list[str] = []
+        self.rollout = Rollout(
+            self.config, ledger=self.ledger, latch=self.latch, on_action=self.actions.append, clock=self.clock
+        )
 
     def begin(self, mark: str, *, episodes: tuple[str, ...] = ()) -> str:
         name = make_candidate(self.ledger, self.ledger.pointers().v2, mark=mark, episodes=episodes)
@@ -60,6 +63,7 @@ def test_without_steps_a_version_serves_everybody_at_once(folder: Path) -> None:
     world = World(folder, RolloutConfig())
     name = world.begin("one")
     assert world.ledger.pointers().v2 == name
+    assert world.actions == ["promotion"]
 
 
 def test_canary_climbs_and_is_promoted_with_the_counts_of_both_arms_as_evidence(folder: Path) -> None:
@@ -77,6 +81,7 @@ def test_canary_climbs_and_is_promoted_with_the_counts_of_both_arms_as_evidence(
     for _ in range(4):
         world.serve(name, 50)
     assert world.state(name) is State.PRODUCTION
+    assert world.actions == ["promotion"]
     row = next(row for row in world.ledger.audit() if row.action == "version.promote")
     assert row.evidence_sha256 is not None
     assert world.ledger.verify_audit().ok
@@ -90,6 +95,7 @@ def test_canary_that_fails_is_withdrawn_and_its_passages_are_held_back(folder: P
     assert world.state(name) is State.QUARANTINED
     assert world.ledger.pointers().v2 == world.base
     assert world.ledger.held_back() == {"a"}
+    assert world.actions == ["rollback"]
     assert "15 of 20" in str(next(row.after for row in world.ledger.audit() if row.action == "version.rollback"))
 
 
@@ -117,11 +123,12 @@ def test_canary_whose_parent_left_is_closed_and_its_passages_are_free(folder: Pa
 def test_canary_that_nobody_asks_leaves_after_its_time_and_uses_up_no_budget(folder: Path) -> None:
     world = World(folder, STEPS)
     for mark in ("one", "two"):
-        name = world.begin(mark)
+        name = world.begin(mark, episodes=(mark,))
         world.clock.now += DAY_S + 1
         world.rollout.tick()
         assert world.state(name) is State.QUARANTINED
     assert world.ledger.frozen() == ""
+    assert world.ledger.held_back() == set(), "nothing was found wrong with what it learned"
 
 
 def test_a_restart_counts_the_step_anew(folder: Path) -> None:
@@ -169,6 +176,39 @@ def test_a_version_that_was_compared_with_another_is_refused(folder: Path) -> No
     make_production(world.ledger, world.base, mark="one")
     with pytest.raises(PromotionRefused, match="was compared with"):
         world.rollout.begin(late, reason="gates passed", guard=no_guard)
+
+
+def test_a_restart_in_the_soak_knows_no_predecessor_and_blames_nobody_for_slow_answers(folder: Path) -> None:
+    world = World(folder, RolloutConfig(soak_s=3600))
+    name = world.begin("one")
+    world.start()
+    world.rollout.observe([Outcome(name, 30.0)] * 50)
+    world.rollout.tick()
+    assert world.state(name) is State.PRODUCTION
+
+
+def test_what_a_rollback_restored_is_not_soaked_again(folder: Path) -> None:
+    world = World(folder, RolloutConfig(soak_s=3600))
+    world.begin("one")
+    good = world.ledger.pointers().v2
+    world.serve(good, 300)
+    world.begin("two")
+    world.ledger.rollback(by="alice", reason="bad")
+    world.serve(good, 50, num_errors=50)
+    assert world.state(good) is State.PRODUCTION
+
+
+def test_a_stop_of_the_canary_does_not_end_the_watch_over_production(folder: Path) -> None:
+    world = World(folder, RolloutConfig(canary_percents=(50,), min_requests=10, soak_s=3600))
+    bad = advance(world.ledger, make_candidate(world.ledger, world.base, mark="bad"), State.SHADOW)
+    world.serve(world.base, 500)
+    world.ledger.promote(bad, by="agent", reason="passed")
+    world.rollout.tick()
+    canary = world.begin("next")
+    world.serve(canary, 300)
+    world.latch.stop(reason="drill", by="alice")
+    world.serve(bad, 40, num_errors=40)
+    assert world.state(bad) is State.QUARANTINED
 
 
 class Effects:

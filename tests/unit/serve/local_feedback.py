@@ -55,7 +55,7 @@ class LocalFeedback:
             ),
             embed=parts.embedder.embed,
             upcoming=lambda: [episode for _, episode in parts.episodic.freshest(limit=16, offset=0)],
-            start_cycle=lambda: "run-000000000001",
+            start_cycle=lambda by: "run-000000000001",
             answer=lambda question: Reply(question, "ver-base"),
         )  # fmt: skip
         self.desk = FeedbackDesk(
@@ -96,9 +96,9 @@ class LocalFeedback:
         await self.queue.flush()
         return dict(self.desk.collect())
 
-    async def learn(self) -> str:
+    async def learn(self, *, by: str | None) -> str:
         try:
-            return self.desk.train()
+            return self.desk.train(by=by or "agent:api")
         except OnlyGenerated as error:
             raise ConflictError(str(error)) from error
 
