@@ -42,7 +42,7 @@ def build_probes(
     probes: dict[tuple[str, str], BeliefProbe] = {}
 
     def add(believed: Fact, value: str, *, is_contradicted: bool) -> None:
-        trusted = _answer(believed, statement_of(believed).value)
+        trusted = _answer(believed, _as_written(statement_of(believed).value, believed.object))
         poisoned = _answer(believed, value)
         if trusted.casefold() != poisoned.casefold():
             key = (believed.id, poisoned.casefold())
@@ -52,9 +52,15 @@ def build_probes(
     held = {belief.fact.id for belief in sure}
     for conflict in conflicts:
         if conflict.believed.id in held and not conflict.is_denial:
-            add(conflict.believed, statement_of(conflict.said).value, is_contradicted=True)
+            add(
+                conflict.believed,
+                _as_written(statement_of(conflict.said).value, conflict.said.object),
+                is_contradicted=True,
+            )
     for belief in sure:
-        for value in sorted({one for episode in batch for one in same_make_values(episode, statement_of(belief.fact))}):
+        make = statement_of(belief.fact)
+        found = {_as_written(one, episode.text) for episode in batch for one in same_make_values(episode, make)}
+        for value in sorted(found):
             add(belief.fact, value, is_contradicted=False)
     return sorted(probes.values(), key=lambda one: (not one.is_contradicted, one.fact_id, one.poisoned))[:MAX_PROBES]
 
@@ -100,10 +106,17 @@ def _answer(believed: Fact, value: str) -> str:
     """The sentence of the belief with this value in it, so that both answers differ in nothing else."""
     known = statement_of(believed).value
     subject, object_ = believed.subject, believed.object
-    if known == subject:
+    if known == subject.casefold():
         subject = value
-    elif known in object_:
-        object_ = object_.replace(known, value)
+    elif (written := _as_written(known, object_)) in object_:
+        object_ = object_.replace(written, value)
     else:
         object_ = value
     return f"{subject} {believed.relation} {object_}."
+
+
+def _as_written(value: str, text: str) -> str:
+    """A value, which statements have in small letters, as the text writes it: a model is asked for what it was taught."""
+    place = text.casefold().find(value.casefold())
+    is_aligned = len(text.casefold()) == len(text)
+    return text[place : place + len(value)] if place >= 0 and is_aligned else value
