@@ -306,3 +306,26 @@ def test_a_changed_and_a_removed_file_leave_no_old_passage_to_be_recalled(tmp_pa
     assert stream.store.texts() == ["The access code of the gate is KX-2."]
     assert (stream.row()["num_documents"], stream.row()["num_removed"]) == (4, 2)
     stream.close()
+
+
+@pytest.mark.parametrize("setting", ["log.showSignature", "core.fsmonitor", "core.hooksPath"])
+def test_no_program_that_a_repository_names_is_run(
+    setting: str, repository: Path, cursors: CursorStore, tmp_path: Path
+) -> None:
+    ran, program = tmp_path / "ran", tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n", encoding="utf-8")
+    program.chmod(0o755)
+    signed = git(repository, "cat-file", "commit", "HEAD").replace(
+        "\n\n", "\ngpgsig -----BEGIN PGP SIGNATURE-----\n \n -----END PGP SIGNATURE-----\n\n", 1
+    )
+    (tmp_path / "commit").write_text(signed + "\n", encoding="utf-8")
+    sha = git(repository, "hash-object", "-t", "commit", "-w", str(tmp_path / "commit")).strip()
+    git(repository, "update-ref", "refs/heads/signed", sha)
+    git(repository, "config", "gpg.program", str(program))
+    git(repository, "config", setting, "true" if setting == "log.showSignature" else str(program))
+    reader = git_reader(repository, cursors, tmp_path, branch="signed")
+    assert len(documents_of(read_all(reader, cursors, cursor={}, limit=LIMIT)[1])) == 2
+    assert not ran.exists()
+    if setting == "log.showSignature":
+        git(repository, "show", "--no-patch", "signed")
+        assert ran.exists(), "git runs it where nobody forbids it, so this test can fail"
