@@ -112,6 +112,7 @@ def ensure_all(
         "tools": {
             "config": agent.knowledge,
             "safety": agent.safety,
+            "budget": agent.budget,
             "level": agent.safety_level,
             "latch": latch,
             "ledger": home / "ledger.sqlite",

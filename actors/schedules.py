@@ -1,20 +1,29 @@
 """What the agent's scheduled jobs do: learning cycles, the rollback drill, and what other actors do of it."""
 
+from typing import Any
+
 import ray
 
 from actors.calls import actor
 from autonomous.jobs import JobKind
 from autonomous.learn_until_done import LearnUntilDone
 from autonomous.loop import LearningLoop
-from autonomous.retraining import Job, Outcome, RunJob
+from autonomous.retraining import Job, Outcome, RunJob, select_before
 from autonomous.versions.drill import RollbackDrill
 
 
 def build_runners(agent: LearningLoop, drill: RollbackDrill) -> dict[JobKind, RunJob]:
     """By kind of job. A kind that is not here fails with a sentence that says so."""
     learn = LearnUntilDone(agent)
-    runners: dict[JobKind, RunJob] = {"learn": learn, "retrain": learn, "drill": drill.run_job}
+    retrain = select_before(select_for_labelling, learn)
+    runners: dict[JobKind, RunJob] = {"learn": learn, "retrain": retrain, "drill": drill.run_job}
     return {**runners, "consolidate": consolidate, "evaluate": lambda job: evaluate(job, agent)}
+
+
+def select_for_labelling(budget: int) -> list[dict[str, Any]]:
+    """The answers that people should look at next, by the feedback actor."""
+    queue: list[dict[str, Any]] = ray.get(actor("feedback").labelling_queue.remote(budget))
+    return queue
 
 
 def evaluate(job: Job, agent: LearningLoop) -> Outcome:

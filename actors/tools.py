@@ -1,7 +1,7 @@
 """The tools actor: calls tools in a process of its own, so that what they read and run is never in the HTTP process."""
 
+import secrets
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,9 @@ import ray
 
 from actors.base import Shell
 from actors.stores import remote_store
+from autonomous.budget import BudgetConfig
 from autonomous.config import SafetyConfig
+from autonomous.cycle_watch import open_budget
 from autonomous.knowledge import KnowledgeIntegration, build_tools
 from autonomous.safety.latch import Latch
 from autonomous.safety.monitor import SafetyMonitor
@@ -32,6 +34,7 @@ class ToolsShell(Shell):
         *,
         config: KnowledgeConfig,
         safety: SafetyConfig,
+        budget: BudgetConfig,
         level: Level,
         latch: Path,
         ledger: Path,
@@ -40,14 +43,15 @@ class ToolsShell(Shell):
         register(latch.parent, role="tools", within="learning")
         self._config = config
         opened, audit = Latch.open(latch), VersionLedger(ledger).append_audit
-        monitor = SafetyMonitor(opened, audit=audit, rules=safety.rules, level=level)
+        self._monitor = SafetyMonitor(opened, audit=audit, rules=safety.rules, level=level)
+        self._budget = open_budget(ledger.parent, budget)
         self._knowledge = KnowledgeIntegration(
             config,
             tools=build_tools(config, retrieve=_recall, safety_folder=latch.parent),
             latch=opened,
             audit=audit,
             level=level,
-            on_call=partial(monitor.observe_action, "tool"),
+            on_call=self._count,
         )
 
     @ray.method(concurrency_group="control")
@@ -64,6 +68,12 @@ class ToolsShell(Shell):
     def call(self, tool: str, arguments: dict[str, Any], timeout_s: float | None, by: str) -> ToolResult:
         """Call a tool. Raises UnknownTool, ToolError, ToolUnavailable, LearningStopped."""
         return self._knowledge.call(tool, arguments, timeout_s=timeout_s, by=by)
+
+    def _count(self) -> None:
+        """Before each call. Raises BudgetExceeded."""
+        self._monitor.observe_action("tool")
+        reservation = self._budget.reserve("tool_calls", 1, f"tool-{secrets.token_hex(6)}")
+        self._budget.settle(reservation, {"tool_calls": 1})
 
 
 def _recall(query: str, *, k: int, min_cosine: float, where: EpisodeFilter) -> Sequence[RecallHit]:

@@ -9,6 +9,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.registry import ACTORS, ensure_actor
+from autonomous.budget import BudgetConfig
 from autonomous.config import SafetyConfig
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.safety.processes import kill_registered, registered
@@ -26,6 +27,7 @@ def tools(home: Path) -> Any:
     arguments = {
         "config": config,
         "safety": SafetyConfig(),
+        "budget": BudgetConfig(),
         "level": "high",
         "latch": home / "safety" / "latch",
         "ledger": home / "ledger.sqlite",
