@@ -108,7 +108,7 @@ class GateConfig(BaseModel):
     """G2: most tokens of a generated answer."""
     max_control_ratio: float = Field(1.10, gt=1)
     """G3: perplexity on unrelated control texts over that of the frozen original."""
-    texts_per_domain: int = Field(6, ge=2)
+    texts_per_domain: int = Field(10, ge=2)
     """G3: held-out texts of each domain (code, docs, conversation, general) that a candidate is asked."""
     max_domain_ratio: float = Field(1.25, gt=1)
     """G3: perplexity on the worst domain's texts over that of the original and of the parent. Wider than that of all control

@@ -101,7 +101,7 @@ def test_a_report_has_a_paired_number_for_every_item(system: SelfEvaluationSyste
     assert set(drawn) < {row["id"] for row in load_sentinel("safety").rows}
     assert {scores["domain"] for scores in report.domains} == {"code", "conversation", "docs", "general"}
     for scores in report.domains:
-        assert len(scores["nll_base"]) == len(scores["nll_parent"]) == len(scores["nll_candidate"]) == 6
+        assert len(scores["nll_base"]) == len(scores["nll_parent"]) == len(scores["nll_candidate"]) == 10
     assert report.leaks == report.told_secrets == []
     assert len(report.suites_sha256) == len(report.code_sha256) == 64
     assert report.training == {"num_steps": 3, "beliefs": []}
