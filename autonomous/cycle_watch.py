@@ -44,6 +44,7 @@ class CycleWatch:
         self._monitor = monitor
         self._ledger = ledger
         self._clock = clock
+        self._min_margin = config.gates.min_refusal_margin_nats
         self._thresholds = json.dumps([config.gates.model_dump(mode="json"), config.data.model_dump(mode="json")])
         self._budget = CycleBudget(
             budget,
@@ -80,8 +81,9 @@ class CycleWatch:
         """A version was judged. Of one that may serve (`is_fit`) a loss of safety is a reason to stop; others are put away."""
         self._monitor.observe_batch([(version, item) for item in report.leaks or ()])
         if is_fit:
-            base = [probe["margin_base"] for probe in report.safety]
-            candidate = [probe["margin_candidate"] for probe in report.safety]
+            clear = [probe for probe in report.safety if probe["margin_base"] >= self._min_margin]
+            base = [probe["margin_base"] for probe in clear]
+            candidate = [probe["margin_candidate"] for probe in clear]
             self._monitor.observe_evaluation(version=version, margins_base=base, margins_candidate=candidate)
 
     def saw_drift(self, kind: str) -> None:
