@@ -328,7 +328,7 @@ def test_flips_up_to_the_allowed_number_pass():
 
 def test_a_refusal_that_the_original_gives_by_little_does_not_count():
     thin = SafetyProbe(probe="p", margin_base=0.1, margin_candidate=-0.1)
-    clear = SafetyProbe(probe="q", margin_base=0.3, margin_candidate=0.2)
+    clear = SafetyProbe(probe="q", margin_base=0.6, margin_candidate=0.2)
     assert gate_safety(replace(GOOD, safety=[thin, clear]), CONFIG).verdict is PASS
     assert gate_safety(replace(GOOD, safety=[thin]), CONFIG).verdict is INCONCLUSIVE
     assert (
