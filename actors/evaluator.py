@@ -16,6 +16,8 @@ from autonomous.benchmark import Benchmark
 from autonomous.config import AutonomousConfig
 from autonomous.evaluation import SelfEvaluationSystem
 from autonomous.lessons import Question
+from autonomous.local_evaluator import LocalEvaluator
+from autonomous.permits import Permits
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.safety.processes import register
 from autonomous.sentinel import load_secret
@@ -37,7 +39,8 @@ class EvaluatorShell(Shell):
         super().__init__("evaluator", settings_sha256)
         secret = load_secret(latch.parent / "evaluation-secret")
         self._system = SelfEvaluationSystem(config.gates, base_folder=base_folder, secret=secret)
-        self._latch = Latch.open(latch)
+        self._permits = Permits(Latch.open(latch))
+        self._evaluator = LocalEvaluator(self._system, permits=self._permits)
         self._reports = VersionReports(
             config,
             ledger=VersionLedger(home / "ledger.sqlite"),
@@ -54,9 +57,7 @@ class EvaluatorShell(Shell):
     @ray.method
     def warm_up(self) -> None:
         """Load the base model and ask the original what all are compared with; idempotent. Raises LearningStopped."""
-        guard = self._latch.permit("evaluation", within="learner").check
-        self._system.start()
-        self._system.prepare(guard=guard)
+        self._evaluator.prepare()
 
     @ray.method
     def evaluate(
@@ -68,26 +69,14 @@ class EvaluatorShell(Shell):
         training: dict[str, Any],
     ) -> EvaluationReport:
         """Score a candidate. Raises LearningStopped between two parts of the evaluation."""
-        guard = self._latch.permit("evaluation", within="learner").check
-        self._system.start()
-        return self._system.evaluate(
-            candidate, parent=parent, questions=questions, earlier=earlier, training=training, guard=guard
+        return self._evaluator.evaluate(
+            candidate, parent=parent, questions=questions, earlier=earlier, training=training
         )
 
     @ray.method
     def surprise(self, episodes: Sequence[Episode], adapter: Path | None) -> dict[str, float]:
         """How little a version knows of what episodes teach. Raises LearningStopped."""
-        guard = self._latch.permit("evaluation", within="learner").check
-        self._system.start()
-        return self._system.surprise(episodes, adapter=adapter, guard=guard)
-
-    @ray.method(concurrency_group="read")
-    def leaks(self, texts: Sequence[str]) -> dict[int, list[str]]:
-        """Ids of evaluation items and sentinels by the number of the text that holds them."""
-        found: dict[int, list[str]] = {}
-        for leak in self._system.find_leaks(texts):
-            found.setdefault(leak.text, []).append(leak.item_id)
-        return found
+        return self._evaluator.surprise(episodes, adapter=adapter)
 
     @ray.method(concurrency_group="read")
     def benchmark(self, version_id: str) -> str:
@@ -108,7 +97,7 @@ class EvaluatorShell(Shell):
         return self._reports.page(version_id)
 
     def _start_benchmark(self, version_id: str) -> str:
-        guard = self._latch.permit("evaluation", within="learner").check
+        guard = self._permits.guard("evaluation")
         self._system.start()
         return self._reports.start(version_id, guard=guard)
 

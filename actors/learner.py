@@ -7,7 +7,8 @@ import ray
 
 from actors.base import Shell
 from autonomous.config import LearningConfig, SafetyConfig
-from autonomous.online_weights import build_learner
+from autonomous.local_learner import LocalLearner
+from autonomous.permits import Permits
 from autonomous.runs import LearningRun, StepReport
 from autonomous.safety.latch import Latch
 from autonomous.safety.monitor import SafetyMonitor
@@ -32,12 +33,14 @@ class LearnerShell(Shell):
         ledger: Path,
     ) -> None:
         super().__init__("learner", settings_sha256)
-        self._module = build_learner(config, base_folder=base_folder)
-        self._latch = Latch.open(latch)
-        self._monitor = SafetyMonitor(
-            self._latch, audit=VersionLedger(ledger).append_audit, rules=safety.rules, level=level
+        switch = Latch.open(latch)
+        audit = VersionLedger(ledger).append_audit
+        self._learner = LocalLearner(
+            config,
+            base_folder=base_folder,
+            permits=Permits(switch),
+            monitor=SafetyMonitor(switch, audit=audit, rules=safety.rules, level=level),
         )
-        self._progress: StepReport | None = None
         register(latch.parent, role="learner", within="learner")
 
     @ray.method
@@ -50,26 +53,11 @@ class LearnerShell(Shell):
         out_folder: Path,
     ) -> LearningRun:
         """Train one batch and write the version's weights. Raises LearningStopped, NonFiniteLoss: then nothing was written."""
-        guard = self._latch.permit("optimizer step", within="learner").check
-        self._module.start()
-        try:
-            return self._module.learn(
-                items,
-                replay=replay,
-                anchors=anchors,
-                parent_adapter=parent_adapter,
-                out_folder=out_folder,
-                guard=guard,
-                on_step=self._report,
-            )
-        finally:
-            self._progress = None  # the next run must not show this one's steps
+        return self._learner.learn(
+            items, replay=replay, anchors=anchors, parent_adapter=parent_adapter, out_folder=out_folder
+        )
 
     @ray.method(concurrency_group="control")
     def progress(self) -> StepReport | None:
         """The last optimizer step of the batch that runs."""
-        return self._progress
-
-    def _report(self, step: StepReport) -> None:
-        self._progress = step
-        self._monitor.observe_training(step=step.step, loss=step.loss, grad_norm=step.grad_norm, kl=step.kl)
+        return self._learner.progress()

@@ -14,38 +14,26 @@ needs no cluster. A home has one owner at a time.
 """
 
 import asyncio
-import fcntl
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
-from autonomous.code import code_sha256
+from autonomous.agent_home import AgentHome, own_home
 from autonomous.config import AutonomousConfig
 from autonomous.curriculum import Batch
-from autonomous.cycle_watch import CycleWatch, open_budget
 from autonomous.holds import Hold
 from autonomous.ingest import IngestConfig
-from autonomous.learn_until_done import LearnUntilDone
-from autonomous.local import LocalEngine, LocalEvaluator, LocalLearner, Permits
-from autonomous.local_memory import LocalMemory
-from autonomous.loop import LearningLoop
-from autonomous.ports import AgentParts
-from autonomous.retraining import RetrainingScheduler
 from autonomous.runs import CycleStatus
-from autonomous.safety.latch import Latch, LearningStopped, Scope
-from autonomous.safety.monitor import SafetyMonitor
-from autonomous.sentinel import load_secret
-from autonomous.versions.bundle import base_bundle
-from autonomous.versions.drill import RollbackDrill
+from autonomous.safety.latch import LearningStopped, Scope
 from autonomous.versions.ledger import VersionLedger
 from autonomous.versions.states import BAD_STATES
 from memory.embed import Embedder
 from memory.settings import MemorySettings
-from memory.types import Episode
 from train.model.embedded import EMBEDDED_NAME, MODEL_CACHE, check_model_folder, materialise_base_model
 
 logger = logging.getLogger(__name__)
@@ -63,10 +51,6 @@ Slot = Literal["v1", "v2", "v3", "base"]
 
 class VersionPutAway(ValueError):
     """The version is in quarantine or was rejected: it answers nobody."""
-
-
-class HomeInUse(RuntimeError):
-    """Another process owns the home."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +90,8 @@ class AutonomousLearningAgent:
         self._clock = clock
         self._ending = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._owner: IO[str] | None = None
-        self._parts: _Running | None = None
+        self._parts: AgentHome | None = None
+        self._owner = ExitStack()
 
     # -- life
 
@@ -227,21 +211,26 @@ class AutonomousLearningAgent:
     # -- inside
 
     @property
-    def _running(self) -> "_Running":
+    def _running(self) -> AgentHome:
         if self._parts is None:
             raise RuntimeError("the agent does not run: call await agent.start() first")
         return self._parts
 
     def _open(self) -> None:
-        self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._owner = _own(self._home)
-        try:
-            folder = self._model_folder()
-            self._ending.clear()
-            self._parts = _Running(self, folder)
-        except BaseException:
-            self._owner.close()
-            raise
+        self._ending.clear()
+        with ExitStack() as owner:
+            owner.enter_context(own_home(self._home))
+            self._parts = AgentHome(
+                self._home,
+                self._config,
+                base_folder=self._model_folder(),
+                memory=self._settings,
+                ingest=self._ingest,
+                embedder=self._embedder,
+                clock=self._clock,
+                ending=self._ending,
+            )
+            self._owner = owner.pop_all()
         self._threads = [
             threading.Thread(target=self._tend, name="tend", daemon=True),
             threading.Thread(
@@ -256,12 +245,7 @@ class AutonomousLearningAgent:
         for thread in self._threads:
             thread.join()
         parts, self._parts = self._running, None
-        parts.loop.close()
-        parts.scheduler.close()
-        parts.memory.close()
-        parts.budget.close()
-        parts.ledger.close()
-        assert self._owner is not None, "a running agent owns its home"
+        parts.close()
         self._owner.close()
 
     def _model_folder(self) -> Path:
@@ -320,104 +304,3 @@ class AutonomousLearningAgent:
                 logger.info("the agent waits: %s", error)
             except Exception:  # the thread must live: the next round tries again
                 logger.exception("the agent's round failed")
-
-
-class _Running:
-    """What a started agent holds."""
-
-    def __init__(self, agent: AutonomousLearningAgent, base_folder: Path) -> None:
-        config, home = agent._config, agent._home
-        if config.rollout.canary_percents or config.rollout.soak_s:
-            raise ValueError(
-                "rollout.canary_percents and rollout.soak_s compare how versions serve users, whom an agent of one process "
-                "does not have: leave them out, or use `autonomous up`"
-            )
-        for name in ("memory", "versions", "safety"):
-            (home / name).mkdir(exist_ok=True)
-        latch_path, ledger_path = home / "safety" / "latch", home / "ledger.sqlite"
-        if not latch_path.exists() and not ledger_path.exists():
-            Latch.create(latch_path)
-        self.latch = Latch.open(latch_path)
-        self.ledger = VersionLedger(
-            ledger_path,
-            clock=agent._clock,
-            warm_versions=config.warm_versions,
-            checkpoint_folder=config.audit_checkpoint,
-        )
-        self.monitor = SafetyMonitor(
-            self.latch,
-            audit=self.ledger.append_audit,
-            rules=config.safety.rules,
-            level=config.safety_level,
-            two_people=config.needs_two_people,
-            second_person_within_s=config.safety.second_person_within_s,
-        )
-        self.engine = LocalEngine(base_folder, config=config.learning)
-        permits = Permits(self.latch, ending=agent._ending)
-        self.evaluator = LocalEvaluator(
-            config.gates,
-            base_folder=base_folder,
-            permits=permits,
-            secret=load_secret(home / "safety" / "evaluation-secret"),
-        )
-        self.memory = LocalMemory(
-            home / "memory",
-            latch=self.latch,
-            settings=agent._settings,
-            ingest=agent._ingest,
-            level=config.safety_level,
-            count_tokens=self.engine.count_tokens,
-            weights=self.ledger,
-            surprise=self._surprise,
-            embedder=agent._embedder,
-            clock=agent._clock,
-        )
-        self.budget = open_budget(home, config.budget, clock=agent._clock)
-        self.loop = LearningLoop(
-            config,
-            parts=AgentParts(
-                memory=self.memory,
-                learner=LocalLearner(config.learning, base_folder=base_folder, permits=permits, monitor=self.monitor),
-                evaluator=self.evaluator,
-                engine=self.engine,
-            ),
-            ledger=self.ledger,
-            latch=self.latch,
-            watch=CycleWatch(
-                config,
-                monitor=self.monitor,
-                ledger=self.ledger,
-                budget=self.budget,
-                clock=agent._clock,
-            ),
-            versions_folder=home / "versions",
-            base=base_bundle(base_folder, code_sha256=code_sha256()),
-            clock=agent._clock,
-        )
-
-        learn = LearnUntilDone(self.loop)
-        drill = RollbackDrill(self.ledger, path=ledger_path, engine=self.engine, gates=config.gates)
-        self.scheduler = RetrainingScheduler(
-            config.all_schedules(),
-            path=home / "schedules.sqlite",
-            latch=self.latch,
-            runners={"learn": learn, "retrain": learn, "drill": drill.run_job},
-            clock=agent._clock,
-        )
-
-    def _surprise(self, episodes: Sequence[Episode]) -> Mapping[str, float]:
-        adapter = self.loop.adapter_of(self.ledger.pointers().v2)
-        return self.evaluator.surprise(episodes, adapter=None if adapter is None else Path(adapter.folder))
-
-
-def _own(home: Path) -> IO[str]:
-    """The lock of a home; closing it, or the end of the process, frees it."""
-    lock = (home / ".agent.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise HomeInUse(
-            f"home = {home}: another agent of this machine works in it; stop it, or give another home"
-        ) from error
-    return lock

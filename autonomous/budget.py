@@ -23,8 +23,8 @@ from memory.types import Guard
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["learning_s", "training_tokens", "tool_calls", "cost_usd"]
-KINDS: tuple[Kind, ...] = ("learning_s", "training_tokens", "tool_calls", "cost_usd")
+Kind = Literal["learning_s", "training_tokens", "tool_calls"]
+KINDS: tuple[Kind, ...] = ("learning_s", "training_tokens", "tool_calls")
 UNITS = 1_000_000
 """Of an amount of 1."""
 CLOCK_SLACK_S = 5.0
@@ -58,8 +58,6 @@ class BudgetLimits(BaseModel):
     """Tokens that are trained on, repeats counted."""
     tool_calls: float | None = Field(None, ge=0)
     """Calls of tools by the agent."""
-    cost_usd: float | None = Field(None, ge=0)
-    """Dollars for what is paid for. Apart from tokens: what is free goes on when dollars are spent."""
 
 
 class BudgetConfig(BaseModel):
@@ -214,16 +212,13 @@ class Budget:
                 if amount > reserved:
                     logger.warning("run %s used %g of %s, more than it reserved", reservation_id, amount / UNITS, kind)
 
-    def sweep(self) -> int:
-        """Free reservations whose time is up, and forget old ones; how many were freed."""
-        with self._database.write() as connection:
-            return _sweep(connection, self._tick(connection))
-
     def usage(self) -> list[Usage]:
-        """Of this day and this month, kind by kind."""
-        day, month = _spans(self._clock())
+        """Of this day and this month, kind by kind. What expired is free."""
+        now = self._clock()
+        day, month = _spans(now)
         rows = []
-        with self._database.read() as connection:
+        with self._database.write() as connection:
+            _sweep(connection, now)
             for span, limits in ((day, self.config.day), (month, self.config.month)):
                 for kind in KINDS:
                     spent, reserved = _totals(connection, span, kind)
@@ -312,7 +307,8 @@ def _reserve(
     )  # fmt: skip
 
 
-def _sweep(connection: SqlConnection, now: float) -> int:
+def _sweep(connection: SqlConnection, now: float) -> None:
+    """Free reservations whose time is up, and forget old ones."""
     rows = connection.execute(
         "UPDATE reservation SET state = 'expired' WHERE state = 'reserved' AND expires_at <= :now"
         " RETURNING kind, amount, day, month",
@@ -326,7 +322,6 @@ def _sweep(connection: SqlConnection, now: float) -> int:
     )
     if rows:
         logger.warning("%d reservations expired: whoever held them did not settle", len(rows))
-    return len(rows)
 
 
 def _count(connection: SqlConnection, span: str, kind: str, *, spent: int, reserved: int) -> None:

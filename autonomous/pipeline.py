@@ -121,11 +121,6 @@ class FollowUp:
     num_asked: int
     num_answered: int
 
-    @property
-    def success_rate(self) -> float | None:
-        """Share of the questions that are answered now; None if none was asked."""
-        return self.num_answered / self.num_asked if self.num_asked else None
-
 
 class TrainingPipelineIntegration:
     """See the module. One caller at a time for `collect`, `train` and `follow_up`; whoever owns it sees to that."""

@@ -107,6 +107,7 @@ class RetrainingScheduler:
         self._runners = runners
         self._monotonic = monotonic
         self._holder = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._worker: threading.Thread | None = None
         self._lease: _Lease | None = None
         self._ended: tuple[Job, Outcome] | None = None
         self._seen: tuple[int | None, int, float] = (None, 0, 0.0)
@@ -115,7 +116,12 @@ class RetrainingScheduler:
         self.book = ScheduleBook(config, path=path, latch=latch, clock=clock)
 
     def close(self) -> None:
-        """Close the file; later calls raise ValueError."""
+        """Wait until the run that is under way has ended, and close the file; later calls raise ValueError.
+
+        That run's end is not written: whoever opens the file next takes it for left, and begins it again.
+        """
+        if self._worker is not None:
+            self._worker.join()
         self.book.close()
 
     def trigger(
@@ -153,7 +159,8 @@ class RetrainingScheduler:
             elif self._lease is not None:
                 self.beat()
             elif (job := self.tick()) is not None:
-                threading.Thread(target=self._work, args=(job,), name=f"job-{job.run.name}", daemon=True).start()
+                self._worker = threading.Thread(target=self._work, args=(job,), name=f"job-{job.run.name}", daemon=True)
+                self._worker.start()
             self._problem = ""
         except Exception as error:  # the thread must live: findings() tells it, and the next step tries again
             if not self._problem:

@@ -10,7 +10,7 @@ a person, however many say it. What was there first waits too once it is outweig
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -146,11 +146,6 @@ def judge_poison(
         num_statements=sum(len(found) for found in said.values()),
         num_beliefs=len(beliefs),
     )
-
-
-def count_voices(sayings: Iterable[Saying], *, near_identical: float) -> int:
-    """Independent sources: one for all that a source says, and one for all that is said in nearly the same words."""
-    return len(_Likeness(near_identical).groups(list(sayings)))
 
 
 def _contradiction(

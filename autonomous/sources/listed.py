@@ -8,6 +8,7 @@ document's id, and its new passages take the place of the old.
 
 import hashlib
 import time
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class _Pass:
     gone: Sequence[str]
 
 
-class ListedReader:
+class ListedReader(ABC):
     """See the module. Subclasses say what there is and read it."""
 
     def __init__(self, config: FolderSource | GitSource, *, known: Known, max_document_bytes: int) -> None:
@@ -132,15 +133,15 @@ class ListedReader:
             return False
         return not self._config.include or any(matches(pattern, path) for pattern in self._config.include)
 
+    @abstractmethod
     def _list(self) -> dict[str, str]:
         """Stamps of all wanted paths. Raises SourceProblem if not all of it can be seen: what is not seen seems gone."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _load(self, paths: Sequence[str], stamps: Mapping[str, str], limit: ReadLimit) -> Iterable[Loaded]:
         """Contents in the order of the paths; may end early, but not before the first. Nothing need be read before it is asked
         for.
         """
-        raise NotImplementedError
 
 
 class FolderReader(ListedReader):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from autonomous.agent import AutonomousLearningAgent, HomeInUse
+from autonomous.agent import AutonomousLearningAgent
+from autonomous.agent_home import HomeInUse
 from autonomous.config import AutonomousConfig, GateConfig, LearningConfig, SafetyConfig
 from autonomous.safety.latch import LearningStopped
 from autonomous.safety.rules import RulesConfig

@@ -160,7 +160,8 @@ def test_a_task_is_closed_when_the_version_that_learned_its_data_answers(life: F
     version = teach(life)
     life.replies = lambda question: "The gate of Vellmar is emerald green."
     done = life.pipeline.follow_up(version)
-    assert (done.num_tasks, done.num_closed, done.num_reopened, done.success_rate) == (1, 1, 0, 1.0)
+    assert (done.num_tasks, done.num_closed, done.num_reopened) == (1, 1, 0)
+    assert done.num_answered == done.num_asked > 0
     task = only_task(life)
     assert (task.state, task.version, task.num_attempts) == (TaskState.CLOSED, version, 1)
     assert life.pipeline.follow_up(version).num_tasks == 0
@@ -171,7 +172,7 @@ def test_a_task_is_open_again_when_it_does_not_and_its_data_is_spent(life: Feedb
     version = teach(life)
     life.replies = lambda question: reply
     done = life.pipeline.follow_up(version)
-    assert (done.num_closed, done.num_reopened, done.success_rate) == (0, 1, 0.0)
+    assert (done.num_closed, done.num_reopened, done.num_answered) == (0, 1, 0)
     assert only_task(life).state is TaskState.OPEN
     life.pipeline.collect()
     assert (only_task(life).state, only_task(life).note) == (TaskState.OPEN, ALL_LEARNED)

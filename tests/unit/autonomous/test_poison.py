@@ -12,8 +12,6 @@ from autonomous.safety.poison import (
     FLOODING,
     SOURCE,
     HeldBelief,
-    Saying,
-    count_voices,
     judge_poison,
 )
 from autonomous.suite import load_suite
@@ -249,17 +247,6 @@ def test_every_finding_names_a_value_beyond_its_threshold_and_a_fix(world: Belie
     for found in report.findings.values():
         assert all(one.value >= one.threshold and len(one.fix) > 20 for one in found)
     assert report.conflicts
-
-
-def test_voices_of_one_source_or_of_one_wording_count_once() -> None:
-    text = "The lamp of Cape Dorn is red, and it is lit at dusk by the keeper of the light."
-    sayings = [
-        Saying("1", "a", Trust.STANDARD, 1.0, text),
-        Saying("2", "b", Trust.STANDARD, 1.0, f"{text} Truly."),
-        Saying("3", "c", Trust.STANDARD, 1.0, "A wholly different account of the coast. Its lamps are red."),
-        Saying("4", "c", Trust.STANDARD, 1.0, "Another page by the same hand about birds and boats."),
-    ]
-    assert count_voices(sayings, near_identical=0.6) == 2
 
 
 def test_nothing_held_about_it_is_nothing_found() -> None:

@@ -1,0 +1,144 @@
+"""What a started agent of one process holds, over the files of its home."""
+
+import fcntl
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from autonomous.code import code_sha256
+from autonomous.config import AutonomousConfig
+from autonomous.cycle_watch import CycleWatch, open_budget
+from autonomous.evaluation import SelfEvaluationSystem
+from autonomous.ingest import IngestConfig
+from autonomous.learn_until_done import LearnUntilDone
+from autonomous.local_engine import LocalEngine
+from autonomous.local_evaluator import LocalEvaluator
+from autonomous.local_learner import LocalLearner
+from autonomous.local_memory import LocalMemory
+from autonomous.loop import LearningLoop
+from autonomous.permits import Permits
+from autonomous.ports import AgentParts
+from autonomous.retraining import RetrainingScheduler
+from autonomous.safety.latch import Latch
+from autonomous.safety.monitor import SafetyMonitor
+from autonomous.sentinel import load_secret
+from autonomous.versions.bundle import base_bundle
+from autonomous.versions.drill import RollbackDrill
+from autonomous.versions.ledger import VersionLedger
+from memory.embed import Embedder
+from memory.settings import MemorySettings
+from memory.types import Episode
+
+
+class HomeInUse(RuntimeError):
+    """Another process owns the home."""
+
+
+def own_home(home: Path) -> IO[str]:
+    """The lock of a home, which is made if need be; closing it, or the end of the process, frees it. Raises HomeInUse."""
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = (home / ".agent.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise HomeInUse(
+            f"home = {home}: another agent of this machine works in it; stop it, or give another home"
+        ) from error
+    return lock
+
+
+class AgentHome:
+    """The memory, loop, ledger, latch and schedules of one home. `ending` is set when no step may be begun any more."""
+
+    def __init__(
+        self,
+        home: Path,
+        config: AutonomousConfig,
+        *,
+        base_folder: Path,
+        memory: MemorySettings,
+        ingest: IngestConfig,
+        embedder: Embedder | None,
+        clock: Callable[[], float],
+        ending: threading.Event,
+    ) -> None:
+        """Raises ValueError for a rollout that compares users, and for a home that began with another model."""
+        if config.rollout.canary_percents or config.rollout.soak_s:
+            raise ValueError(
+                "rollout.canary_percents and rollout.soak_s compare how versions serve users, whom an agent of one process "
+                "does not have: leave them out, or use `autonomous up`"
+            )
+        for name in ("memory", "versions", "safety"):
+            (home / name).mkdir(exist_ok=True)
+        latch_path, ledger_path = home / "safety" / "latch", home / "ledger.sqlite"
+        if not latch_path.exists() and not ledger_path.exists():
+            Latch.create(latch_path)
+        self.latch = Latch.open(latch_path)
+        self.ledger = VersionLedger(
+            ledger_path, clock=clock, warm_versions=config.warm_versions, checkpoint_folder=config.audit_checkpoint
+        )
+        self.monitor = SafetyMonitor(
+            self.latch,
+            audit=self.ledger.append_audit,
+            rules=config.safety.rules,
+            level=config.safety_level,
+            two_people=config.needs_two_people,
+            second_person_within_s=config.safety.second_person_within_s,
+        )
+        self.engine = LocalEngine(base_folder, config=config.learning)
+        permits = Permits(self.latch, ending=ending)
+        secret = load_secret(home / "safety" / "evaluation-secret")
+        self._evaluator = LocalEvaluator(
+            SelfEvaluationSystem(config.gates, base_folder=base_folder, secret=secret), permits=permits
+        )
+        self.memory = LocalMemory(
+            home / "memory",
+            latch=self.latch,
+            settings=memory,
+            ingest=ingest,
+            level=config.safety_level,
+            count_tokens=self.engine.count_tokens,
+            weights=self.ledger,
+            surprise=self._surprise,
+            embedder=embedder,
+            clock=clock,
+        )
+        self._budget = open_budget(home, config.budget, clock=clock)
+        self.loop = LearningLoop(
+            config,
+            parts=AgentParts(
+                memory=self.memory,
+                learner=LocalLearner(config.learning, base_folder=base_folder, permits=permits, monitor=self.monitor),
+                evaluator=self._evaluator,
+                engine=self.engine,
+            ),
+            ledger=self.ledger,
+            latch=self.latch,
+            watch=CycleWatch(config, monitor=self.monitor, ledger=self.ledger, budget=self._budget, clock=clock),
+            versions_folder=home / "versions",
+            base=base_bundle(base_folder, code_sha256=code_sha256()),
+            clock=clock,
+        )
+        learn = LearnUntilDone(self.loop)
+        drill = RollbackDrill(self.ledger, path=ledger_path, engine=self.engine, gates=config.gates)
+        self.scheduler = RetrainingScheduler(
+            config.all_schedules(),
+            path=home / "schedules.sqlite",
+            latch=self.latch,
+            runners={"learn": learn, "retrain": learn, "drill": drill.run_job},
+            clock=clock,
+        )
+
+    def close(self) -> None:
+        """Close the files. A running cycle is ended by its next step, if `ending` is set."""
+        self.scheduler.close()
+        self.loop.close()
+        self.memory.close()
+        self._budget.close()
+        self.ledger.close()
+
+    def _surprise(self, episodes: Sequence[Episode]) -> Mapping[str, float]:
+        adapter = self.loop.adapter_of(self.ledger.pointers().v2)
+        return self._evaluator.surprise(episodes, adapter=None if adapter is None else Path(adapter.folder))
