@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,14 +46,6 @@ def starting(safety: Path) -> Iterator[Start]:
                 one.kill()
             process.kill()
             process.communicate()
-
-
-def until(is_so: Callable[[], object], *, timeout_s: float = 20.0) -> None:
-    """Wait for what has to come."""
-    deadline = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.01)
 
 
 def is_alive(pid: int) -> bool:

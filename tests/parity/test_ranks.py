@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tests.ranks import RanksFailed, run_ranks
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 SOON_S = 15
@@ -138,10 +139,7 @@ def _weights() -> torch.nn.Linear:
 
 
 def _wait_until_gone(pids: list[int]) -> None:
-    deadline = time.monotonic() + SOON_S
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < deadline, f"of {pids} some still run"
-        time.sleep(0.05)
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), timeout_s=SOON_S)
 
 
 # The claims.

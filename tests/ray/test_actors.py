@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import PendingCallsLimitExceeded, RayTaskError
+from ray.exceptions import PendingCallsLimitExceeded, RayActorError, RayTaskError
 
 from actors.base import Shell
 from actors.registry import ACTORS, ActorSpec, ensure_actor
@@ -24,6 +24,7 @@ from autonomous.sources.config import FolderSource
 from autonomous.sources.cursors import UnknownSource
 from memory.settings import MemorySettings
 from memory.types import EpisodeFilter
+from tests.waiting import until
 
 
 def episodic_arguments(home: Path) -> dict[str, Any]:
@@ -102,14 +103,7 @@ def test_killed_feedback_actor_comes_back_with_every_acknowledged_vote(home: Pat
     receipt = ray.get(handle.submit.remote(Feedback("chatcmpl-1", "down", "The gate is green.")), timeout=60)
     assert (receipt.status, receipt.correction) == ("stored", "waits")
     os.kill(identity(handle).pid, signal.SIGKILL)
-    deadline = time.monotonic() + 90
-    while True:
-        try:
-            health = ray.get(handle.health.remote(), timeout=60)
-            break
-        except ray.exceptions.RayActorError:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+    health = until(lambda: ray.get(handle.health.remote(), timeout=60), timeout_s=90, ignoring=RayActorError)
     assert (health["num_requests"], health["num_votes"], health["num_corrections_waiting"]) == (1, 1, 1)
     with pytest.raises(RayTaskError, match="is not in the log"):
         ray.get(handle.submit.remote(Feedback("chatcmpl-2", "up")), timeout=60)
@@ -117,13 +111,7 @@ def test_killed_feedback_actor_comes_back_with_every_acknowledged_vote(home: Pat
 
 
 def read_after_restart(handle: Any) -> Any:
-    deadline = time.monotonic() + 90
-    while True:
-        try:
-            return ray.get(handle.documents.remote(100, 0), timeout=60)
-        except ray.exceptions.RayActorError:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+    return until(lambda: ray.get(handle.documents.remote(100, 0), timeout=60), timeout_s=90, ignoring=RayActorError)
 
 
 def test_control_call_is_answered_while_a_long_write_holds_the_actor(episodic: Any) -> None:
@@ -181,16 +169,12 @@ def test_stream_actor_reads_a_folder_goes_on_after_a_kill_and_retires_what_was_c
 
 def wait_for(stream: Any, is_reached: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """The first row of the stream's status that is as wanted."""
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            (row,) = ray.get(stream.status.remote(), timeout=60)["sources"]
-            if is_reached(row):
-                return dict(row)
-        except ray.exceptions.RayActorError:
-            pass
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+
+    def look() -> dict[str, Any] | None:
+        (row,) = ray.get(stream.status.remote(), timeout=60)["sources"]
+        return dict(row) if is_reached(row) else None
+
+    return until(look, timeout_s=120, ignoring=RayActorError)
 
 
 def test_stop_refuses_the_write_and_the_reset_permits_it_again(episodic: Any, home: Path) -> None:

@@ -3,13 +3,13 @@
 import inspect
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
 from actors.calls import when_there
 from actors.extract import messages_for, read_triples
@@ -23,6 +23,7 @@ from memory.settings import MemorySettings
 from memory.store import StoreAway, StoreProblem
 from memory.types import Trust
 from tests.tiny_model import write_tiny_llama
+from tests.waiting import until
 
 WARM_S = 240
 """Four processes import their libraries at once, on two cores."""
@@ -63,17 +64,9 @@ def actors(home: Path) -> dict[str, Any]:
     return handles
 
 
-def _eventually(look: Callable[[], Any], *, timeout_s: float = 120.0) -> Any:
+def _eventually(look: Callable[[], Any]) -> Any:
     """What is looked for, when it is there; the actors follow each other, and restart."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            if found := look():
-                return found
-        except ray.exceptions.RayActorError:
-            pass
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.2)
+    return until(look, timeout_s=120, ignoring=RayActorError)
 
 
 def _part(number: int, source: str) -> dict[str, Any]:

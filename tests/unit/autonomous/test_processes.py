@@ -11,7 +11,8 @@ import pytest
 from autonomous.safety import processes
 from autonomous.safety.machine import start_of
 from autonomous.safety.processes import FOLDER, forget_all, kill_registered, register, registered
-from tests.safety_processes import SLEEP, Start, is_alive, starting, until
+from tests.safety_processes import SLEEP, Start, is_alive, starting
+from tests.waiting import until
 
 DAEMON = (
     'code = \'import subprocess, sys; p = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"],'

@@ -33,7 +33,8 @@ from autonomous.tools.syscall_filter import build_filter
 from autonomous.tools.tool import ToolError, ToolUnavailable
 from memory.store import no_guard
 from memory.types import Guard
-from tests.safety_processes import is_alive, until
+from tests.safety_processes import is_alive
+from tests.waiting import until
 
 SMALL = SandboxConfig(cpu_s=2, wall_s=10, memory_bytes=256 << 20)
 

@@ -1,7 +1,6 @@
 """What only a database server can do: go away and come back."""
 
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from memory.postgres import ANALYSE_S
 from memory.store import StoreAway, StoreProblem
 from tests import episodes
 from tests.episodes import HashingEmbedder, make_episode
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -72,19 +72,16 @@ def test_the_planner_learns_of_many_new_rows_once_a_minute(server: Any, monkeypa
     memory = EpisodicMemory.open(config, embedder=HashingEmbedder())
     memory.append([make_episode(f"The pump {n} stands in hall seven.", document=f"d{n}") for n in range(300)])
 
-    def num_analysed() -> int:
+    def is_analysed() -> bool:
+        monkeypatch.setattr(memory._database, "_analysed_at", -ANALYSE_S)  # the server counts changes a second late
+        memory.maintain()
         with memory._database.read() as connection:
             rows = connection.execute(
                 "SELECT count(*) FROM pg_stat_user_tables WHERE schemaname = 'plans' AND last_analyze IS NOT NULL"
             ).fetchone()
-        return int(rows[0])
+        return int(rows[0]) > 0
 
-    deadline = time.monotonic() + 20
-    while num_analysed() == 0:
-        assert time.monotonic() < deadline, "the statistics did not come"
-        monkeypatch.setattr(memory._database, "_analysed_at", -ANALYSE_S)  # the server counts changes a second late
-        memory.maintain()
-        time.sleep(0.2)
+    until(is_analysed)
     memory.close()
     with pytest.raises(ValueError, match="is closed"):
         memory._database.analyse()  # type: ignore[attr-defined]
