@@ -85,7 +85,7 @@ def learning_delays(client: Client, stored: list[str], *, is_own: bool, repeats:
         for document in make_documents(8, seed=SEED + 1 + turn):
             _store(client, document, stored)
         questions = client.next_batch()["questions"]
-        before = client.versions()["pointers"]["v2"]
+        before = client.versions.all()["pointers"]["v2"]
         status = client.follow(client.learn(), on_status=lambda _: None, timeout_s=LEARNING_GIVE_UP_S)
         note(f"learning run {turn + 1} of {repeats}: {status['phase']}, {status.get('state')}")
         if status.get("state") != "PRODUCTION":
@@ -121,10 +121,10 @@ def learning_delays(client: Client, stored: list[str], *, is_own: bool, repeats:
 
 def _undo(client: Client, *, before: str, problems: list[str]) -> None:
     """Put the version of the running system back that served before the measurement."""
-    if client.versions()["pointers"]["v2"] == before:
+    if client.versions.all()["pointers"]["v2"] == before:
         return
     try:
-        client.rollback(by="benchmark", reason="undo of a measurement with made-up documents")
+        client.versions.rollback(by="benchmark", reason="undo of a measurement with made-up documents")
     except ClientError as error:
         problems.append(f"the measured version could not be rolled back: {error}")
 

@@ -43,8 +43,8 @@ def run(context: BenchContext) -> Iterable[Claim]:
             flips_s.append(float(reply["seconds"]))
             seen_all.answers += seen.answers
             seen_all.errors += seen.errors
-            if client.versions()["frozen"]:
-                client.unlock(by="bench person", reason="a measurement")
+            if client.versions.all()["frozen"]:
+                client.versions.unlock(by="bench person", reason="a measurement")
             context.note(f"rollback {turn + 1} of {repeats}: last answer of the bad version after {last_s[-1]:.3f} s")
     yield Claim(
         "rollback: decision -> last answer of the bad version", "< 1 s", round(max(last_s), 3), "s", max(last_s) < 1,
@@ -92,7 +92,7 @@ def _roll_back(client: Client) -> tuple[Seen, float, dict[str, object]]:
         thread.start()
     time.sleep(BEFORE_S)
     decided_at = time.monotonic()
-    reply = client.rollback(by="bench person", reason="a measurement", keep_passages=True)
+    reply = client.versions.rollback(by="bench person", reason="a measurement", keep_passages=True)
     time.sleep(AFTER_S)
     is_over.set()
     for thread in threads:

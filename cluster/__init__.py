@@ -4,7 +4,7 @@ config   the TOML a person edits, resolved and checked
 state    what is running, in one small file
 up, stop bring the system up on this machine, take it down
 processes  the processes of one system, found by their environment
-client   the HTTP API from Python
+client   the HTTP API from Python; client_* its groups of endpoints, client_connection the way to the server
 feed     a folder or repository into the running system
 cli      the command `autonomous`; cli_* its groups of commands
 logs, progress  log files and progress bars for them

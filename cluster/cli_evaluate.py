@@ -36,14 +36,14 @@ def evaluate(
     It is compared with v2 and with the frozen original; candidates that are judged meanwhile go first.
     """
     with connect(config) as client:
-        name = client.versions()["pointers"].get(version, version)
+        name = client.versions.all()["pointers"].get(version, version)
         if name is None:
             raise Failure(f"there is no {version} now; look at: autonomous versions")
-        started = client.start_benchmark(name)["version"]
-        report = client.version_report(started)
+        started = client.versions.benchmark(name)["version"]
+        report = client.versions.report(started)
         while wait and report["is_running"]:
             time.sleep(POLL_S)
-            report = client.version_report(started)
+            report = client.versions.report(started)
         page = f"{client.base_url}/v1/versions/{started}/report?format=html"
     if report["error"]:
         raise Failure(f"the benchmark of {started} failed: {report['error']}")

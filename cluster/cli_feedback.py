@@ -63,7 +63,7 @@ def give(
 ) -> None:
     """Say whether an answer was good, and what would have been right."""
     with connect(config) as client:
-        reply = client.give_feedback(
+        reply = client.feedback.give(
             response_id, rating.value, correction=correction, reason=reason, by=who() if by is None else by
         )
     if as_json:
@@ -86,7 +86,7 @@ def queue(
 ) -> None:
     """Answers that people should look at next: those the model was least sure of, far apart."""
     with connect(config) as client:
-        reply = client.labelling_queue(limit=limit)
+        reply = client.feedback.labelling_queue(limit=limit)
     if as_json:
         print_json(reply)
         return
@@ -109,7 +109,8 @@ def forget(
     if (response_id is None) == (person is None):
         raise typer.BadParameter("give either the id of an answer or --person NAME")
     with connect(config) as client:
-        reply = client.forget_person(person) if person is not None else client.forget_response(str(response_id))
+        feedback = client.feedback
+        reply = feedback.forget_person(person) if person is not None else feedback.forget_response(str(response_id))
     if as_json:
         print_json(reply)
     else:
@@ -127,9 +128,9 @@ def gaps(
 ) -> None:
     """What was asked and badly answered, and what becomes of it."""
     with connect(config) as client:
-        collected = client.collect_gaps() if collect else None
-        run_id = client.learn_gaps(by=who()) if learn else None
-        reply = client.gaps()
+        collected = client.feedback.collect_gaps() if collect else None
+        run_id = client.feedback.learn_gaps(by=who()) if learn else None
+        reply = client.feedback.gaps()
     if as_json:
         print_json({**reply, "collected": collected, "run_id": run_id})
         return

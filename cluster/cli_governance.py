@@ -75,12 +75,12 @@ def approve(
     people decide (agent.safety.two_people), who asked for the learning run cannot approve its version.
     """
     with connect(config) as client:
-        found = client.version(version_id)
+        found = client.versions.get(version_id)
         report_sha256 = report or found.get("report_sha256")
         if not as_json:
             _show_report(found)
-        reply = client.approve(version_id, by=by or who(), reason=reason, report_sha256=report_sha256)
-        serving = client.versions()["pointers"]["v2"]
+        reply = client.versions.approve(version_id, by=by or who(), reason=reason, report_sha256=report_sha256)
+        serving = client.versions.all()["pointers"]["v2"]
     if as_json:
         print_json({**reply, "v2": serving, "approved_report_sha256": report_sha256})
     elif serving == reply["id"]:
@@ -100,8 +100,8 @@ def reject(
 ) -> None:
     """Say no to a version that waits for approval: it is quarantined, and what it learned is held back."""
     with connect(config) as client:
-        report_sha256 = report or client.version(version_id).get("report_sha256")
-        reply = client.reject(version_id, by=by or who(), reason=reason, report_sha256=report_sha256)
+        report_sha256 = report or client.versions.get(version_id).get("report_sha256")
+        reply = client.versions.reject(version_id, by=by or who(), reason=reason, report_sha256=report_sha256)
     if as_json:
         print_json(reply)
     else:
@@ -130,11 +130,11 @@ def release(
     person = by or who()
     with connect(config) as client:
         if withdraw:
-            client.withdraw_release(version_id, by=person, reason=reason)
+            client.versions.withdraw_release(version_id, by=person, reason=reason)
             reply: dict[str, Any] = {"withdrawn": version_id}
         else:
             text, name = _evidence(evidence)
-            reply = client.release_version(version_id, by=person, reason=reason, evidence=text, evidence_name=name)
+            reply = client.versions.release(version_id, by=person, reason=reason, evidence=text, evidence_name=name)
     waiting = reply.get("waiting") if "id" not in reply else None
     if as_json:
         print_json(reply)
@@ -158,7 +158,7 @@ def explain(version_id: VersionArgument, config: ConfigOption = None, as_json: J
     home = load_config(find_config(config)).home
     if read_state(home) is not None:
         with connect(config) as client:
-            facts = client.explain(version_id)
+            facts = client.versions.explain(version_id)
     elif (home / "ledger.sqlite").exists():
         from autonomous.versions.explain import explain as explain_from
         from autonomous.versions.readonly import ReadOnlyLedger
@@ -187,7 +187,7 @@ def forensics(
     prompts, and the likeliest causes. Changes nothing.
     """
     with connect(config) as client:
-        found = client.forensics(version_id, prompts=prompt or (), max_prompts=max_prompts)
+        found = client.versions.forensics(version_id, prompts=prompt or (), max_prompts=max_prompts)
     if as_json:
         print_json(found)
     else:

@@ -67,7 +67,7 @@ def context(
 ) -> None:
     """What would go before a request: of the session, of facts, of passages."""
     with connect(config) as client:
-        reply = client.memory_context(request, token_budget=tokens, session=session)
+        reply = client.memory.context(request, token_budget=tokens, session=session)
     if as_json:
         print_json(reply)
         return
@@ -93,7 +93,7 @@ def facts(
 ) -> None:
     """What is held about a concept, since when, and who says it."""
     with connect(config) as client:
-        reply = client.facts(about, valid_at=_moment("--as-of", as_of), recorded_at=_moment("--known", known))
+        reply = client.memory.facts(about, valid_at=_moment("--as-of", as_of), recorded_at=_moment("--known", known))
     if as_json:
         print_json(reply)
         return
@@ -114,7 +114,7 @@ def facts(
 def waiting(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Passages that are neither recalled nor learned until a person releases them."""
     with connect(config) as client:
-        reply = client.waiting()
+        reply = client.memory.waiting()
     if as_json:
         print_json(reply)
         return
@@ -131,7 +131,7 @@ def release(
 ) -> None:
     """Let passages that wait be recalled and learned."""
     with connect(config) as client:
-        reply = client.release(ids, by=by or who(), reason=reason)
+        reply = client.memory.release(ids, by=by or who(), reason=reason)
     if as_json:
         print_json(reply)
     else:
@@ -155,9 +155,9 @@ def trust(
         raise typer.BadParameter("a decision names the source, the level and --reason")
     with connect(config) as client:
         if source is None or level is None or reason is None:
-            reply = client.sources()
+            reply = client.memory.sources()
         else:
-            reply = client.trust(source, level.value, by=by or who(), reason=reason)
+            reply = client.memory.trust(source, level.value, by=by or who(), reason=reason)
     if as_json:
         print_json(reply)
     elif source is None:
@@ -180,7 +180,7 @@ def trust(
 def alarms(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Sources that contradict many facts of others."""
     with connect(config) as client:
-        reply = client.alarms()
+        reply = client.memory.alarms()
     if as_json:
         print_json(reply)
         return
@@ -200,7 +200,7 @@ def forget(
 ) -> None:
     """Erase a source from every store; names the versions whose weights had learned it."""
     with connect(config) as client:
-        reply = client.forget_source(source, by=by or who(), reason=reason)
+        reply = client.memory.forget_source(source, by=by or who(), reason=reason)
     if as_json:
         print_json(reply)
         return
@@ -217,7 +217,7 @@ def consolidate(
 ) -> None:
     """Replay, distil, fade and make room now, instead of at the next day's time."""
     with connect(config) as client:
-        reply: dict[str, Any] = client.consolidations() if is_list else {"runs": [client.consolidate()]}
+        reply: dict[str, Any] = client.memory.consolidations() if is_list else {"runs": [client.memory.consolidate()]}
     if as_json:
         print_json(reply)
         return
@@ -244,7 +244,7 @@ def undo(
 ) -> None:
     """Take a run of consolidation back."""
     with connect(config) as client:
-        reply = client.undo_consolidation(run, by=by or who(), reason=reason)
+        reply = client.memory.undo_consolidation(run, by=by or who(), reason=reason)
     if as_json:
         print_json(reply)
     else:

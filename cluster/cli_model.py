@@ -236,7 +236,7 @@ def versions(
     """The versions of the model, and which are v1, v2 and v3."""
     console = output()
     with connect(config, timeout_s=30.0) as client:
-        facts = client.version(version_id) if version_id else client.versions()
+        facts = client.versions.get(version_id) if version_id else client.versions.all()
     if as_json:
         print_json(facts)
     elif version_id:
@@ -286,8 +286,8 @@ def unlock(
 ) -> None:
     """Let versions be promoted again, after two were rolled back within a week."""
     with connect(config) as client:
-        client.unlock(by=by or who(), reason=reason)
-        frozen = client.versions()["frozen"]
+        client.versions.unlock(by=by or who(), reason=reason)
+        frozen = client.versions.all()["frozen"]
     if as_json:
         print_json({"frozen": frozen})
     else:
@@ -310,7 +310,7 @@ def rollback(
     """
     try:
         with connect(config) as client:
-            reply = client.rollback(by=by or who(), reason=reason, keep_passages=keep_passages)
+            reply = client.versions.rollback(by=by or who(), reason=reason, keep_passages=keep_passages)
     except ApiError as error:
         if error.status == 409:
             raise Failure(f"{error}; look at: autonomous versions") from error

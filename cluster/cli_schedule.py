@@ -49,7 +49,7 @@ def _schedule() -> None:
 def listing(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show each job: when it is due next, what waits or runs, how it ended last."""
     with connect(config) as client:
-        reply = client.schedules()
+        reply = client.schedules.all()
     if as_json:
         print_json(reply)
         return
@@ -78,7 +78,7 @@ def run(
 ) -> None:
     """Run a job now, once no other runs. Exit status 1 if it failed, was stopped or dropped."""
     with connect(config) as client:
-        asked = client.run_schedule(name, by=by or who(), reason=reason)
+        asked = client.schedules.run(name, by=by or who(), reason=reason)
         deadline = time.monotonic() + timeout_s
         while wait and asked["state"] != "ended":
             if time.monotonic() > deadline:
@@ -87,7 +87,7 @@ def run(
                     f"autonomous schedule history {name}"
                 )
             time.sleep(POLL_S)
-            asked = next((one for one in client.schedule_runs(name, limit=100) if one["id"] == asked["id"]), asked)
+            asked = next((one for one in client.schedules.runs(name, limit=100) if one["id"] == asked["id"]), asked)
     if as_json:
         print_json(asked)
     elif asked["state"] != "ended":
@@ -106,7 +106,7 @@ def history(
 ) -> None:
     """Show a job's runs, newest first."""
     with connect(config) as client:
-        runs = client.schedule_runs(name, limit=num_runs)
+        runs = client.schedules.runs(name, limit=num_runs)
     if as_json:
         print_json({"runs": runs})
         return

@@ -43,7 +43,7 @@ def _sources() -> None:
 def list_sources(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Every source, how far it was read, and what is wrong with it."""
     with connect(config) as client:
-        reply = client.read_sources()
+        reply = client.sources.all()
     if as_json:
         print_json(reply)
         return
@@ -112,7 +112,7 @@ def add(
     source = {"id": source_id, "kind": kind, field: value}
     source |= {name: setting for name, setting in settings.items() if setting is not None and setting != []}
     with connect(config) as client:
-        reply = client.add_source(source, by=by or who(), reason=reason)
+        reply = client.sources.add(source, by=by or who(), reason=reason)
     if as_json:
         print_json(reply)
     else:
@@ -128,7 +128,7 @@ def remove(
 ) -> None:
     """Read a source no longer. What it said stays stored: autonomous memory forget erases that."""
     with connect(config) as client:
-        client.remove_source(source_id, by=by or who(), reason=reason)
+        client.sources.remove(source_id, by=by or who(), reason=reason)
     if as_json:
         print_json({"id": source_id})
     else:
@@ -138,7 +138,7 @@ def remove(
 def read(source_id: SourceArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Look at a source without waiting for its interval."""
     with connect(config) as client:
-        reply = client.read_source_now(source_id)
+        reply = client.sources.read_now(source_id)
     if as_json:
         print_json(reply)
     else:
@@ -153,7 +153,7 @@ def refused(
 ) -> None:
     """What of a source is neither recalled nor learned, why, and what to do."""
     with connect(config) as client:
-        reply = client.refused_of(source_id, limit=limit)
+        reply = client.sources.refused(source_id, limit=limit)
     if as_json:
         print_json(reply)
         return

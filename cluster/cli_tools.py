@@ -38,7 +38,7 @@ def _tool() -> None:
 def list_tools(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """The tools and what each takes."""
     with connect(config) as client:
-        reply = client.tools()
+        reply = client.tools.all()
     if as_json:
         print_json(reply)
         return
@@ -60,7 +60,7 @@ def call(
 ) -> None:
     """Call a tool; each call is in the audit log. Exit 3: it ran, but failed."""
     with connect(config) as client:
-        reply = client.call_tool(name, read_arguments(arguments or []))
+        reply = client.tools.call(name, read_arguments(arguments or []))
     if as_json:
         print_json(reply)
     else:
@@ -81,7 +81,7 @@ def answer(
 ) -> None:
     """Answer a question with tools, and show the steps."""
     with connect(config) as client:
-        reply = client.knowledge_answer(question)
+        reply = client.tools.answer(question)
     if as_json:
         print_json(reply)
         return

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.client import Client, Json
+from cluster.client import Client
+from cluster.client_connection import Json
 from cluster.client_errors import TryLater
 from train.data.clean import CleanConfig, DataCleaner, NotText
 from train.data.document import (

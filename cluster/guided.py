@@ -18,7 +18,8 @@ from autonomous.lessons import answer_hits
 from cluster.bench import Claim, describe_machine
 from cluster.cli_common import Failure, table, who
 from cluster.cli_model import gates_table, outcome_sentence
-from cluster.client import Answer, Client, Json
+from cluster.client import Answer, Client
+from cluster.client_connection import Json
 from cluster.client_errors import ApiError, ClientError
 from cluster.config import SystemConfig, load_config
 from cluster.feed import FeedReport, feed_source, wait_until_indexed
@@ -229,9 +230,9 @@ class GuidedRun:
             ):
                 self.report.notes.append(f"Version {version} waits for approval: autonomous approve {version}")
                 return status
-        report_sha256 = client.version(version).get("report_sha256")
+        report_sha256 = client.versions.get(version).get("report_sha256")
         try:
-            client.approve(version, by=who(), reason="approved in the guided run", report_sha256=report_sha256)
+            client.versions.approve(version, by=who(), reason="approved in the guided run", report_sha256=report_sha256)
         except ApiError as error:
             if error.status != 409:
                 raise
@@ -240,9 +241,9 @@ class GuidedRun:
             )  # by another person, for instance
             return status
         deadline = time.monotonic() + APPROVAL_WAIT_S
-        while client.versions()["pointers"]["v2"] != version and time.monotonic() < deadline:
+        while client.versions.all()["pointers"]["v2"] != version and time.monotonic() < deadline:
             time.sleep(0.2)
-        return status | {"state": client.version(version)["state"]}
+        return status | {"state": client.versions.get(version)["state"]}
 
     def _ask_after(self, client: Client) -> None:
         asked = [record for record in self.report.questions if record.before]
