@@ -13,7 +13,8 @@ engine_adapters      the check of an adapter's folder before a backend sees it
 engine_weights       versions of full weights: an engine for each; engine_process: one in a process of its own
 lora_ops             the fix of vLLM's CPU operations for batches of base and adapter rows
 
-parts                what the HTTP surface needs from the rest; ray_parts gives it over Ray actors
+parts                what the HTTP surface needs from the rest; ray_parts gives it over Ray, with ray_* for each noun of it,
+                     ray_calls for calls of actors and ray_engine for the engine's replicas
 feedback_parts       the same of feedback; ray_feedback gives it, recording and request_queue keep answers behind it
 app, chat, answers   the routes; schemas, schemas_openai what goes over the wire; errors, docs_page, stream beside them
 memory_routes, source_routes   the routes of memory and sources

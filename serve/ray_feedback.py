@@ -6,19 +6,18 @@ from autonomous.feedback import Feedback, Receipt
 from autonomous.feedback_config import FeedbackConfig
 from autonomous.requests import AnsweredRequest
 from serve.feedback_parts import Json
-from serve.ray_memory import CallActor
+from serve.ray_calls import ActorCalls
 from serve.request_queue import RequestQueue
 
 
 class RayFeedbackParts:
-    """All calls but a look for gaps are idempotent, so `call` repeats them while the actor restarts; `act` repeats none."""
+    """Implements `serve.feedback_parts.FeedbackParts`."""
 
-    def __init__(self, call: CallActor, act: CallActor, *, config: FeedbackConfig) -> None:
+    def __init__(self, calls: ActorCalls, *, config: FeedbackConfig) -> None:
         self.is_logged = config.is_logged
-        self._call = call
-        self._act = act
+        self._calls = calls
         self._queue = RequestQueue(
-            lambda requests: call("feedback", "record", list(requests)), capacity=config.queue_capacity
+            lambda requests: calls.call("feedback", "record", list(requests)), capacity=config.queue_capacity
         )
 
     def record(self, request: AnsweredRequest) -> None:
@@ -28,33 +27,33 @@ class RayFeedbackParts:
     async def submit(self, feedback: Feedback) -> Receipt:
         """See FeedbackParts. The answer it is about may still wait to be written."""
         await self._queue.flush()
-        receipt: Receipt = await self._call("feedback", "submit", feedback)
+        receipt: Receipt = await self._calls.call("feedback", "submit", feedback)
         return receipt
 
     async def labelling_queue(self, *, limit: int) -> list[Json]:
         """See FeedbackParts."""
-        return list(await self._call("feedback", "labelling_queue", limit))
+        return list(await self._calls.call("feedback", "labelling_queue", limit))
 
     async def gaps(self) -> Json:
         """See FeedbackParts."""
-        found: dict[str, Any] = dict(await self._call("feedback", "gaps"))
+        found: dict[str, Any] = dict(await self._calls.call("feedback", "gaps"))
         return {**found, "health": {**found["health"], "num_dropped": self._queue.num_dropped}}
 
     async def collect(self) -> Json:
         """See FeedbackParts."""
         await self._queue.flush()
-        return dict(await self._act("feedback", "collect"))
+        return dict(await self._calls.act("feedback", "collect"))
 
     async def learn(self, *, by: str | None) -> str:
         """See FeedbackParts."""
-        return str(await self._act("feedback", "train", by or "agent:api"))
+        return str(await self._calls.act("feedback", "train", by or "agent:api"))
 
     async def forget_response(self, response_id: str) -> Json:
         """See FeedbackParts."""
         await self._queue.flush()
-        return dict(await self._act("feedback", "forget_response", response_id))
+        return dict(await self._calls.act("feedback", "forget_response", response_id))
 
     async def forget_person(self, name: str) -> Json:
         """See FeedbackParts."""
         await self._queue.flush()
-        return dict(await self._act("feedback", "forget_person", name))
+        return dict(await self._calls.act("feedback", "forget_person", name))

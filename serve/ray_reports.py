@@ -2,24 +2,23 @@
 
 from typing import Any
 
-from serve.ray_memory import CallActor
+from serve.ray_calls import ActorCalls
 
 
 class RayReportParts:
-    """Implements `serve.report_routes.ReportParts`. `call` repeats a call while the actor restarts, `act` never does."""
+    """Implements `serve.report_routes.ReportParts`."""
 
-    def __init__(self, call: CallActor, act: CallActor) -> None:
-        self._call = call
-        self._act = act
+    def __init__(self, calls: ActorCalls) -> None:
+        self._calls = calls
 
     async def report(self, version_id: str) -> dict[str, Any]:
         """See ReportParts."""
-        return dict(await self._call("evaluator", "version_report", version_id))
+        return dict(await self._calls.call("evaluator", "version_report", version_id))
 
     async def page(self, version_id: str) -> str:
         """See ReportParts."""
-        return str(await self._call("evaluator", "version_page", version_id))
+        return str(await self._calls.call("evaluator", "version_page", version_id))
 
     async def benchmark(self, version_id: str) -> str:
         """See ReportParts."""
-        return str(await self._act("evaluator", "benchmark", version_id))
+        return str(await self._calls.act("evaluator", "benchmark", version_id))

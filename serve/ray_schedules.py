@@ -1,25 +1,24 @@
 """ScheduleParts over the agent actor."""
 
 from serve.parts import Json
-from serve.ray_memory import CallActor
+from serve.ray_calls import ActorCalls
 
 
 class RayScheduleParts:
-    """`call` repeats an idempotent call while the actor restarts, `act` never repeats one that may have begun."""
+    """Implements `serve.parts.ScheduleParts`."""
 
-    def __init__(self, call: CallActor, act: CallActor) -> None:
-        self._call = call
-        self._act = act
+    def __init__(self, calls: ActorCalls) -> None:
+        self._calls = calls
 
     async def schedules(self) -> Json:
         """See ScheduleParts."""
-        return dict(await self._call("agent", "schedules"))
+        return dict(await self._calls.call("agent", "schedules"))
 
     async def runs(self, name: str, *, limit: int) -> list[Json]:
         """See ScheduleParts."""
-        return list(await self._call("agent", "schedule_runs", name, limit))
+        return list(await self._calls.call("agent", "schedule_runs", name, limit))
 
     async def run(self, name: str, *, by: str, reason: str, key: str | None) -> Json:
         """See ScheduleParts. With a key it is idempotent, so it is repeated."""
-        ask = self._act if key is None else self._call
+        ask = self._calls.act if key is None else self._calls.call
         return dict(await ask("agent", "run_schedule", name, by, reason, key))

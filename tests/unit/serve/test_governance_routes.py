@@ -20,7 +20,7 @@ from serve.app import build_api
 from serve.config import HttpConfig, RAGConfig
 from serve.engine import AdapterRef
 from serve.errors import ConflictError, NotFoundError
-from serve.ray_parts import CAUSES
+from serve.ray_calls import CAUSES
 from tests.unit.autonomous.ledger_life import advance, fix, make_genesis
 from tests.unit.serve.local_parts import MAX_MODEL_LEN, LocalParts
 
@@ -106,7 +106,7 @@ class LedgerParts(LocalParts):
 
     @staticmethod
     def typed(call: Any, *arguments: Any, **named: Any) -> Any:
-        """What RayParts does with an actor's error."""
+        """What ActorCalls does with an actor's error."""
         try:
             return call(*arguments, **named)
         except Exception as problem:

@@ -7,6 +7,7 @@ from typing import Any
 from autonomous.feedback import Feedback, Receipt
 from autonomous.feedback_config import FeedbackConfig
 from autonomous.requests import AnsweredRequest
+from serve.ray_calls import ActorCalls
 from serve.ray_feedback import RayFeedbackParts
 from serve.request_queue import RequestQueue
 
@@ -68,13 +69,14 @@ async def test_a_vote_arrives_behind_the_answer_that_it_is_about() -> None:
     calls: list[str] = []
     gate = asyncio.Event()
 
-    async def call(name: str, method: str, *args: Any) -> Any:
-        if method == "record":
-            await gate.wait()
-        calls.append(method)
-        return Receipt("r1", "stored", "none")
+    class Slow(ActorCalls):
+        async def once(self, name: str, method: str, *args: Any) -> Any:
+            if method == "record":
+                await gate.wait()
+            calls.append(method)
+            return Receipt("r1", "stored", "none")
 
-    parts = RayFeedbackParts(call, call, config=FeedbackConfig())
+    parts = RayFeedbackParts(Slow(timeout_s=60.0), config=FeedbackConfig())
     parts.record(request(1))
     vote = asyncio.ensure_future(parts.submit(Feedback("r1", "up")))
     for _ in range(5):

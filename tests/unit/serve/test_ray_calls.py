@@ -12,7 +12,7 @@ from autonomous.versions.schema import UnknownVersion
 from autonomous.versions.states import StaleTransition, State
 from serve.engine import PromptTooLongError
 from serve.errors import ConflictError, NotFoundError, NotReadyError, OverloadedError, describe_error
-from serve.ray_parts import CAUSES, unwrap
+from serve.ray_calls import CAUSES, ActorCalls, unwrap
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -64,3 +64,25 @@ def test_every_error_that_is_mapped_by_name_exists() -> None:
         if isinstance(node, ast.ClassDef)
     }
     assert set(CAUSES) <= defined
+
+
+class Restarting(ActorCalls):
+    """Actors that are down for the first call of each method."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout_s=60.0)
+        self.tried: list[str] = []
+
+    async def once(self, name: str, method: str, *args: object) -> str:
+        self.tried.append(method)
+        if self.tried.count(method) == 1:
+            raise ActorDiedError()
+        return "done"
+
+
+async def test_a_call_goes_on_behind_a_restart_and_an_act_is_never_repeated() -> None:
+    calls = Restarting()
+    assert await calls.call("agent", "status") == "done"
+    with pytest.raises(NotReadyError, match="restarted during approve; it may or may not have happened"):
+        await calls.act("agent", "approve", "ver-1")
+    assert calls.tried == ["status", "status", "approve"]
