@@ -7,7 +7,8 @@ import ray
 
 from actors.base import Shell
 from autonomous.config import AutonomousConfig
-from autonomous.safety.latch import Latch, Scope
+from autonomous.safety.latch import Latch
+from autonomous.safety.latch_state import Scope
 from autonomous.safety.monitor import SafetyMonitor
 from autonomous.versions.ledger import VersionLedger
 

@@ -29,7 +29,8 @@ from autonomous.curriculum import Batch
 from autonomous.holds import Hold
 from autonomous.ingest import IngestConfig
 from autonomous.runs import CycleStatus
-from autonomous.safety.latch import LearningStopped, Scope
+from autonomous.safety.latch import LearningStopped
+from autonomous.safety.latch_state import Scope
 from autonomous.versions.ledger import VersionLedger
 from autonomous.versions.states import BAD_STATES
 from memory.embed import Embedder

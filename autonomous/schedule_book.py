@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from autonomous.jobs import ScheduledJob, SchedulesConfig, decide_slots
-from autonomous.safety.latch import Latch, Permit, Scope
+from autonomous.safety.latch import Latch, Permit
+from autonomous.safety.latch_state import Scope
 from autonomous.schedule import next_due
 from autonomous.schedule_rows import (
     SCHEMA,

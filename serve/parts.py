@@ -8,7 +8,7 @@ Dictionaries have the shapes of `serve.schemas`.
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from autonomous.safety.latch import Scope
+from autonomous.safety.latch_state import Scope
 from autonomous.versions.rollout import Outcome
 from memory.enrichment import FailedEnrichment
 from memory.management import Context

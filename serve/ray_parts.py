@@ -14,7 +14,8 @@ from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from autonomous.feedback_config import FeedbackConfig
-from autonomous.safety.latch import Latch, Scope
+from autonomous.safety.latch import Latch
+from autonomous.safety.latch_state import Scope
 from autonomous.versions.rollout import Outcome
 from autonomous.versions.schema import Pointers
 from memory.types import DocumentInfo, RecallHit

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from autonomous.safety.latch import Scope
+from autonomous.safety.latch_state import Scope
 
 ROOT = Path(__file__).parents[1]
 _REGISTER = (

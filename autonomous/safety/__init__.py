@@ -1,6 +1,7 @@
 """What may be learned, and what stops it.
 
-latch       the emergency stop: one durable file that every side effect asks right before its commit
+latch       the emergency stop: one durable file that every side effect asks right before its commit; latch_state: how it
+            stands, latch_file: its bytes on disk
 screen      injection phrases and secrets, found in documents before they are kept and in answers before they leave
 monitor     SafetyMonitor: the latch with its audit rows and the rules that stop by themselves
 rules       those rules: an observation in, the rule and its evidence out

@@ -15,7 +15,9 @@ from typing import Any
 
 from autonomous.consent import ConsentRequest, NothingRequested, Step, decide_consent
 from autonomous.people import is_machine
-from autonomous.safety.latch import MAX_TEXT, Latch, LatchChanged, LatchState, Permit, Scope
+from autonomous.safety.latch import Latch, LatchChanged, Permit
+from autonomous.safety.latch_file import MAX_TEXT
+from autonomous.safety.latch_state import LatchState, Scope
 from autonomous.safety.processes import Killed, kill_registered
 from autonomous.safety.reset_request import ResetRequests
 from autonomous.safety.rules import (

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from autonomous.safety.latch import SCOPES, Scope
+from autonomous.safety.latch_state import SCOPES, Scope
 from autonomous.safety.machine import boot_id, is_stopped, place, start_of
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from autonomous.safety.heartbeat import BEAT_S, Heartbeat
-from autonomous.safety.latch import Latch, LatchState
+from autonomous.safety.latch import Latch
+from autonomous.safety.latch_state import LatchState
 from autonomous.safety.processes import Killed, kill_registered
 
 logger = logging.getLogger(__name__)

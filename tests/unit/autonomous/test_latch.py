@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autonomous.safety.latch import MODES, SCOPES, Latch, LearningStopped, Permit, Scope
+from autonomous.safety.latch import Latch, LearningStopped, Permit
+from autonomous.safety.latch_state import MODES, SCOPES, Scope
 
 ROOT = Path(__file__).parents[3]
 WATCHER = """

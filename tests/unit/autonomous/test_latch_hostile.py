@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from autonomous.safety import latch as latch_module
-from autonomous.safety.latch import LOCK_TIMEOUT_S, Latch, LatchChanged, LearningStopped
+from autonomous.safety.latch import Latch, LatchChanged, LearningStopped
+from autonomous.safety.latch_file import LOCK_TIMEOUT_S, write_block
 
 ROOT = Path(__file__).parents[3]
 
@@ -118,8 +118,8 @@ def test_a_stop_that_cannot_be_written_leaves_a_harder_one_alone_and_ends_with_a
     before = path.read_bytes()
     latch = Latch.open(path)
     with monkeypatch.context() as broken:
-        broken.setattr("autonomous.safety.latch.sync_path", _no_disk)
-        broken.setattr("autonomous.safety.latch._write", _no_disk)
+        broken.setattr("autonomous.safety.latch_file.sync_path", _no_disk)
+        broken.setattr("autonomous.safety.latch_file.write_block", _no_disk)
         with pytest.raises(OSError, match="no disk"):
             latch.pause(by="bob", reason="lunch", scope="learner")
     assert path.read_bytes() == before
@@ -135,7 +135,7 @@ def _no_disk(*_: object) -> None:
 def test_a_reset_undoes_only_the_stop_that_it_saw(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     latch = Latch.open(path)
     latch.stop(by="ada", reason="odd")
-    locked = latch._exclusive
+    locked = latch._file.exclusive
 
     @contextmanager
     def slowly(*, must_lock: bool) -> Iterator[tuple[int, bool]]:
@@ -145,7 +145,7 @@ def test_a_reset_undoes_only_the_stop_that_it_saw(path: Path, monkeypatch: pytes
             )  # does not get the lock, and does not wait for it
             yield held
 
-    monkeypatch.setattr(latch, "_exclusive", slowly)
+    monkeypatch.setattr(latch._file, "exclusive", slowly)
     with pytest.raises(LatchChanged, match="killed by bob meanwhile: fire"):
         latch.reset(by="ada", reason="over")
     assert (Latch.open(path).state().mode, Latch.open(path).state().scope) == ("killed", "all")
@@ -160,7 +160,7 @@ def test_a_stop_that_did_not_get_the_lock_holds_though_its_holder_writes_behind_
         stopper = threading.Thread(target=lambda: Latch.open(path).kill(by="bob", reason="fire", scope="all"))
         stopper.start()
         time.sleep(LOCK_TIMEOUT_S + 0.1)  # the stop is written, and looked after
-        latch_module._write(file.fileno(), armed)  # a reset whose write was slow
+        write_block(file.fileno(), armed)  # a reset whose write was slow
         stopper.join()
     state = Latch.open(path).state()
     assert (state.mode, state.scope, state.by) == ("killed", "all", "bob")

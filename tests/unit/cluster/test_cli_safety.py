@@ -93,7 +93,7 @@ def test_a_kill_is_carried_out_though_the_latch_cannot_be_written(
     def read_only(*_: object) -> None:
         raise OSError("read-only file system")
 
-    monkeypatch.setattr("autonomous.safety.latch._write", read_only)
+    monkeypatch.setattr("autonomous.safety.latch_file.write_block", read_only)
     with starting(home / "safety") as start:
         pids = start("learner", "learner")
         assert run(["emergency-stop", "--category", "kill", "--home", str(home), "--json"]) == 1

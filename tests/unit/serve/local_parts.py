@@ -15,7 +15,8 @@ from autonomous import retraining
 from autonomous.benchmark_report import BenchmarkReport, MetricScores, compare
 from autonomous.jobs import SchedulesConfig
 from autonomous.knowledge import KnowledgeIntegration, build_tools
-from autonomous.safety.latch import Latch, Scope
+from autonomous.safety.latch import Latch
+from autonomous.safety.latch_state import Scope
 from autonomous.schedule_book import UnknownSchedule
 from autonomous.sources.config import SourceConfig
 from autonomous.sources.cursors import CursorStore, UnknownSource
