@@ -104,6 +104,11 @@ def make_production(
     return name
 
 
+def state_of(ledger: VersionLedger, name: str) -> State:
+    """Of a run or a version."""
+    return ledger.get(name).state
+
+
 def everything(ledger: VersionLedger) -> object:
     """All that can be asked of a ledger, for comparing before and after."""
     return [record.to_dict() for record in ledger.list()], ledger.audit(1000), ledger.held_back(), ledger.pointers()

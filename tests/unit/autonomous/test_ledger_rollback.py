@@ -20,11 +20,8 @@ from tests.unit.autonomous.ledger_life import (
     everything,
     make_candidate,
     make_production,
+    state_of,
 )
-
-
-def state_of(ledger: VersionLedger, name: str) -> State:
-    return ledger.get(name).state
 
 
 @pytest.mark.parametrize(
