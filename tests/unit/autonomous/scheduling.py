@@ -13,6 +13,7 @@ from tests.clock import Clock
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC).timestamp()
 """A Monday."""
 HOUR, DAY = 3600.0, 86_400.0
+HOURLY = {"learn": {"schedule": {"kind": "hourly"}}}
 
 
 class Desk:
@@ -60,3 +61,8 @@ def run_all(scheduler: RetrainingScheduler, *, before: Callable[[Job], None] = l
         assert scheduler.finish(job, scheduler.execute(job))
         slots.append(job.run.slot)
     return slots
+
+
+def outcomes(scheduler: RetrainingScheduler, name: str) -> list[tuple[str, str | None]]:
+    """The slots of a schedule's runs and how these ended, the newest first."""
+    return [(run.slot, run.outcome) for run in scheduler.book.runs(name, limit=1000)]

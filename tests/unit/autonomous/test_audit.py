@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from autonomous.versions.audit import Checkpoint, canonical_json, sha256_of
 from autonomous.versions.checkpoint import CheckpointFile
 from autonomous.versions.ledger import PromotionsFrozen, VersionLedger
 from autonomous.versions.readonly import ReadOnlyLedger
-from tests.unit.autonomous.ledger_life import make_candidate, make_genesis, quick_folder
+from tests.unit.autonomous.ledger_life import make_candidate, make_genesis
 
 Tamper = Callable[..., None]
 JSON = st.recursive(
@@ -22,12 +22,6 @@ JSON = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=10,
 )
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with quick_folder() as folder:
-        yield folder
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """A retraining as learning cycles in turn: when it goes on, and when it ends."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from autonomous.learn_until_done import LearnUntilDone
 from autonomous.loop import AlreadyLearning, NothingToLearn
@@ -12,7 +10,6 @@ from autonomous.runs import CycleStatus
 from autonomous.versions.ledger import PromotionsFrozen
 from autonomous.versions.states import State
 from tests.clock import Clock
-from tests.unit.autonomous.ledger_life import quick_folder
 from tests.unit.autonomous.scheduling import Desk
 
 CYCLE_S = 30.0
@@ -47,12 +44,6 @@ class Cycles:
     def pause(self, seconds: float) -> None:
         self.clock.now += seconds
         self.on_pause()
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with quick_folder() as folder:
-        yield folder
 
 
 def run(folder: Path, cycles: Cycles, kind: str = "retrain", **settings: float) -> Outcome:

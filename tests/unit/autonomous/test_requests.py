@@ -8,13 +8,6 @@ import pytest
 
 from autonomous.requests import DAY_S, AnsweredRequest
 from tests.unit.autonomous.feedback_life import NOW, FeedbackLife, asked, feedback_life
-from tests.unit.autonomous.ledger_life import quick_folder
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with quick_folder() as folder:
-        yield folder
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The rollout over a real ledger: canary steps, withdrawal, soak, restart; and the reconciler behind it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from autonomous.versions.states import State
 from memory.store import no_guard
 from memory.types import Episode
 from tests.clock import Clock
-from tests.unit.autonomous.ledger_life import advance, make_candidate, make_genesis, make_production, quick_folder
+from tests.unit.autonomous.ledger_life import advance, make_candidate, make_genesis, make_production
 from train.adapt.reference import AdapterRef
 
 STEPS = RolloutConfig(canary_percents=(5, 50), min_requests=50)
@@ -51,12 +51,6 @@ class World:
 
     def state(self, name: str) -> State:
         return self.ledger.get(name).state
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with quick_folder() as path:
-        yield path
 
 
 def test_without_steps_a_version_serves_everybody_at_once(folder: Path) -> None:
