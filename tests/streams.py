@@ -1,5 +1,6 @@
 """What the tests of sources share: a store of passages that a stream is read into, and readers driven batch by batch."""
 
+import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,18 @@ ADAPTER: TypeAdapter[SourceConfig] = TypeAdapter(SourceConfig)
 def source(**fields: Any) -> SourceConfig:
     """A configuration as TOML gives it."""
     return ADAPTER.validate_python({"id": "src", "interval_s": 10.0, **fields})
+
+
+def jsonl(folder: Path, name: str, *texts: str) -> dict[str, Any]:
+    """A source of lines, and its fields."""
+    with (folder / f"{name}.jsonl").open("a") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    return {"id": name, "kind": "jsonl", "path": str(folder / f"{name}.jsonl")}
+
+
+def numbered(word: str, count: int) -> list[str]:
+    """Sentences that differ."""
+    return [f"The {word} number {n} is kept in shelf {n * 7}." for n in range(count)]
 
 
 class PassageStore:

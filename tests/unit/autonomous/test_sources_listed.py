@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,6 @@ from tests.streams import Stream, documents_of, http_server, read_all, source
 LIMIT = ReadLimit(num_documents=2, num_bytes=1 << 20)
 SETTLED_AT = 2_000_000_000.0
 """A clock far ahead of the files: none was changed a moment ago."""
-
-
-@pytest.fixture
-def cursors(tmp_path: Path) -> Iterator[CursorStore]:
-    store = CursorStore(tmp_path / "cursors.sqlite")
-    yield store
-    store.close()
 
 
 @pytest.fixture
