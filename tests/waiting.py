@@ -12,6 +12,7 @@ def until(
     look: Callable[[], T | None],
     *,
     timeout_s: float = 20.0,
+    every_s: float = POLL_S,
     ignoring: type[Exception] | tuple[type[Exception], ...] = (),
 ) -> T:
     """The first thing that `look` finds that counts as true. What it raises of `ignoring` says that it is not there yet."""
@@ -23,4 +24,4 @@ def until(
         except ignoring:
             pass
         assert time.monotonic() < deadline, f"it did not come within {timeout_s:g} s"
-        time.sleep(POLL_S)
+        time.sleep(every_s)

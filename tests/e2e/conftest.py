@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import httpx
 import pytest
 
 from cluster.processes import find_processes
+from tests.waiting import until
 
 AUTONOMOUS = Path(sys.executable).parent / "autonomous"
 CONFIG = """
@@ -86,14 +86,14 @@ class System:
     def text(self, question: str, **options: Any) -> str:
         return str(self.ask(question, **options)["choices"][0]["message"]["content"])
 
-    def wait_for_run(self, run_id: str, *, until: tuple[str, ...] = ("done", "failed")) -> dict[str, Any]:
-        """Poll a learning run until one of these phases; give up after ten minutes."""
-        deadline = time.monotonic() + 600
-        while (status := self.get(f"/v1/learn/{run_id}"))["phase"] not in until:
-            assert status["phase"] not in ("done", "failed"), status
-            assert time.monotonic() < deadline, status
-            time.sleep(0.5)
-        return dict(status)
+    def wait_for_run(self, run_id: str) -> dict[str, Any]:
+        """A learning run as it stands when it has ended."""
+
+        def look() -> dict[str, Any] | None:
+            status = dict(self.get(f"/v1/learn/{run_id}"))
+            return status if status["phase"] in ("done", "failed") else None
+
+        return until(look, timeout_s=600, every_s=0.5)
 
     def actor_pid(self, name: str) -> int:
         """The pid that answers under an actor's name, found by Ray's process title."""

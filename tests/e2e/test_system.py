@@ -8,16 +8,14 @@ import json
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
-from autonomous.safety.processes import registered
+from tests.e2e.driving import LIMIT_S, Traffic, roles_that_live, wait_for_first_step
 from tests.safety_processes import is_alive
+from tests.waiting import until
 from train.data.document import document_id
 
 FACTS = [
@@ -132,15 +130,12 @@ def test_a_source_is_read_by_itself_and_a_changed_file_is_answered_with_its_new_
         hits = system.get("/v1/knowledge/search", q="Heron gate code", k=10)["hits"]
         return {hit["text"] for hit in hits if hit["source"] == "wiki"}
 
-    def wait_until(is_reached: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
-        while not is_reached():
-            assert time.monotonic() < deadline, system.get("/v1/sources")
-            time.sleep(0.2)
-
-    wait_until(lambda: any("1881" in text for text in found()))
+    until(lambda: any("1881" in text for text in found()), timeout_s=LIMIT_S)
     (folder / "heron.md").write_text("# Heron\n\nThe Heron gate is opened with the code 2992.\n")
-    wait_until(lambda: any("2992" in text for text in found()) and not any("1881" in text for text in found()))
+    until(
+        lambda: any("2992" in text for text in found()) and not any("1881" in text for text in found()),
+        timeout_s=LIMIT_S,
+    )
     assert "wiki" in system.run("sources", "list").stdout
     system.run("sources", "remove", "wiki", "--reason", "the test is over")
     assert system.get("/v1/sources")["sources"] == []
@@ -251,7 +246,7 @@ def test_kill_of_the_episodic_actor_while_documents_flow_loses_no_acknowledged_o
 
     writer = threading.Thread(target=write)
     writer.start()
-    wait_until(lambda: len(acknowledged) >= 6 or not writer.is_alive())
+    until(lambda: len(acknowledged) >= 6 or not writer.is_alive(), timeout_s=LIMIT_S)
     assert len(acknowledged) >= 6
     old = system.actor_pid("episodic")
     os.kill(old, signal.SIGKILL)
@@ -269,11 +264,11 @@ def test_kill_of_an_engine_replica_while_requests_flow_fails_no_request(system: 
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         questions = [f"Count from {i} to {i + 5}." for i in range(12)]
         answers = [pool.submit(system.ask, question, retrieval=False, max_tokens=24) for question in questions]
-        wait_until(lambda: any(answer.done() for answer in answers))
+        until(lambda: any(answer.done() for answer in answers), timeout_s=LIMIT_S)
         os.kill(victim, signal.SIGKILL)
         results = [answer.result() for answer in answers]
     assert all(result["choices"][0]["message"]["content"] for result in results)
-    wait_until(lambda: len(system.replica_pids()) == 2 and victim not in system.replica_pids())
+    until(lambda: len(system.replica_pids()) == 2 and victim not in system.replica_pids(), timeout_s=LIMIT_S)
 
 
 def test_kill_of_the_learner_ends_the_run_and_changes_nothing_that_serves(system: Any) -> None:
@@ -359,7 +354,7 @@ def test_a_kill_of_everything_ends_answers_and_a_reset_brings_them_back(system: 
     question = {"model": "v2", "messages": [{"role": "user", "content": "What is the Ibis relay?"}], "max_tokens": 8}
     with system.client() as client:
         refused = [client.post("/v1/chat/completions", json=question)]
-        wait_until(lambda: "engine" in roles_that_live(system))  # Serve starts a replica, which waits
+        until(lambda: "engine" in roles_that_live(system), timeout_s=LIMIT_S)  # Serve starts a replica, which waits
         refused.append(client.post("/v1/chat/completions", json=question))
         for answer in refused:
             assert (answer.status_code, answer.json()["error"]["code"]) == (423, "learning_stopped")
@@ -372,55 +367,4 @@ def test_a_kill_of_everything_ends_answers_and_a_reset_brings_them_back(system: 
     system.run("reset", "--reason", "test over", "--by", "tester")
     system.run("up")
     with system.client() as client:
-        wait_until(lambda: client.post("/v1/chat/completions", json=question).status_code == 200)
-
-
-def roles_that_live(system: Any) -> set[str]:
-    """Of the processes that a kill would end."""
-    return {record.role for record in registered(system.home / "safety").values() if record is not None}
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Poll a condition that the system must reach; give up after two minutes."""
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, "the condition was not reached"
-        time.sleep(0.05)
-
-
-def wait_for_first_step(system: Any, run_id: str) -> None:
-    """Until the learner has taken an optimizer step of this run."""
-
-    def has_stepped() -> bool:
-        status = system.get(f"/v1/learn/{run_id}")
-        assert status["phase"] in ("waiting", "training"), status
-        return bool(status["step"] >= 1)
-
-    wait_until(has_stepped)
-
-
-class Traffic:
-    """One user asking all the time; collects every failure."""
-
-    def __init__(self, system: Any) -> None:
-        self._system = system
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._ask)
-        self.failures: list[str] = []
-        self.num_answered = 0
-
-    def __enter__(self) -> "Traffic":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _ask(self) -> None:
-        while not self._stop.wait(1.0):
-            try:
-                self._system.ask("Name a colour.", retrieval=False, max_tokens=8)
-                self.num_answered += 1
-            except (AssertionError, httpx.HTTPError) as error:
-                self.failures.append(repr(error))
+        until(lambda: client.post("/v1/chat/completions", json=question).status_code == 200, timeout_s=LIMIT_S)

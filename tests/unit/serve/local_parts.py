@@ -1,62 +1,42 @@
 """The parts behind the HTTP surface in one process: an echo engine, the real stores, the real stop latch."""
 
-import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from autonomous import retraining
-from autonomous.benchmark_report import BenchmarkReport, MetricScores, compare
-from autonomous.jobs import SchedulesConfig
-from autonomous.knowledge import KnowledgeIntegration, build_tools
 from autonomous.safety.latch import Latch
 from autonomous.safety.latch_state import Scope
-from autonomous.schedule_book import UnknownSchedule
-from autonomous.sources.config import SourceConfig
-from autonomous.sources.cursors import CursorStore, UnknownSource
-from autonomous.sources.stream import StreamReader
-from autonomous.tools.config import KnowledgeConfig, SandboxConfig
-from autonomous.tools.tool import ToolResult, ToolUnavailable, UnknownTool
-from autonomous.versions.ledger import VersionLedger
 from autonomous.versions.rollout import Outcome
 from memory.claims import claims_of
-from memory.consolidate import Consolidation, ConsolidationConfig
-from memory.enrichment import EnrichmentConfig, EnrichmentQueue, FailedEnrichment
 from memory.episode_backends import EpisodicConfig
 from memory.episodic import EpisodicMemory
-from memory.management import Context, ContextConfig, MemoryManagement, NoWeights
 from memory.passages import split_passages
-from memory.rules import Rule
-from memory.semantic import SemanticConfig, SemanticMemory
-from memory.trust import SourceTrust, SourceTrusts
 from memory.types import (
-    Alarm,
-    Belief,
-    Contradiction,
     DocumentInfo,
     Episode,
-    EpisodeFilter,
-    Guard,
     RecallHit,
-    Trust,
     episode_id,
 )
 from memory.working import WorkingConfig, WorkingMemory
 from serve.config import EngineConfig
 from serve.engine import AdapterRef, GenerateChunk, GenerateRequest
 from serve.engine_echo import EchoEngine
-from serve.errors import ConflictError, NotFoundError, NotReadyError
+from serve.errors import ConflictError, NotFoundError
 from serve.parts import Category
 from serve.rag import Message
 from serve.stream import WholeAnswer, collect
-from tests.streams import MAX_DOCUMENT_BYTES, PassageStore
 from tests.unit.serve.local_feedback import LocalFeedback
+from tests.unit.serve.local_memory import LocalMemory
+from tests.unit.serve.local_reports import LocalReports
+from tests.unit.serve.local_schedules import LocalSchedules
+from tests.unit.serve.local_sources import LocalSources
+from tests.unit.serve.local_tools import LocalTools
 
 MAX_MODEL_LEN = 400
 
@@ -74,242 +54,6 @@ class HashingEmbedder:
                 vectors[row, hashlib.sha256(word.encode()).digest()[0] % self.dimension] += 1
             vectors[row, 0] += 1e-3
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-class LocalMemory:
-    """`serve.parts.MemoryParts` in one process."""
-
-    def __init__(self, folder: Path, *, episodic: EpisodicMemory, working: WorkingMemory, latch: Latch) -> None:
-        self.episodic = episodic
-        self.latch = latch
-        self.working = working
-        self.semantic = SemanticMemory.open(SemanticConfig(folder=folder / "semantic", alarm_facts=3))
-        self.management = MemoryManagement(
-            ContextConfig(),
-            episodic=episodic,
-            semantic=self.semantic,
-            working=working,
-            trusts=SourceTrusts.open(folder, default=Trust.STANDARD),
-            count_tokens=lambda text: len(text.split()),
-        )
-        self.queue = EnrichmentQueue(EnrichmentConfig(max_attempts=1), self.semantic)
-        self.consolidation = Consolidation(
-            ConsolidationConfig(), episodic=episodic, semantic=self.semantic, capacity=1000, weights=NoWeights()
-        )
-
-    def guard(self) -> Guard:
-        return self.latch.permit("memory write").check
-
-    async def context(self, request: str, token_budget: int, *, session: str, where: EpisodeFilter) -> Context:
-        return self.management.context_for(request, token_budget, session=session, where=where)
-
-    async def note(self, session: str, key: str, value: str, *, ttl_s: float | None, pinned: bool) -> None:
-        self.management.note(key, value, session=session, ttl_s=ttl_s, pinned=pinned)
-
-    async def end_session(self, session: str) -> None:
-        self.working.end_session(session)
-
-    async def failed_enrichments(self, *, limit: int) -> list[FailedEnrichment]:
-        return self.queue.failed(limit=limit)
-
-    async def retry_enrichments(self) -> int:
-        return self.queue.retry_failed(guard=self.guard())
-
-    async def facts(self, about: str, *, limit: int, valid_at: float | None, recorded_at: float | None) -> list[Belief]:
-        return self.semantic.about(about, limit=limit, valid_at=valid_at, recorded_at=recorded_at)
-
-    async def contradictions(self, *, limit: int) -> list[Contradiction]:
-        return self.semantic.contradictions(limit=limit)
-
-    async def alarms(self) -> list[Alarm]:
-        return self.semantic.alarms()
-
-    async def waiting(self, *, limit: int, offset: int) -> list[Episode]:
-        return self.management.waiting(limit=limit, offset=offset)
-
-    async def sources(self) -> list[SourceTrust]:
-        return self.management.trusts.decisions()
-
-    async def believe(self, source: str, trust: Trust, *, by: str, reason: str) -> list[str]:
-        return list(self.management.believe(source, trust, by=by, reason=reason, guard=self.guard()))
-
-    async def release(self, ids: Sequence[str], *, by: str, reason: str) -> list[str]:
-        return list(self.management.release(ids, guard=self.guard()))
-
-    async def forget_source(self, source: str, *, by: str, reason: str) -> dict[str, Any]:
-        report = self.management.forget(source, guard=self.guard())
-        if not report.episodes:
-            raise NotFoundError(f"source {source!r} has nothing stored; GET /v1/knowledge shows the sources")
-        return {"deleted_episodes": len(report.episodes), "versions": list(report.versions)}
-
-    async def rules(self) -> list[tuple[str, str]]:
-        return [(rule.name, str(rule)) for rule in self.semantic.rules]
-
-    async def add_rule(self, name: str, text: str) -> int:
-        return self.semantic.add_rule(Rule.parse(name, text), guard=self.guard())
-
-    async def remove_rule(self, name: str, *, is_erased: bool) -> None:
-        if not self.semantic.remove_rule(name, is_erased=is_erased, guard=self.guard()):
-            raise NotFoundError(f"there is no rule {name!r}; GET /v1/memory/rules lists them")
-
-    async def consolidate(self) -> dict[str, Any]:
-        return asdict(self.consolidation.run(guard=self.guard()))
-
-    async def consolidations(self, *, limit: int) -> list[dict[str, Any]]:
-        return [asdict(report) for report in self.consolidation.reports(limit=limit)]
-
-    async def undo_consolidation(self, run: str, *, by: str, reason: str) -> dict[str, Any]:
-        return asdict(self.consolidation.undo(run, by=f"{by}: {reason}", guard=self.guard()))
-
-
-class LocalTools:
-    """`serve.parts.ToolParts` in one process."""
-
-    def __init__(self, folder: Path, *, episodic: EpisodicMemory, latch: Latch) -> None:
-        self.ledger = VersionLedger(folder / "tools.sqlite")
-        self.settings = KnowledgeConfig(
-            min_cosine=0.2, max_prompt_chars=600, sandbox=SandboxConfig(min_isolation="interpreter")
-        )
-        tools = build_tools(self.settings, retrieve=episodic.recall, safety_folder=latch.path.parent)
-        self.knowledge = KnowledgeIntegration(self.settings, tools=tools, latch=latch, audit=self.ledger.append_audit)
-
-    async def describe(self) -> list[dict[str, Any]]:
-        return self.knowledge.describe()
-
-    async def config(self) -> KnowledgeConfig:
-        return self.settings
-
-    async def call(self, tool: str, arguments: Mapping[str, Any], *, timeout_s: float | None, by: str) -> ToolResult:
-        try:
-            return await asyncio.to_thread(self.knowledge.call, tool, arguments, timeout_s=timeout_s, by=by)
-        except UnknownTool as problem:
-            raise NotFoundError(str(problem)) from problem
-        except ToolUnavailable as problem:
-            raise NotReadyError(str(problem)) from problem
-
-
-class LocalSources:
-    """`serve.source_parts.SourceParts` in one process; `settle` reads until nothing is due."""
-
-    def __init__(self, folder: Path, *, latch: Latch) -> None:
-        self.latch = latch
-        self.store = PassageStore(folder / "passages", latch=latch)
-        self.cursors = CursorStore(folder / "sources" / "cursors.sqlite")
-        self.stream = StreamReader(
-            self.cursors, latch=latch, ingest=self.store, home=folder, max_document_bytes=MAX_DOCUMENT_BYTES
-        )
-
-    def close(self) -> None:
-        self.cursors.close()
-        self.store.memory.close()
-
-    def settle(self) -> None:
-        while self.stream.step(time.monotonic()).did == "read":
-            pass
-
-    async def sources(self) -> dict[str, Any]:
-        return self.stream.status(time.monotonic())
-
-    async def add(self, config: SourceConfig, *, by: str, reason: str) -> None:
-        self.stream.add(config)
-
-    async def remove(self, source_id: str, *, by: str, reason: str) -> None:
-        with self._known():
-            self.stream.remove(source_id)
-
-    async def read_now(self, source_id: str) -> None:
-        with self._known():
-            self.stream.read_now(source_id)
-
-    async def refused(self, source_id: str, *, limit: int) -> list[dict[str, Any]]:
-        with self._known():
-            return [asdict(one) for one in self.stream.refused(source_id, limit=limit)]
-
-    @contextmanager
-    def _known(self) -> Iterator[None]:
-        try:
-            yield
-        except UnknownSource as error:
-            raise NotFoundError(str(error)) from error
-
-
-class LocalSchedules:
-    """`serve.parts.ScheduleParts` in one process: whatever waits is run when the runs are asked for."""
-
-    def __init__(self, folder: Path, latch: Latch) -> None:
-        self.outcome = retraining.Outcome("done", "drilled")
-        self.scheduler = retraining.RetrainingScheduler(
-            SchedulesConfig(), path=folder / "schedules.sqlite", latch=latch, runners={"drill": self._work}
-        )
-
-    def _work(self, job: retraining.Job) -> retraining.Outcome:
-        return self.outcome
-
-    async def schedules(self) -> dict[str, Any]:
-        return {"schedules": self.scheduler.book.schedules(), "findings": self.scheduler.findings()}
-
-    async def runs(self, name: str, *, limit: int) -> list[dict[str, Any]]:
-        if (job := self.scheduler.tick()) is not None:
-            self.scheduler.finish(job, self.scheduler.execute(job))
-        try:
-            return [run.to_dict() for run in self.scheduler.book.runs(name, limit=limit)]
-        except UnknownSchedule as problem:
-            raise NotFoundError(str(problem)) from problem
-
-    async def run(self, name: str, *, by: str, reason: str, key: str | None) -> dict[str, Any]:
-        try:
-            return self.scheduler.ask(name, by=by, reason=reason, key=key).to_dict()
-        except UnknownSchedule as problem:
-            raise NotFoundError(str(problem)) from problem
-
-
-class LocalReports:
-    """`serve.report_routes.ReportParts` in one process: two versions; a benchmark is done when it was looked at twice."""
-
-    def __init__(self) -> None:
-        self.running: str | None = None
-        self.num_looks = 0
-        self.benchmarks: dict[str, BenchmarkReport] = {}
-        self.error: str | None = None
-
-    async def report(self, version_id: str) -> dict[str, Any]:
-        self._check(version_id)
-        self.num_looks += self.running == version_id
-        if self.running == version_id and self.num_looks > 2:
-            self.num_looks = 0
-            self.running = None
-            if self.error is None:
-                self.benchmarks[version_id] = self._measured(version_id)
-        found = self.benchmarks.get(version_id)
-        return {
-            "version": version_id,
-            "benchmark": found and found.to_dict(),
-            "triggers": [],
-            "is_running": self.running == version_id,
-            "error": self.error if self.running is None else None,
-        }
-
-    @staticmethod
-    def _measured(version_id: str) -> BenchmarkReport:
-        items = tuple(map(str, range(20)))
-        metric = MetricScores("recall", "share", items, (1.0,) * 20, (), (0.0,) * 20)
-        found = tuple(compare([metric], against="original", confidence=0.95, samples=200))
-        return BenchmarkReport(version_id, None, 1.0, 2.0, 0.95, (metric,), found, None, "", "", "")
-
-    async def page(self, version_id: str) -> str:
-        self._check(version_id)
-        return f"<!doctype html><title>Version {version_id}</title>"
-
-    async def benchmark(self, version_id: str) -> str:
-        self._check(version_id)
-        if self.running is not None:
-            raise ConflictError(f"version {self.running} is being benchmarked; try again when it is done")
-        self.running = version_id
-        return version_id
-
-    def _check(self, version_id: str) -> None:
-        if version_id not in ("ver-base", "ver-new"):
-            raise NotFoundError(f"version {version_id!r} does not exist; GET /v1/versions lists them")
 
 
 class LocalParts:
