@@ -39,6 +39,7 @@ WAITS = 4
 DEFAULT_CONFIG_NAME = "configs/laptop.toml"
 PIPED_WIDTH = 120
 """Columns of a table that goes to a file or a pipe."""
+_SHOWN_CHARS = 100
 
 
 class Failure(RuntimeError):
@@ -162,3 +163,9 @@ def short_path(path: Path) -> str:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
         return str(path)
+
+
+def short(text: str) -> str:
+    """The text in one line of a table."""
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN_CHARS else f"{line[: _SHOWN_CHARS - 3]}..."

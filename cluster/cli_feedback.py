@@ -5,10 +5,9 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli_common import ConfigOption, JsonOption, connect, examples, output, print_json, table, who
+from cluster.cli_common import ConfigOption, JsonOption, connect, examples, output, print_json, short, table, who
 
 PANEL = "The model"
-_SHOWN_CHARS = 100
 
 IdArgument = Annotated[str, typer.Argument(help="Of an answer: the last word of what `autonomous ask` prints.")]
 
@@ -93,7 +92,7 @@ def queue(
     console = output()
     for one in reply["answers"]:  # no table: an id is to be copied whole
         sure = "" if one["confidence"] is None else f"  confidence {one['confidence']:.2f}"
-        for line in (f"{one['response_id']}{sure}", f"  {_short(one['question'])}", f"  -> {_short(one['answer'])}"):
+        for line in (f"{one['response_id']}{sure}", f"  {short(one['question'])}", f"  -> {short(one['answer'])}"):
             console.print(line, markup=False, soft_wrap=True)
     if not reply["answers"]:
         console.print("Nothing waits for a look.")
@@ -143,14 +142,9 @@ def gaps(
     if run_id is not None:
         console.print(f"Learning run {run_id} has begun: autonomous status", markup=False)
     rows = [
-        (task["state"], task["size"], task["kind"], _short(task["question"]), task["note"] or task["suggestion"])
+        (task["state"], task["size"], task["kind"], short(task["question"]), task["note"] or task["suggestion"])
         for task in reply["tasks"]
     ]
     console.print(
         table(None, ("state", "asked", "why", "question", "what to do"), rows) if rows else "No gaps are known."
     )
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _SHOWN_CHARS else f"{line[: _SHOWN_CHARS - 3]}..."

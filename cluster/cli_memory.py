@@ -6,14 +6,21 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.cli_common import ConfigOption, JsonOption, connect, examples, output, print_json, table, who
+from cluster.cli_common import (
+    ByOption,
+    ConfigOption,
+    JsonOption,
+    connect,
+    examples,
+    output,
+    print_json,
+    short,
+    table,
+    who,
+)
 
 PANEL = "The model"
-_SHOWN_CHARS = 100
 
-ByOption = Annotated[
-    str | None, typer.Option("--by", help="Your name in the audit log. Default: the login name.", show_default=False)
-]
 ReasonOption = Annotated[str, typer.Option(help="Why, for the audit log.")]
 
 
@@ -73,7 +80,7 @@ def context(
         return
     console = output()
     rows = [
-        (part["tier"], part["num_tokens"], part["source_id"] or "-", _short(part["text"])) for part in reply["parts"]
+        (part["tier"], part["num_tokens"], part["source_id"] or "-", short(part["text"])) for part in reply["parts"]
     ]
     console.print(table(None, ("tier", "tokens", "source", "text"), rows))
     console.print(f"{reply['num_tokens']} of {reply['budget_tokens']} tokens.")
@@ -118,7 +125,7 @@ def waiting(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(reply)
         return
-    rows = [(one["id"], one["source_id"], _short(one["text"])) for one in reply["episodes"]]
+    rows = [(one["id"], one["source_id"], short(one["text"])) for one in reply["episodes"]]
     output().print(table(None, ("id", "source", "text"), rows) if rows else "Nothing waits.")
 
 
@@ -185,7 +192,7 @@ def alarms(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         print_json(reply)
         return
     rows = [
-        (one["source_id"], f"{one['num_contradicting']} of {one['num_facts']}", _short(" ".join(one["examples"])))
+        (one["source_id"], f"{one['num_contradicting']} of {one['num_facts']}", short(" ".join(one["examples"])))
         for one in reply["alarms"]
     ]
     output().print(table(None, ("source", "facts", "for instance"), rows) if rows else "No source raises an alarm.")
@@ -249,11 +256,6 @@ def undo(
         print_json(reply)
     else:
         output().print(f"Run {run} is {reply['state']}.", markup=False)
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _SHOWN_CHARS else f"{line[: _SHOWN_CHARS - 3]}..."
 
 
 def _day(seconds: float) -> str:

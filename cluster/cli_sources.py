@@ -6,13 +6,21 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.cli_common import ConfigOption, JsonOption, connect, examples, output, print_json, size_text, table, who
+from cluster.cli_common import (
+    ByOption,
+    ConfigOption,
+    JsonOption,
+    connect,
+    examples,
+    output,
+    print_json,
+    size_text,
+    table,
+    who,
+)
 
 PANEL = "The model"
 
-ByOption = Annotated[
-    str | None, typer.Option("--by", help="Your name in the audit log. Default: the login name.", show_default=False)
-]
 SourceArgument = Annotated[str, typer.Argument(help="From: autonomous sources list")]
 
 
