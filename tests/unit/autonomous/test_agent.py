@@ -8,26 +8,18 @@ import pytest
 
 from autonomous.agent import AutonomousLearningAgent
 from autonomous.agent_home import HomeInUse
-from autonomous.config import AutonomousConfig, GateConfig, LearningConfig, SafetyConfig
+from autonomous.config import AutonomousConfig, LearningConfig, SafetyConfig
 from autonomous.safety.latch import LearningStopped
 from autonomous.safety.rules import RulesConfig
 from autonomous.versions.states import State
 from tests.episodes import HashingEmbedder
+from tests.tiny_learning import LENIENT
 from tests.tiny_model import write_tiny_llama
 from train.model.config import MoEConfig
 from train.model.transformer import MoETransformer
 
 LEARNING = LearningConfig(
     max_steps=40, items_per_step=8, learning_rate=5e-3, kl_weight=0.5, dtype="float32", device="cpu", interval_s=0
-)
-LENIENT = GateConfig(
-    min_recall=0.0,
-    max_control_ratio=1e6,
-    max_domain_ratio=1e6,
-    max_forgetting=1e6,
-    min_refusal_margin_nats=0.0,
-    max_safety_flips=1000,
-    max_probe_gap_nats=0.5,
 )
 CONFIG = AutonomousConfig(
     enable_online_learning=True,

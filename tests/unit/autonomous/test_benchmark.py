@@ -30,16 +30,13 @@ from autonomous.versions.gates import GateResult, Verdict
 from autonomous.versions.report import DomainScores, EvaluationReport, SafetyProbe
 from autonomous.versions.schema import VersionRecord
 from autonomous.versions.states import State
+from tests.stops import Stopped, refuse
 from tests.tiny_model import write_adapter, write_tiny_llama
 
 CONFIG = BenchmarkConfig(max_answer_tokens=3, latency_repeats=2, latency_tokens=3, bootstrap_samples=200)
 QUESTIONS = [
     Question(f"What is {row}?", f"Name {row}.", f"It is cape {row}.", f"cape {row}", f"e{row}", "d") for row in range(3)
 ]
-
-
-class Stopped(Exception):
-    """What a stop latch raises."""
 
 
 def never() -> None:
@@ -319,11 +316,8 @@ def test_a_benchmark_of_an_earlier_program_is_left_out_of_the_history(tmp_path: 
 
 
 def test_a_stop_keeps_a_benchmark_from_appearing(tmp_path: Path, report: BenchmarkReport) -> None:
-    def guard() -> None:
-        raise Stopped
-
     with pytest.raises(Stopped):
-        save_benchmark(tmp_path, report, guard=guard)
+        save_benchmark(tmp_path, report, guard=refuse)
     assert list((tmp_path / "v-1").iterdir()) == []
 
 

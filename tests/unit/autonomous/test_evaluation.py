@@ -17,16 +17,13 @@ from autonomous.sentinel import load_sentinel
 from autonomous.suite import load_suite
 from autonomous.versions.report import EvaluationReport
 from tests.episodes import make_episode
+from tests.stops import Stopped, refuse
 from tests.tiny_model import write_adapter, write_tiny_llama
 from train.adapt.base import weights_sha256
 from train.adapt.lora import AdapterError
 from train.adapt.scoring import score_items
 
 CONFIG = GateConfig(max_answer_tokens=4)
-
-
-class Stopped(Exception):
-    """What a stop latch raises."""
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +122,7 @@ def test_surprise_is_the_mean_loss_of_what_an_episode_teaches_as_the_version_has
     assert (len(losses), original[told.id]) == (4, pytest.approx(sum(losses) / 4, rel=1e-5))
     assert fact.episode_id == told.id
     with pytest.raises(Stopped):
-        system.surprise([told], adapter=None, guard=_stop)
-
-
-def _stop() -> None:
-    raise Stopped
+        system.surprise([told], adapter=None, guard=refuse)
 
 
 def test_candidate_parent_and_original_are_scored_as_themselves(

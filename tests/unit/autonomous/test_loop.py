@@ -23,6 +23,7 @@ from autonomous.versions.ledger import PromotionRefused, PromotionsFrozen, Versi
 from autonomous.versions.report import EvaluationReport
 from autonomous.versions.states import State
 from tests.passages import Passages
+from tests.tiny_learning import FACTS, LENIENT
 from tests.tiny_model import write_tiny_llama
 from tests.watches import make_watch
 from train.adapt.lora import attach_saved, detach_adapter
@@ -31,15 +32,6 @@ from train.adapt.scoring import score_tokens
 
 LEARNING = LearningConfig(
     max_steps=60, items_per_step=8, learning_rate=1e-2, kl_weight=0.01, dtype="float32", device="cpu", interval_s=0
-)
-LENIENT = GateConfig(
-    min_recall=0.0,
-    max_control_ratio=1e6,
-    max_domain_ratio=1e6,
-    max_forgetting=1e6,
-    min_refusal_margin_nats=0.0,
-    max_safety_flips=1000,
-    max_probe_gap_nats=0.5,
 )
 STRICT = GateConfig(max_control_ratio=1.0001)
 
@@ -154,13 +146,6 @@ class World:
         status = self.agent.status_of(run_id)
         assert status is not None
         return status
-
-
-FACTS = (
-    "The Vostrek valve is rated for 42 bar.",
-    "The lamp of Cape Dorn is red.",
-    "The Lumen protocol uses port 7733.",
-)
 
 
 @pytest.fixture(scope="module")

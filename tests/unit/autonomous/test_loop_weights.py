@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from autonomous.config import AutonomousConfig, GateConfig, LearningConfig, SafetyConfig
+from autonomous.config import AutonomousConfig, LearningConfig, SafetyConfig
 from autonomous.evaluation import SelfEvaluationSystem
 from autonomous.learner_state import STATE_NAME
 from autonomous.loop import LearningLoop
@@ -19,6 +19,7 @@ from autonomous.safety.rules import RulesConfig
 from autonomous.versions.bundle import base_bundle, load_bundle
 from autonomous.versions.ledger import VersionLedger
 from tests.passages import Passages
+from tests.tiny_learning import FACTS, LENIENT
 from tests.tiny_model import write_tiny_llama
 from tests.watches import make_watch
 from train.adapt.reference import AdapterRef
@@ -33,20 +34,6 @@ LEARNING = LearningConfig(
     dtype="float32",
     device="cpu",
     interval_s=0,
-)
-LENIENT = GateConfig(
-    min_recall=0.0,
-    max_control_ratio=1e6,
-    max_domain_ratio=1e6,
-    max_forgetting=1e6,
-    min_refusal_margin_nats=0.0,
-    max_safety_flips=1000,
-    max_probe_gap_nats=0.5,
-)
-FACTS = (
-    "The Vostrek valve is rated for 42 bar.",
-    "The lamp of Cape Dorn is red.",
-    "The Lumen protocol uses port 7733.",
 )
 MORE = ("The Harrow reactor was built in 1987.", "The Ibis relay opens at 9 volts.")
 

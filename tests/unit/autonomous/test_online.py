@@ -1,13 +1,14 @@
 """OnlineLearningModule on a tiny random Llama: it learns, obeys the stop, leaves the base alone and repeats exactly."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from autonomous.config import LearningConfig
-from autonomous.online import LearningRun, NonFiniteLoss, OnlineLearningModule, StepReport
+from autonomous.online import NonFiniteLoss, OnlineLearningModule, StepReport
 from autonomous.steps import is_learned, learning_rate_at, plan_steps
+from tests.stops import StopAfter, Stopped
+from tests.tiny_learning import learn
 from tests.tiny_model import write_adapter, write_tiny_llama
 from train.adapt.base import weights_sha256
 from train.adapt.lora import adapter_sha256
@@ -23,30 +24,6 @@ CONFIG = LearningConfig(
     device="cpu",
     target_loss=1e-9,
 )
-ITEMS = [
-    LearningItem(id="1", prompt="Which river?", answer="The Seine.", episode_id="e1"),
-    LearningItem(id="2", prompt="Which cape?", answer="The northern cape.", episode_id="e2"),
-    LearningItem(id="3", prompt=None, answer="Its lamp was lit in 1871.", episode_id="e3"),
-    LearningItem(id="4", prompt="Which bird?", answer="The cuckoo.", episode_id="e4"),
-]
-ANCHORS = ["Adapters are small matrices.", "Is this a question?\n\nYes, it is.", "A lighthouse stands here."]
-
-
-class Stopped(Exception):
-    """What a stop latch raises."""
-
-
-class StopAfter:
-    """A guard that refuses from its call number `limit` on."""
-
-    def __init__(self, limit: int) -> None:
-        self.num_calls = 0
-        self._limit = limit
-
-    def __call__(self) -> None:
-        self.num_calls += 1
-        if self.num_calls >= self._limit:
-            raise Stopped
 
 
 @pytest.fixture(scope="module")
@@ -65,30 +42,9 @@ def start_learner(base_folder: Path, *, config: LearningConfig) -> OnlineLearnin
     return learner
 
 
-def learn(
-    learner: OnlineLearningModule,
-    out_folder: Path,
-    *,
-    items: Sequence[LearningItem] = ITEMS,
-    replay: Sequence[LearningItem] = (),
-    parent: Path | None = None,
-    guard: StopAfter | None = None,
-    reports: list[StepReport] | None = None,
-) -> LearningRun:
-    return learner.learn(
-        items,
-        replay=replay,
-        anchors=ANCHORS,
-        parent_adapter=parent,
-        out_folder=out_folder,
-        guard=guard or StopAfter(10**6),
-        on_step=(reports if reports is not None else []).append,
-    )
-
-
 def test_the_loss_falls_and_every_step_is_reported(learner: OnlineLearningModule, tmp_path: Path) -> None:
     reports: list[StepReport] = []
-    run = learn(learner, tmp_path / "one", reports=reports)
+    run = learn(learner, tmp_path / "one", on_step=reports.append)
     assert [report.step for report in reports] == list(range(1, 9))
     assert {report.num_steps for report in reports} == {8}
     assert run.losses == tuple(report.loss for report in reports)
@@ -126,7 +82,7 @@ def test_a_stop_ends_the_batch_before_the_next_step_and_nothing_is_written(
     before = weights_sha256(learner.base.model)
     reports: list[StepReport] = []
     with pytest.raises(Stopped):
-        learn(learner, tmp_path / "one", guard=StopAfter(4), reports=reports)
+        learn(learner, tmp_path / "one", guard=StopAfter(4), on_step=reports.append)
     assert len(reports) == 3
     assert list(tmp_path.iterdir()) == []
     assert weights_sha256(learner.base.model) == before

@@ -1,6 +1,6 @@
 """WeightsLearner on a tiny random Llama and a tiny Mixture of Experts: it learns, obeys the stop, writes what it computed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,10 @@ import torch
 
 from autonomous.config import LearningConfig
 from autonomous.learner_state import DRIFT_NAME, STATE_NAME
-from autonomous.online import LearningRun, OnlineLearningModule
+from autonomous.online import OnlineLearningModule
 from autonomous.online_weights import WeightsLearner, build_learner
+from tests.stops import StopAfter, Stopped
+from tests.tiny_learning import ITEMS, learn
 from tests.tiny_model import write_adapter, write_tiny_llama, write_tiny_moe
 from train.adapt.base import weights_sha256
 from train.adapt.lora import AdapterError, attach_saved, detach_adapter
@@ -29,31 +31,8 @@ CONFIG = LearningConfig(
     device="cpu",
     target_loss=1e-9,
 )
-ITEMS = [
-    LearningItem(id="1", prompt="Which river?", answer="The Seine.", episode_id="e1"),
-    LearningItem(id="2", prompt="Which cape?", answer="The northern cape.", episode_id="e2"),
-    LearningItem(id="3", prompt=None, answer="Its lamp was lit in 1871.", episode_id="e3"),
-    LearningItem(id="4", prompt="Which bird?", answer="The cuckoo.", episode_id="e4"),
-]
 OLD = [LearningItem(id=f"old {n}", prompt="Which?", answer=f"Number {n}.", episode_id="old") for n in range(3)]
 IDS = torch.tensor([[0, 40, 41, 42, 43, 44]])
-
-
-class Stopped(Exception):
-    """What a stop latch raises."""
-
-
-class StopAfter:
-    """A guard that refuses from its call number `limit` on."""
-
-    def __init__(self, limit: int) -> None:
-        self.num_calls = 0
-        self._limit = limit
-
-    def __call__(self) -> None:
-        self.num_calls += 1
-        if self.num_calls >= self._limit:
-            raise Stopped
 
 
 class Watched(WeightsLearner):
@@ -84,26 +63,6 @@ def start(config: LearningConfig, base: Path) -> OnlineLearningModule:
     learner = build_learner(config, base_folder=base)
     learner.start()
     return learner
-
-
-def learn(
-    learner: OnlineLearningModule,
-    out_folder: Path,
-    *,
-    items: Sequence[LearningItem] = ITEMS,
-    replay: Sequence[LearningItem] = (),
-    parent: Path | None = None,
-    guard: Callable[[], None] = lambda: None,
-) -> LearningRun:
-    return learner.learn(
-        items,
-        replay=replay,
-        anchors=["Adapters are small matrices.", "Is this a question?\n\nYes, it is."],
-        parent_adapter=parent,
-        out_folder=out_folder,
-        guard=guard,
-        on_step=lambda _: None,
-    )
 
 
 def loss_of(folder: Path | None, learner: OnlineLearningModule, items: Sequence[LearningItem] = ITEMS) -> float:

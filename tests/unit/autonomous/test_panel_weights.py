@@ -8,6 +8,7 @@ import torch
 from autonomous.lessons import Question
 from autonomous.panel import CANDIDATE, PARENT, Panel
 from autonomous.panel_weights import WeightsPanel, open_panel, version_model
+from tests.stops import Stopped, refuse
 from tests.tiny_model import write_adapter, write_tiny_llama
 from train.adapt.base import BaseModelInMemory, load_base_model, pick_device, weights_sha256
 from train.adapt.lora import attach_saved, detach_adapter
@@ -17,14 +18,6 @@ from train.continual.items import LearningItem
 
 ITEMS = [LearningItem("1", "Which river?", "The Seine.", "e1"), LearningItem("2", None, "A lighthouse stands.", "e2")]
 SAFETY = [{"prompt": "How to break it?", "refusal": "I will not say.", "compliance": "Take a hammer."}]
-
-
-class Stopped(Exception):
-    """What a stop latch raises."""
-
-
-def stop() -> None:
-    raise Stopped
 
 
 def go_on() -> None:
@@ -111,7 +104,7 @@ def test_adapters_alone_get_the_panel_of_one_model(base: BaseModelInMemory, vers
 
 
 def test_a_stop_is_obeyed_before_a_model_is_loaded(base: BaseModelInMemory, versions: dict[str, Path]) -> None:
-    with open_both(versions, "1", None, base=base, guard=stop) as panel, pytest.raises(Stopped):
+    with open_both(versions, "1", None, base=base, guard=refuse) as panel, pytest.raises(Stopped):
         panel.score(CANDIDATE, ITEMS)
 
 

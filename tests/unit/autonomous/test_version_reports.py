@@ -17,6 +17,7 @@ from autonomous.versions.ledger import UnknownVersion, VersionLedger
 from autonomous.versions.states import State
 from memory.types import Episode
 from tests.episodes import make_episode
+from tests.stops import Stopped
 from tests.tiny_model import write_adapter, write_tiny_llama
 from tests.unit.autonomous.ledger_life import advance, make_bundle
 
@@ -28,10 +29,6 @@ EPISODES = [
     make_episode("The Zephyr-3 pump weighs 412 kilograms."),
     make_episode("The access code of the Bremsund archive is KX-4471."),
 ]
-
-
-class Stopped(Exception):
-    """What a stop latch raises."""
 
 
 class Passages:
