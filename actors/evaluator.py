@@ -1,9 +1,7 @@
 """The evaluator actor: judges candidates in a process of its own, with texts that the learner never sees."""
 
-import logging
-import threading
-import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +16,14 @@ from autonomous.evaluation import SelfEvaluationSystem
 from autonomous.lessons import Question
 from autonomous.local_evaluator import LocalEvaluator
 from autonomous.permits import Permits
-from autonomous.safety.latch import Latch, LearningStopped
+from autonomous.safety.latch import Latch
 from autonomous.safety.processes import register
 from autonomous.sentinel import load_secret
 from autonomous.triggers import Trigger
-from autonomous.version_reports import AlreadyBenchmarking, VersionReports
-from autonomous.versions.ledger import LedgerNotReady, VersionLedger
+from autonomous.version_reports import VersionReports
+from autonomous.versions.ledger import VersionLedger
 from autonomous.versions.report import EvaluationReport
 from memory.types import Episode
-
-logger = logging.getLogger(__name__)
 
 
 class EvaluatorShell(Shell):
@@ -50,9 +46,6 @@ class EvaluatorShell(Shell):
             on_trigger=_ask_for_retraining,
         )
         register(latch.parent, role="evaluator", within="learner")
-        if config.benchmark.interval_s > 0:
-            schedule = (config.benchmark.interval_s,)
-            threading.Thread(target=self._benchmark_on_schedule, args=schedule, name="schedule", daemon=True).start()
 
     @ray.method
     def warm_up(self) -> None:
@@ -84,7 +77,14 @@ class EvaluatorShell(Shell):
 
         Raises LearningStopped, UnknownVersion, AlreadyBenchmarking.
         """
-        return self._start_benchmark(version_id)
+        guard = self._permits.guard("evaluation")
+        self._system.start()
+        return self._reports.start(version_id, guard=guard)
+
+    @ray.method(concurrency_group="read")
+    def has_benchmark(self, version_id: str) -> bool:
+        """Whether a version was benchmarked. Raises UnknownVersion."""
+        return self._reports.has_benchmark(version_id)
 
     @ray.method(concurrency_group="read")
     def version_report(self, version_id: str) -> dict[str, Any]:
@@ -96,25 +96,10 @@ class EvaluatorShell(Shell):
         """The same as an HTML page. Raises UnknownVersion."""
         return self._reports.page(version_id)
 
-    def _start_benchmark(self, version_id: str) -> str:
-        guard = self._permits.guard("evaluation")
-        self._system.start()
-        return self._reports.start(version_id, guard=guard)
-
-    def _benchmark_on_schedule(self, interval_s: float) -> None:
-        while True:
-            time.sleep(interval_s)
-            try:
-                if (version := self._reports.due()) is not None:
-                    logger.info("scheduled benchmark of %s", self._start_benchmark(version))
-            except (AlreadyBenchmarking, LearningStopped, LedgerNotReady) as error:
-                logger.info("no scheduled benchmark: %s", error)
-            except Exception:  # the thread must live: the next interval tries again
-                logger.exception("scheduled benchmark could not start")
-
 
 def _ask_for_retraining(trigger: Trigger) -> None:
     """The agent's scheduler brings together what comes close together. Raises LearningStopped."""
-    key = f"{trigger.version}/{trigger.metric}/{trigger.kind}"
-    evidence = {name: getattr(trigger, name) for name in trigger.__slots__}
-    ray.get(actor("agent").trigger_schedule.remote("retrain", "agent:benchmark", trigger.reason, evidence, key))
+    asked = actor("agent").trigger_schedule.remote(
+        "retrain", "agent:benchmark", trigger.reason, asdict(trigger), trigger.key
+    )
+    ray.get(asked)

@@ -5,6 +5,7 @@ from typing import Any
 import ray
 
 from actors.calls import actor
+from autonomous.benchmark_job import benchmark_job
 from autonomous.jobs import JobKind
 from autonomous.learn_until_done import LearnUntilDone
 from autonomous.loop import LearningLoop
@@ -17,7 +18,8 @@ def build_runners(agent: LearningLoop, drill: RollbackDrill) -> dict[JobKind, Ru
     learn = LearnUntilDone(agent)
     retrain = select_before(select_for_labelling, learn)
     runners: dict[JobKind, RunJob] = {"learn": learn, "retrain": retrain, "drill": drill.run_job}
-    return {**runners, "consolidate": consolidate, "evaluate": lambda job: evaluate(job, agent)}
+    evaluate = benchmark_job(agent.ledger, has_benchmark=has_benchmark, benchmark=begin_benchmark)
+    return {**runners, "consolidate": consolidate, "evaluate": evaluate}
 
 
 def select_for_labelling(budget: int) -> list[dict[str, Any]]:
@@ -26,14 +28,15 @@ def select_for_labelling(budget: int) -> list[dict[str, Any]]:
     return queue
 
 
-def evaluate(job: Job, agent: LearningLoop) -> Outcome:
-    """Begin the benchmark of what serves. Its report, and what it asks to be learned again, come when it is done."""
-    job.check()
-    v2 = agent.ledger.pointers().v2
-    if agent.adapter_of(v2) is None:
-        return Outcome("nothing", "the frozen original serves: it is what versions are compared with", ())
-    ray.get(actor("evaluator").benchmark.remote(v2))
-    return Outcome("done", f"the benchmark of {v2} has begun", (v2,))
+def has_benchmark(version: str) -> bool:
+    """Whether the evaluator has benchmarked a version."""
+    return bool(ray.get(actor("evaluator").has_benchmark.remote(version)))
+
+
+def begin_benchmark(job: Job, version: str) -> str:
+    """Have the evaluator begin. Its report, and what it asks to be learned again, come when it is done."""
+    ray.get(actor("evaluator").benchmark.remote(version))
+    return f"the benchmark of {version} has begun"
 
 
 def consolidate(job: Job) -> Outcome:

@@ -3,9 +3,12 @@
 import fcntl
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
+from autonomous.benchmark import Benchmark
+from autonomous.benchmark_job import benchmark_job
 from autonomous.code import code_sha256
 from autonomous.config import AutonomousConfig
 from autonomous.cycle_watch import CycleWatch, open_budget
@@ -19,10 +22,12 @@ from autonomous.local_memory import LocalMemory
 from autonomous.loop import LearningLoop
 from autonomous.permits import Permits
 from autonomous.ports import AgentParts
-from autonomous.retraining import RetrainingScheduler
+from autonomous.retraining import Job, RetrainingScheduler
 from autonomous.safety.latch import Latch
 from autonomous.safety.monitor import SafetyMonitor
 from autonomous.sentinel import load_secret
+from autonomous.triggers import Trigger
+from autonomous.version_reports import VersionReports
 from autonomous.versions.bundle import base_bundle
 from autonomous.versions.drill import RollbackDrill
 from autonomous.versions.ledger import VersionLedger
@@ -88,11 +93,10 @@ class AgentHome:
             second_person_within_s=config.safety.second_person_within_s,
         )
         self.engine = LocalEngine(base_folder, config=config.learning)
-        permits = Permits(self.latch, ending=ending)
+        self._permits = Permits(self.latch, ending=ending)
         secret = load_secret(home / "safety" / "evaluation-secret")
-        self._evaluator = LocalEvaluator(
-            SelfEvaluationSystem(config.gates, base_folder=base_folder, secret=secret), permits=permits
-        )
+        system = SelfEvaluationSystem(config.gates, base_folder=base_folder, secret=secret)
+        self._evaluator = LocalEvaluator(system, permits=self._permits)
         self.memory = LocalMemory(
             home / "memory",
             latch=self.latch,
@@ -110,7 +114,9 @@ class AgentHome:
             config,
             parts=AgentParts(
                 memory=self.memory,
-                learner=LocalLearner(config.learning, base_folder=base_folder, permits=permits, monitor=self.monitor),
+                learner=LocalLearner(
+                    config.learning, base_folder=base_folder, permits=self._permits, monitor=self.monitor
+                ),
                 evaluator=self._evaluator,
                 engine=self.engine,
             ),
@@ -121,13 +127,28 @@ class AgentHome:
             base=base_bundle(base_folder, code_sha256=code_sha256()),
             clock=clock,
         )
+        self._reports = VersionReports(
+            config,
+            ledger=self.ledger,
+            memory=self.memory,
+            benchmark=Benchmark(config.benchmark, system=system),
+            folder=home / "reports",
+            on_trigger=self._learn_again,
+        )
         learn = LearnUntilDone(self.loop)
         drill = RollbackDrill(self.ledger, path=ledger_path, engine=self.engine, gates=config.gates)
         self.scheduler = RetrainingScheduler(
             config.all_schedules(),
             path=home / "schedules.sqlite",
             latch=self.latch,
-            runners={"learn": learn, "retrain": learn, "drill": drill.run_job},
+            runners={
+                "learn": learn,
+                "retrain": learn,
+                "drill": drill.run_job,
+                "evaluate": benchmark_job(
+                    self.ledger, has_benchmark=self._reports.has_benchmark, benchmark=self._benchmark
+                ),
+            },
             clock=clock,
         )
 
@@ -138,6 +159,22 @@ class AgentHome:
         self.memory.close()
         self._budget.close()
         self.ledger.close()
+
+    def _benchmark(self, job: Job, version: str) -> str:
+        permitted = self._permits.guard("evaluation")
+
+        def guard() -> None:
+            job.check()
+            permitted()
+
+        self._evaluator.prepare()
+        self._reports.run(version, guard=guard)
+        return f"version {version} has its benchmark"
+
+    def _learn_again(self, trigger: Trigger) -> None:
+        self.scheduler.trigger(
+            "retrain", by="agent:benchmark", reason=trigger.reason, evidence=asdict(trigger), key=trigger.key
+        )
 
     def _surprise(self, episodes: Sequence[Episode]) -> Mapping[str, float]:
         adapter = self.loop.adapter_of(self.ledger.pointers().v2)

@@ -10,9 +10,6 @@ class BenchmarkConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    interval_s: float = Field(86_400.0, ge=0)
-    """So often V2 is asked, if it has no benchmark yet, seconds; 0: only on demand. Daily, as consolidation: a run takes some
-    five minutes of one core, while batches are learned on the others."""
     max_questions: int = Field(48, ge=0)
     """Questions on what the version's line has learned, newest first."""
     max_answer_tokens: int = Field(64, gt=0)

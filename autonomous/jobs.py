@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from autonomous.schedule import Schedule, missed
 
 JobKind = Literal["learn", "retrain", "evaluate", "drill", "consolidate"]
-"""learn: one learning cycle. retrain: cycles until nothing is left or the budget is used. evaluate: benchmarks.
+"""learn: one learning cycle. retrain: cycles until nothing is left or the budget is used. evaluate: the benchmark of V2.
 drill: whether a rollback would work. consolidate: the memory.
 """
 JOB_KINDS: tuple[JobKind, ...] = get_args(JobKind)
@@ -49,7 +49,7 @@ class ScheduledJob(BaseModel):
 DEFAULT_JOBS: dict[str, ScheduledJob] = {
     "learn": ScheduledJob(kind="learn"),
     "retrain": ScheduledJob(kind="retrain"),
-    "evaluate": ScheduledJob(kind="evaluate"),
+    "evaluate": ScheduledJob(kind="evaluate", schedule=Schedule(kind="daily", at=time(3))),
     "drill": ScheduledJob(kind="drill", schedule=Schedule(kind="weekly", weekday="sunday", at=time(4))),
     "consolidate": ScheduledJob(kind="consolidate"),
 }
@@ -61,7 +61,8 @@ class SchedulesConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     jobs: dict[str, ScheduledJob] = Field(default_factory=dict, validate_default=True)
-    """By name: learn, retrain, evaluate, drill (weekly) and consolidate on demand, and what is added."""
+    """By name: evaluate (daily, some five minutes of one core where V2 has no benchmark yet), drill (weekly), learn, retrain
+    and consolidate on demand, and what is added."""
     poll_s: float = Field(1.0, gt=0)
     """How often it is looked whether something is due."""
     settle_s: float = Field(60.0, ge=0)

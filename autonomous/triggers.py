@@ -54,6 +54,11 @@ class Trigger:
     """Adjusted by Holm's method over the metrics that this rule looked at."""
     reason: str
 
+    @property
+    def key(self) -> str:
+        """The same trigger has the same key."""
+        return f"{self.version}/{self.metric}/{self.kind}"
+
 
 def decide_triggers(history: Sequence[BenchmarkReport], config: TriggerConfig) -> list[Trigger]:
     """What the newest report shows against those before it. Without a report nothing is triggered."""

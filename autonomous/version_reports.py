@@ -6,6 +6,7 @@ In: version ids. Out: what is known of a version as JSON and as a page; a benchm
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class VersionReports:
         folder: Path,
         on_trigger: Callable[[Trigger], None] = lambda _: None,
     ) -> None:
-        """`on_trigger` is told what a benchmark that was begun by `start` found to be learned again."""
+        """`on_trigger` is told what a benchmark found to be learned again."""
         self._config = config
         self._on_trigger = on_trigger
         self._ledger = ledger
@@ -53,12 +54,9 @@ class VersionReports:
         self._errors: dict[str, str] = {}
         """Of the last run of a version that failed; bounded by the versions that were asked for since the start."""
 
-    def due(self) -> str | None:
-        """V2, if it has an adapter and no benchmark yet."""
-        record = self._ledger.get(self._ledger.pointers().v2)
-        if record.adapter_number is None or load_benchmark(self._folder, record.name) is not None:
-            return None
-        return record.name
+    def has_benchmark(self, version_id: str) -> bool:
+        """Whether a version was benchmarked. Raises UnknownVersion."""
+        return load_benchmark(self._folder, self._ledger.get(version_id).name) is not None
 
     def start(self, version_id: str, *, guard: Guard) -> str:
         """Begin a benchmark; returns the version's id at once. Raises UnknownVersion, AlreadyBenchmarking, and ValueError for
@@ -78,7 +76,10 @@ class VersionReports:
         return record.name
 
     def run(self, version_id: str, *, guard: Guard) -> BenchmarkReport:
-        """Ask everything of a version, keep the report and write its page. Raises what the guard raises, AdapterError."""
+        """Ask everything of a version, keep the report, write its page, and tell what is to be learned again.
+
+        Raises what the guard raises, AdapterError.
+        """
         record, v2 = self._ledger.get(version_id), self._ledger.get(self._ledger.pointers().v2)
         is_other = v2.adapter_number is not None and v2.name != record.name
         report = self._benchmark.run(
@@ -91,6 +92,8 @@ class VersionReports:
         )
         save_benchmark(self._folder, report, guard=guard)
         self.page(record.name)
+        for trigger in self.triggers():
+            self._on_trigger(trigger)
         return report
 
     def summary(self, version_id: str) -> dict[str, Any]:
@@ -103,7 +106,7 @@ class VersionReports:
             "gates": [gate.to_dict() for gate in record.gates],
             "report": record.report,
             "benchmark": benchmark and benchmark.to_dict(),
-            "triggers": [{name: getattr(trigger, name) for name in trigger.__slots__} for trigger in triggers],
+            "triggers": [asdict(trigger) for trigger in triggers],
             "is_running": self._running == record.name,
             "error": self._errors.get(record.name),
         }
@@ -121,8 +124,6 @@ class VersionReports:
     def _run(self, record: VersionRecord, guard: Guard) -> None:
         try:
             self.run(record.name, guard=guard)
-            for trigger in self.triggers():
-                self._on_trigger(trigger)
         except Exception as error:  # a run's failure is its result
             logger.exception("benchmark of %s failed", record.name)
             self._errors[record.name] = f"{type(error).__name__}: {error}"

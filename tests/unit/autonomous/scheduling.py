@@ -13,6 +13,7 @@ from tests.clock import Clock
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC).timestamp()
 """A Monday."""
 HOUR, DAY = 3600.0, 86_400.0
+ON_DEMAND = {"schedule": {"kind": "manual"}}
 HOURLY = {"learn": {"schedule": {"kind": "hourly"}}}
 
 
@@ -25,7 +26,7 @@ class Desk:
         self.clock = Clock(NOON)
         self.monotonic = Clock(1000.0)
         self.config = SchedulesConfig.model_validate(
-            {"jobs": {"drill": {"schedule": {"kind": "manual"}}, **jobs}, **settings}
+            {"jobs": {"drill": ON_DEMAND, "evaluate": ON_DEMAND, **jobs}, **settings}
         )
         self.done: list[Job] = []
         self.runners: dict[Any, RunJob] = dict.fromkeys(("learn", "retrain", "drill"), self.work)

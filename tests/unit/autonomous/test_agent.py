@@ -8,13 +8,17 @@ import pytest
 
 from autonomous.agent import AutonomousLearningAgent
 from autonomous.agent_home import HomeInUse
+from autonomous.benchmark_config import BenchmarkConfig
 from autonomous.config import AutonomousConfig, LearningConfig, SafetyConfig
+from autonomous.jobs import SchedulesConfig
+from autonomous.report_store import load_benchmark
 from autonomous.safety.latch import LearningStopped
 from autonomous.safety.rules import RulesConfig
 from autonomous.versions.states import State
 from tests.episodes import HashingEmbedder
 from tests.tiny_learning import LENIENT
 from tests.tiny_model import write_tiny_llama
+from tests.waiting import until
 from train.model.config import MoEConfig
 from train.model.transformer import MoETransformer
 
@@ -89,6 +93,27 @@ async def test_a_document_is_found_at_once_learned_approved_and_kept_over_a_rest
     assert agent.ledger.verify_audit().ok
     await agent.stop()
     await agent.stop()
+
+
+async def test_the_version_that_serves_is_benchmarked_by_itself(base: Path, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(
+        update={
+            "benchmark": BenchmarkConfig(
+                max_questions=2, max_answer_tokens=2, latency_repeats=1, latency_tokens=2, bootstrap_samples=200
+            ),
+            "schedules": SchedulesConfig.model_validate(
+                {"poll_s": 0.05, "settle_s": 0.0, "jobs": {"evaluate": {"schedule": {"kind": "every", "every_s": 1}}}}
+            ),
+        }
+    )
+    async with make_agent(base, tmp_path / "home", config) as agent:
+        await agent.add(DOCUMENTS)
+        version = (await agent.learn()).version
+        assert version is not None
+        await approve(agent, version)
+        reports = tmp_path / "home" / "reports"
+        report = await asyncio.to_thread(until, lambda: load_benchmark(reports, version), timeout_s=60)
+    assert report.metric("loss on questions") is not None
 
 
 async def test_what_a_rolled_back_version_learned_is_not_recalled_until_it_is_released(

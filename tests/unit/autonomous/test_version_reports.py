@@ -8,9 +8,11 @@ import pytest
 
 from autonomous.benchmark import Benchmark
 from autonomous.benchmark_config import BenchmarkConfig
+from autonomous.benchmark_job import benchmark_job
 from autonomous.config import AutonomousConfig, GateConfig
 from autonomous.evaluation import SelfEvaluationSystem
 from autonomous.report_store import load_benchmark
+from autonomous.retraining import Job
 from autonomous.version_reports import AlreadyBenchmarking, VersionReports
 from autonomous.versions.bundle import version_id_of
 from autonomous.versions.ledger import UnknownVersion, VersionLedger
@@ -20,6 +22,7 @@ from tests.episodes import make_episode
 from tests.stops import Stopped
 from tests.tiny_model import write_adapter, write_tiny_llama
 from tests.unit.autonomous.ledger_life import advance, make_bundle
+from tests.unit.autonomous.scheduling import DAY, Desk, outcomes, run_all
 
 CONFIG = AutonomousConfig(
     gates=GateConfig(max_answer_tokens=2),
@@ -94,11 +97,10 @@ def test_a_version_is_compared_with_v2_on_what_its_whole_line_has_learned(
     base: str,
     tmp_path: Path,
 ) -> None:
-    assert reports.due() is None  # the frozen original
     first = promote(ledger, base, tiny[1][0], EPISODES[0])
-    assert reports.due() == first
+    assert not reports.has_benchmark(first)
     wait(reports, first, lambda: reports.start(first, guard=never))
-    assert reports.due() is None
+    assert reports.has_benchmark(first)
     second = promote(ledger, first, tiny[1][1], EPISODES[1])
     alone = load_benchmark(tmp_path, first)
     assert alone is not None
@@ -147,6 +149,36 @@ def test_a_run_that_fails_says_so_and_the_next_may_begin(
             thread.join(timeout=60)
     summary = reports.summary(name)
     assert (summary["is_running"], summary["error"], summary["benchmark"]) == (False, "Stopped: the latch is set", None)
+
+
+def test_the_daily_job_benchmarks_a_v2_that_has_no_benchmark_and_whoever_asks_gets_another(
+    ledger: VersionLedger, base: str, tmp_path: Path
+) -> None:
+    known: set[str] = set()
+    asked: list[str] = []
+
+    def benchmark(job: Job, version: str) -> str:
+        asked.append(version)
+        known.add(version)
+        return "benchmarked"
+
+    desk = Desk(tmp_path, {"evaluate": {"schedule": {"kind": "daily"}}})
+    desk.runners["evaluate"] = benchmark_job(ledger, has_benchmark=known.__contains__, benchmark=benchmark)
+    scheduler = desk.open()
+
+    def next_day() -> str | None:
+        desk.wait(DAY)
+        run_all(scheduler)
+        return outcomes(scheduler, "evaluate")[0][1]
+
+    assert (next_day(), asked) == ("nothing", [])  # the frozen original
+    version = promote(ledger, base, tmp_path / "adapter", EPISODES[0])
+    assert (next_day(), asked) == ("done", [version])
+    assert (next_day(), asked) == ("nothing", [version])
+    scheduler.ask("evaluate", by="ada", reason="once more")
+    run_all(scheduler)
+    assert asked == [version, version]
+    scheduler.close()
 
 
 def test_what_cannot_be_benchmarked_is_refused(reports: VersionReports, base: str) -> None:
