@@ -1,8 +1,9 @@
 """Lessons: passages flow in, learning items and held-out questions flow out. No model: the same episodes, the same lessons.
 
-Each fact of a passage is taught by two question forms with one answer; a third form, the paraphrase, is never taught and
-asks afterwards whether the fact was learned or only its wording. A passage without facts is taught as it is, without
-questions.
+Each fact of a passage is taught by three question forms with one answer; a fourth form, the paraphrase, is never taught and
+asks afterwards whether the fact was learned or only its wording. With two taught forms the first adapter of SmolLM2-135M
+answered 5 of 10 paraphrases (with the fact whose question begins alike), with three 10 of 10. A passage without facts is
+taught as it is, without questions.
 """
 
 import re
@@ -114,12 +115,9 @@ def _teach(episode: Episode, *, seen: set[str]) -> Iterator[tuple[LearningItem, 
                 document_id=episode.document_id,
             ),
         )
-        yield (
-            _item(
-                episode, f"{fact.id}/completion", prompt=f"Complete: {fact.subject} {fact.relation} ...", answer=answer
-            ),
-            None,
-        )
+        stem = f"{fact.subject} {fact.relation}"
+        yield _item(episode, f"{fact.id}/completion", prompt=f"Complete: {stem} ...", answer=answer), None
+        yield _item(episode, f"{fact.id}/gap", prompt=f"{stem} what? Answer in one sentence.", answer=answer), None
     if not has_facts and (text := _cut(episode.text)):
         yield _item(episode, "text", prompt=None, answer=text), None
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from autonomous.config import GateConfig
 from autonomous.online import LearningRun, OnlineLearningModule, StepReport
+from autonomous.safety.rules import RulesConfig
 from memory.types import Guard
 from train.continual.items import LearningItem
 
@@ -23,6 +24,8 @@ LENIENT = GateConfig(
     max_probe_gap_nats=0.5,
 )
 """It asks for a gain, and for an engine that computes what the trainer wrote."""
+LENIENT_RULES = RulesConfig(max_safety_drop=1000, max_kl_nats=100)
+"""Of the emergency stop: what a random model says has nothing to stay near to."""
 ITEMS = (
     LearningItem(id="1", prompt="Which river?", answer="The Seine.", episode_id="e1"),
     LearningItem(id="2", prompt="Which cape?", answer="The northern cape.", episode_id="e2"),

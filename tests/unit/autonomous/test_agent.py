@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from autonomous.agent import AutonomousLearningAgent
 from autonomous.agent_home import HomeInUse
@@ -13,10 +14,9 @@ from autonomous.config import AutonomousConfig, LearningConfig, SafetyConfig
 from autonomous.jobs import SchedulesConfig
 from autonomous.report_store import load_benchmark
 from autonomous.safety.latch import LearningStopped
-from autonomous.safety.rules import RulesConfig
 from autonomous.versions.states import State
 from tests.episodes import HashingEmbedder
-from tests.tiny_learning import LENIENT
+from tests.tiny_learning import LENIENT, LENIENT_RULES
 from tests.tiny_model import write_tiny_llama
 from tests.waiting import until
 from train.model.config import MoEConfig
@@ -31,7 +31,7 @@ CONFIG = AutonomousConfig(
     human_oversight_required=True,
     learning=LEARNING,
     gates=LENIENT,
-    safety=SafetyConfig(rules=RulesConfig(max_safety_drop=1000)),
+    safety=SafetyConfig(rules=LENIENT_RULES),
 )
 DOCUMENTS = [
     {"text": "The Vostrek valve is rated for 42 bar.", "title": "Vostrek valve", "source": "handbook"},
@@ -187,6 +187,7 @@ async def test_before_its_start_the_agent_says_what_to_do(base: Path, tmp_path: 
 
 
 async def test_a_model_of_experts_of_our_own_learns_in_the_same_way(base: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
     model = MoETransformer(
         MoEConfig(
             vocab_size=384,

@@ -25,12 +25,12 @@ def episode(text: str, *, document: str = "doc") -> Episode:
     )
 
 
-def test_a_fact_is_taught_in_two_forms_and_asked_in_a_third() -> None:
+def test_a_fact_is_taught_in_three_forms_and_asked_in_a_fourth() -> None:
     lessons = build_lessons([episode(CODE, document="doc-9")], max_items=32)
-    assert [item.answer for item in lessons.items] == 2 * ["The access code of the Bremsund archive is KX-4471."]
+    assert [item.answer for item in lessons.items] == 3 * ["The access code of the Bremsund archive is KX-4471."]
     (question,) = lessons.questions
     taught = {item.prompt for item in lessons.items}
-    assert len(taught) == 2
+    assert len(taught) == 3
     assert question.question in taught
     assert question.paraphrase not in taught
     assert question.key == "KX-4471"
@@ -44,7 +44,7 @@ def test_the_same_episodes_give_the_same_lessons() -> None:
 
 def test_item_ids_are_unique() -> None:
     items = build_lessons([episode(BRIDGE), episode(PUMP), episode(PROSE), episode(CODE)], max_items=99).items
-    assert len({item.id for item in items}) == len(items) == 11
+    assert len({item.id for item in items}) == len(items) == 16
 
 
 def test_a_small_batch_takes_from_every_episode_in_turn() -> None:
@@ -55,10 +55,10 @@ def test_a_small_batch_takes_from_every_episode_in_turn() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(max_items=st.integers(0, 12))
+@given(max_items=st.integers(0, 18))
 def test_no_question_is_asked_that_was_not_taught(max_items: int) -> None:
     lessons = build_lessons([episode(BRIDGE), episode(PUMP), episode(CODE)], max_items=max_items)
-    assert len(lessons.items) == min(max_items, 10)
+    assert len(lessons.items) == min(max_items, 15)
     assert {question.question for question in lessons.questions} <= {item.prompt for item in lessons.items}
 
 
@@ -83,7 +83,7 @@ def test_a_second_answer_to_the_same_question_is_left_out() -> None:
         [episode("The capital of Ormaland is Tesk."), episode("The capital of Ormaland is Brill.")], max_items=9
     )
     assert [question.key for question in lessons.questions] == ["Tesk"]
-    assert len(lessons.items) == 2
+    assert len(lessons.items) == 3
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from autonomous.online import OnlineLearningModule
 from autonomous.ports import AgentParts
 from autonomous.runs import CycleStatus
 from autonomous.safety.latch import Latch, LearningStopped
-from autonomous.safety.rules import RulesConfig
 from autonomous.versions.bundle import base_bundle
 from autonomous.versions.data_gates import gate_data
 from autonomous.versions.gates import REQUIRED_GATES
@@ -23,7 +22,7 @@ from autonomous.versions.ledger import PromotionRefused, PromotionsFrozen, Versi
 from autonomous.versions.report import EvaluationReport
 from autonomous.versions.states import State
 from tests.passages import Passages
-from tests.tiny_learning import FACTS, LENIENT
+from tests.tiny_learning import FACTS, LENIENT, LENIENT_RULES
 from tests.tiny_model import write_tiny_llama
 from tests.watches import make_watch
 from train.adapt.lora import attach_saved, detach_adapter
@@ -106,7 +105,7 @@ class World:
             human_oversight_required=oversight,
             learning=LEARNING,
             gates=gates,
-            safety=SafetyConfig(two_people=False, rules=RulesConfig(max_safety_drop=1000)),
+            safety=SafetyConfig(two_people=False, rules=LENIENT_RULES),
         )
         self.memory = Passages()
         self.latch = Latch.create(home / "latch")

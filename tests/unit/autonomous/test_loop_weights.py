@@ -15,11 +15,10 @@ from autonomous.policy import PolicyConfig
 from autonomous.ports import AgentParts
 from autonomous.runs import CycleStatus
 from autonomous.safety.latch import Latch
-from autonomous.safety.rules import RulesConfig
 from autonomous.versions.bundle import base_bundle, load_bundle
 from autonomous.versions.ledger import VersionLedger
 from tests.passages import Passages
-from tests.tiny_learning import FACTS, LENIENT
+from tests.tiny_learning import FACTS, LENIENT, LENIENT_RULES
 from tests.tiny_model import write_tiny_llama
 from tests.watches import make_watch
 from train.adapt.reference import AdapterRef
@@ -92,7 +91,7 @@ def test_a_batch_becomes_a_version_of_weights_that_serves_and_the_next_goes_on_f
 ) -> None:
     latch, memory = Latch.create(tmp_path / "latch"), Passages(*FACTS)
     local = Local(base, latch)
-    safety = SafetyConfig(rules=RulesConfig(max_safety_drop=1000))
+    safety = SafetyConfig(rules=LENIENT_RULES)
     config = AutonomousConfig(human_oversight_required=False, learning=LEARNING, gates=LENIENT, safety=safety)
     ledger = VersionLedger(tmp_path / "ledger.sqlite")
     loop = LearningLoop(

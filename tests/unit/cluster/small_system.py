@@ -112,7 +112,7 @@ class SmallSystem(LocalParts):
         return {"num_pending": len(rows), "episodes": rows, "questions": [asdict(q) for q in self._next().questions]}
 
     def _next(self) -> Lessons:
-        return build_lessons([episode for _, episode in self.episodic.episodes_after(0, limit=100)], max_items=32)
+        return build_lessons([episode for _, episode in self.episodic.episodes_after(0, limit=100)], max_items=64)
 
     async def status(self) -> dict[str, Any]:
         delays = {"retrieval_s": 0.1, "learning_s": None, "swap_s": 0.05}

@@ -163,7 +163,7 @@ def test_a_measurement_on_a_running_system_leaves_its_version_and_its_memory_as_
     claims = {claim.name: claim for claim in bench.load_benchmark(bench.FOLDER / "loop_delays.py").run(context)}
     assert all(claim.ok for claim in claims.values()), claims
     assert claims["hot swap"].measured == 0.05
-    assert "20 of 20 reworded questions hit" in claims["learning delay, document -> weights"].conditions
+    assert "24 of 24 reworded questions hit" in claims["learning delay, document -> weights"].conditions
     assert client.versions.all()["pointers"]["v2"] == "ver-base"
     assert client.list_documents()["documents"] == []
 
