@@ -61,3 +61,8 @@ class LearnerShell(Shell):
     def progress(self) -> StepReport | None:
         """The last optimizer step of the batch that runs."""
         return self._learner.progress()
+
+    @ray.method(concurrency_group="control")
+    def num_tokens(self) -> int:
+        """Tokens that the newest batch has trained on so far; 0 after a restart."""
+        return self._learner.num_tokens()

@@ -106,6 +106,14 @@ class RayLearner:
             return None
         return step
 
+    def num_tokens(self) -> int:
+        """See LearnerPort; 0 for a learner that was killed."""
+        try:
+            tokens: int = ray.get(actor("learner").num_tokens.remote(), timeout=2)
+        except (RayError, ActorMissing):
+            return 0
+        return tokens
+
 
 class RayEvaluator:
     """EvaluatorPort over the evaluator actor."""

@@ -255,27 +255,17 @@ class Budget:
 class CycleBudget:
     """Guards learning cycles: what one could use up at most is reserved before it begins."""
 
-    def __init__(self, budget: Budget, *, tokens_per_cycle: int) -> None:
-        """`tokens_per_cycle`: the most that a cycle trains on (`most_tokens`)."""
+    def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self._tokens = tokens_per_cycle
 
-    def begin(self, run_id: str, *, guard: Guard = no_guard) -> None:
-        """Reserve for a run; idempotent. Raises BudgetExceeded, ClockWentBack."""
-        amounts: dict[Kind, float] = {
-            "learning_s": self._budget.config.cycle_s, "training_tokens": float(self._tokens)
-        }  # fmt: skip
+    def begin(self, run_id: str, *, num_tokens: int, guard: Guard = no_guard) -> None:
+        """Reserve for a run that trains on so many tokens at most; idempotent. Raises BudgetExceeded, ClockWentBack."""
+        amounts: dict[Kind, float] = {"learning_s": self._budget.config.cycle_s, "training_tokens": float(num_tokens)}
         self._budget.reserve_all(amounts, run_id, guard=guard)
 
     def end(self, run_id: str, *, seconds: float, num_tokens: int) -> None:
         """Settle a run, however it ended; idempotent. Raises UnknownReservation if it never began."""
         self._budget.settle(run_id, {"learning_s": seconds, "training_tokens": float(num_tokens)})
-
-
-def most_tokens(*, max_steps: int, items_per_step: int, replay_ratio: float, max_item_tokens: int) -> int:
-    """Tokens that a cycle trains on at most: every step full, every item as long as it may be."""
-    per_step = items_per_step + math.ceil(items_per_step * replay_ratio / (1 - replay_ratio))
-    return max_steps * per_step * max_item_tokens
 
 
 class _RollBack(Exception):

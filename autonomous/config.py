@@ -18,6 +18,7 @@ from autonomous.policy import PolicyConfig
 from autonomous.safety.rules import RulesConfig
 from autonomous.sources.config import SourceConfig
 from autonomous.tools.config import KnowledgeConfig
+from train.continual.replay import num_replay
 from train.dtype import TrainingDtype
 
 
@@ -90,6 +91,16 @@ class LearningConfig(BaseModel):
                 "count get lost in 16 bits; set dtype to 'auto' or 'float32'"
             )
         return self
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that one batch trains on at most: every step full, every item and text as long as it may be, with what a
+        drift adds."""
+        drift = self.policy.drift
+        ratio = max(self.replay_ratio, drift.replay_ratio if drift.reaction == "replay" else 0.0)
+        num_anchors = self.kl_texts_per_step if self.kl_weight > 0 else 0
+        per_step = self.items_per_step + num_replay(self.items_per_step, ratio) + num_anchors
+        return self.max_steps * per_step * self.max_item_tokens
 
 
 class GateConfig(BaseModel):
@@ -248,6 +259,17 @@ class AutonomousConfig(BaseModel):
     @model_validator(mode="after")
     def _learning_has_one_schedule(self) -> "AutonomousConfig":
         self.all_schedules()
+        return self
+
+    @model_validator(mode="after")
+    def _a_batch_fits_the_budget(self) -> "AutonomousConfig":
+        most = self.learning.most_tokens
+        for name, limits in (("day", self.budget.day), ("month", self.budget.month)):
+            if limits.training_tokens is not None and 0 < limits.training_tokens < most:
+                raise ValueError(
+                    f"budget.{name}.training_tokens = {limits.training_tokens:g} is less than the {most} that a batch can "
+                    "take, so nothing would ever be learned: raise the limit, or lower learning.max_steps"
+                )
         return self
 
     def all_schedules(self) -> SchedulesConfig:

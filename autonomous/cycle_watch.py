@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from autonomous.budget import Budget, BudgetConfig, BudgetExceeded, CycleBudget, most_tokens
+from autonomous.budget import Budget, BudgetConfig, BudgetExceeded, CycleBudget
 from autonomous.config import AutonomousConfig
 from autonomous.safety.monitor import SafetyMonitor
 from autonomous.safety.rules import AuditSeen, BudgetSeen, DriftSeen, PolicySeen, policy_sha256
@@ -40,21 +40,13 @@ class CycleWatch:
         budget: Budget,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        learning = config.learning
         self._monitor = monitor
         self._ledger = ledger
         self._clock = clock
         self._min_margin = config.gates.min_refusal_margin_nats
         self._thresholds = json.dumps([config.gates.model_dump(mode="json"), config.data.model_dump(mode="json")])
-        self._budget = CycleBudget(
-            budget,
-            tokens_per_cycle=most_tokens(
-                max_steps=learning.max_steps,
-                items_per_step=learning.items_per_step,
-                replay_ratio=learning.replay_ratio,
-                max_item_tokens=learning.max_item_tokens,
-            ),
-        )
+        self._most_tokens = config.learning.most_tokens
+        self._budget = CycleBudget(budget)
         self._look()
 
     def look_before_cycle(self) -> None:
@@ -63,11 +55,14 @@ class CycleWatch:
         self._monitor.observe(AuditSeen("" if report.ok else f"row {report.first_bad_seq}: {report.reason}"))
         self._look()
 
-    def begin(self, *, guard: Guard) -> str:
-        """Reserve what a cycle may use up; returns what `end` needs. Raises BudgetExceeded, ClockWentBack."""
+    def begin(self, *, trains: bool, guard: Guard) -> str:
+        """Reserve what a cycle may use up, which trains or only judges; returns what `end` needs.
+
+        Raises BudgetExceeded, ClockWentBack.
+        """
         attempt = f"cycle-{secrets.token_hex(6)}"
         try:
-            self._budget.begin(attempt, guard=guard)
+            self._budget.begin(attempt, num_tokens=self._most_tokens if trains else 0, guard=guard)
         except BudgetExceeded as error:
             self._monitor.observe(BudgetSeen(str(error)))
             raise

@@ -22,6 +22,7 @@ class LocalLearner:
         self._permits = permits
         self._monitor = monitor
         self._progress: StepReport | None = None
+        self._num_tokens = 0
 
     def learn(
         self,
@@ -33,6 +34,7 @@ class LocalLearner:
         out_folder: Path,
     ) -> LearningRun:
         """See LearnerPort. Raises LearningStopped, NonFiniteLoss: then nothing was written."""
+        self._num_tokens = 0
         guard = self._permits.guard("optimizer step")
         self._module.start()
         try:
@@ -52,6 +54,11 @@ class LocalLearner:
         """See LearnerPort."""
         return self._progress
 
+    def num_tokens(self) -> int:
+        """See LearnerPort."""
+        return self._num_tokens
+
     def _report(self, step: StepReport) -> None:
         self._progress = step
+        self._num_tokens += step.num_tokens
         self._monitor.observe_training(step=step.step, loss=step.loss, grad_norm=step.grad_norm, kl=step.kl)

@@ -183,7 +183,7 @@ class LearningLoop:
                 )
             if undecided := self.ledger.in_states(UNDECIDED_STATES):
                 record = undecided[-1]
-                attempt = self._watch.begin(guard=permit.check)
+                attempt = self._watch.begin(trains=False, guard=permit.check)
                 return self._start(record.run_id or record.name, attempt, self._resume, record, permit)
             batch = self.curriculum.next_batch()
             if len(batch.lessons.questions) < MIN_PAIRS:
@@ -193,7 +193,7 @@ class LearningLoop:
                 )
             parent = self.ledger.pointers().v2
             config = self._config.model_dump(mode="json")
-            attempt = self._watch.begin(guard=permit.check)
+            attempt = self._watch.begin(trains=True, guard=permit.check)
             try:
                 run_id = self.ledger.start_run(parent=parent, config=config, by=by, guard=permit.check)
             except BaseException:
@@ -229,8 +229,8 @@ class LearningLoop:
             self._close_failed(run_id, f"{type(error).__name__}: {error}")
         finally:
             self._board.time(run_id, "total_s", start)
-            num_tokens = self._board[run_id].training.get("num_tokens", 0) if work == self._learn_batch else 0
             with suppress(Exception):  # what was reserved expires by itself
+                num_tokens = self._parts.learner.num_tokens() if work == self._learn_batch else 0
                 self._watch.end(attempt, seconds=self._clock() - start, num_tokens=num_tokens)
             self._busy.release()
 

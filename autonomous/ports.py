@@ -58,7 +58,10 @@ class LearnerPort(Protocol):
         """Train one batch and write the adapter to `out_folder`."""
 
     def progress(self) -> StepReport | None:
-        """The last step."""
+        """The last step of the batch that runs."""
+
+    def num_tokens(self) -> int:
+        """Tokens that the newest batch has trained on so far, however it ended."""
 
 
 class EvaluatorPort(Protocol):

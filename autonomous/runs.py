@@ -8,7 +8,8 @@ from autonomous.versions.gates import GateResult
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One optimizer step. `num_steps` is the most there will be; loss and kl in nats per token, seconds of this step."""
+    """One optimizer step. `num_steps` is the most there will be; loss and kl in nats per token, seconds and tokens of
+    this step."""
 
     step: int
     num_steps: int
@@ -16,6 +17,7 @@ class StepReport:
     kl: float
     grad_norm: float
     seconds: float
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

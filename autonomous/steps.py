@@ -103,6 +103,7 @@ def train_steps(
             kl=metrics.kl,
             grad_norm=metrics.grad_norm,
             seconds=time.monotonic() - step_start,
+            num_tokens=metrics.num_tokens,
         )
         reports.append(report)
         on_step(report)

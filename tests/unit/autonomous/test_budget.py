@@ -20,8 +20,8 @@ from autonomous.budget import (
     ClockWentBack,
     CycleBudget,
     UnknownReservation,
-    most_tokens,
 )
+from autonomous.config import AutonomousConfig, LearningConfig
 from tests.unit.autonomous.ledger_life import quick_folder
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp()
@@ -209,17 +209,29 @@ def test_a_day_in_which_no_cycle_fits_is_refused_with_the_fix() -> None:
 
 
 def test_cycle_reserves_the_most_it_could_use_and_settles_what_it_did(tmp_path: Path, clock: Clock) -> None:
-    tokens = most_tokens(max_steps=24, items_per_step=8, replay_ratio=0.2, max_item_tokens=160)
-    assert tokens == 24 * 10 * 160
+    learning = LearningConfig(
+        max_steps=24, items_per_step=8, replay_ratio=0.2, kl_texts_per_step=2, max_item_tokens=160
+    )
+    tokens = learning.most_tokens
+    assert tokens == 24 * (8 + 5 + 2) * 160  # two fifths are old where the stream drifts
     config = BudgetConfig(day=BudgetLimits(training_tokens=1.5 * tokens), cycle_s=600)
     budget = open_budget(tmp_path, clock, config)
-    cycle = CycleBudget(budget, tokens_per_cycle=tokens)
-    cycle.begin("run 1")
+    cycle = CycleBudget(budget)
+    cycle.begin("run 1", num_tokens=tokens)
     with pytest.raises(BudgetExceeded):
-        cycle.begin("run 2")
+        cycle.begin("run 2", num_tokens=tokens)
     cycle.end("run 1", seconds=31.5, num_tokens=2000)
-    cycle.begin("run 2")
+    cycle.begin("run 2", num_tokens=tokens)
     assert spent(budget, "learning_s")[0] == (31.5, 600)
+
+
+def test_a_budget_in_which_no_batch_fits_is_refused_with_the_fix() -> None:
+    learning = LearningConfig()
+    for span in ("day", "month"):
+        limits = {span: BudgetLimits(training_tokens=learning.most_tokens - 1)}
+        with pytest.raises(ValidationError, match=rf"budget.{span}.training_tokens = .* raise the limit, or lower"):
+            AutonomousConfig(learning=learning, budget=BudgetConfig(**limits))
+    AutonomousConfig(learning=learning, budget=BudgetConfig(day=BudgetLimits(training_tokens=learning.most_tokens)))
 
 
 class BudgetMachine(RuleBasedStateMachine):

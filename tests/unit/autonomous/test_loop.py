@@ -2,19 +2,26 @@
 
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from autonomous.budget import BudgetConfig, BudgetLimits
 from autonomous.config import AutonomousConfig, GateConfig, LearningConfig, SafetyConfig
+from autonomous.cycle_watch import open_budget
 from autonomous.data_gate import DataGateConfig
 from autonomous.evaluation import SelfEvaluationSystem
+from autonomous.local_engine import LocalEngine
+from autonomous.local_evaluator import LocalEvaluator
+from autonomous.local_learner import LocalLearner
 from autonomous.loop import AlreadyLearning, LearningLoop, NothingToLearn
-from autonomous.online import OnlineLearningModule
+from autonomous.permits import Permits
 from autonomous.ports import AgentParts
-from autonomous.runs import CycleStatus
+from autonomous.runs import CycleStatus, StepReport
 from autonomous.safety.latch import Latch, LearningStopped
+from autonomous.safety.monitor import SafetyMonitor
 from autonomous.versions.bundle import base_bundle
 from autonomous.versions.data_gates import gate_data
 from autonomous.versions.gates import REQUIRED_GATES
@@ -25,71 +32,51 @@ from tests.passages import Passages
 from tests.tiny_learning import FACTS, LENIENT, LENIENT_RULES
 from tests.tiny_model import write_tiny_llama
 from tests.watches import make_watch
-from train.adapt.lora import attach_saved, detach_adapter
 from train.adapt.reference import AdapterRef
-from train.adapt.scoring import score_tokens
 
 LEARNING = LearningConfig(
     max_steps=60, items_per_step=8, learning_rate=1e-2, kl_weight=0.01, dtype="float32", device="cpu", interval_s=0
 )
+UNLIMITED = BudgetConfig()
 STRICT = GateConfig(max_control_ratio=1.0001)
 
 
-class LocalLearner:
-    """LearnerPort: the real module, called directly. `pause_at` holds it at a step until released."""
+class Learner(LocalLearner):
+    """`hold` holds it at a step while it is not set."""
 
-    def __init__(self, module: OnlineLearningModule, latch: Latch) -> None:
-        self._module = module
-        self._latch = latch
+    def __init__(self, base: Path, *, latch: Latch, monitor: SafetyMonitor) -> None:
+        super().__init__(LEARNING, base_folder=base, permits=Permits(latch), monitor=monitor)
         self.hold = threading.Event()
         self.hold.set()
         self.is_training = threading.Event()
 
-    def learn(self, items: Any, **arguments: Any) -> Any:
-        return self._module.learn(
-            items, guard=self._latch.permit("optimizer step").check, on_step=self._on_step, **arguments
-        )
-
-    def progress(self) -> None:
-        return None
-
-    def _on_step(self, _: Any) -> None:
+    def _report(self, step: StepReport) -> None:
+        super()._report(step)
         self.is_training.set()
         self.hold.wait()
 
 
-class LocalEvaluator:
-    """EvaluatorPort: the real system, called directly."""
+class Evaluator(LocalEvaluator):
+    """It `fails` as one that was killed."""
 
-    def __init__(self, system: SelfEvaluationSystem) -> None:
-        self._system = system
-        self.fails = False
+    fails = False
 
-    def warm_up(self) -> None:
-        self._system.start()
-
-    def evaluate(self, candidate: Path, **arguments: Any) -> Any:
+    def evaluate(self, candidate: Path, **arguments: Any) -> EvaluationReport:
         if self.fails:
             raise OSError("the evaluator was killed")
-        return self._system.evaluate(candidate, guard=lambda: None, **arguments)
+        return super().evaluate(candidate, **arguments)
 
 
-class LocalEngine:
-    """EnginePort: one replica that scores with PEFT what the trainer wrote to disk."""
+class Engine(LocalEngine):
+    """It remembers what is loaded."""
 
-    def __init__(self, base: Any) -> None:
-        self._base = base
+    def __init__(self, base: Path) -> None:
+        super().__init__(base, config=LEARNING)
         self.loaded: set[str] = set()
 
     def prepare(self, adapter: AdapterRef, probe: str) -> list[list[float]]:
         self.loaded.add(adapter.name)
-        if not probe:
-            return [[]]
-        adapted = attach_saved(self._base.model, {"served": Path(adapter.folder)})
-        try:
-            return [score_tokens(adapted, probe, base=self._base)]
-        finally:
-            detach_adapter(adapted)
+        return super().prepare(adapter, probe)
 
     def drop(self, adapter: AdapterRef) -> None:
         self.loaded.discard(adapter.name)
@@ -98,24 +85,33 @@ class LocalEngine:
 class World:
     """A home, and the agent in it, which can be started again."""
 
-    def __init__(self, home: Path, base: Path, *, gates: GateConfig, oversight: bool = False) -> None:
+    def __init__(
+        self,
+        home: Path,
+        base: Path,
+        *,
+        gates: GateConfig,
+        oversight: bool = False,
+        budget: BudgetConfig = UNLIMITED,
+    ) -> None:
         self._home = home
         self._base = base
         self._config = AutonomousConfig(
             human_oversight_required=oversight,
             learning=LEARNING,
             gates=gates,
+            budget=budget,
             safety=SafetyConfig(two_people=False, rules=LENIENT_RULES),
         )
         self.memory = Passages()
         self.latch = Latch.create(home / "latch")
-        module = OnlineLearningModule(LEARNING, base_folder=base)
-        module.start()
-        self.learner = LocalLearner(module, self.latch)
+        monitor = SafetyMonitor(
+            self.latch, audit=lambda *_, **__: None, rules=LENIENT_RULES, level=self._config.safety_level
+        )
+        self.learner = Learner(base, latch=self.latch, monitor=monitor)
         system = SelfEvaluationSystem(gates, base_folder=base, dtype="float32")
-        system.start()
-        self.evaluator = LocalEvaluator(system)
-        self.engine = LocalEngine(system.base)
+        self.evaluator = Evaluator(system, permits=Permits(self.latch))
+        self.engine = Engine(base)
         self.late_s = 0.0
         self.agent = self.start()
 
@@ -231,6 +227,38 @@ def test_candidate_that_a_crash_left_open_is_taken_up_by_the_next_cycle_without_
     assert not world.learner.is_training.is_set()
     assert status.run_id == failed.run_id
     assert status.version == failed.version == world.agent.ledger.pointers().v2
+
+
+def tokens_today(home: Path, world: World) -> tuple[float, float]:
+    """Tokens that are spent and reserved."""
+    with closing(open_budget(home, UNLIMITED, clock=world.clock)) as books:
+        return next((one.spent, one.reserved) for one in books.usage() if one.kind == "training_tokens")
+
+
+def test_a_stopped_training_counts_its_tokens_and_a_version_that_is_only_judged_needs_none(
+    tmp_path: Path, base: Path
+) -> None:
+    budget = BudgetConfig(day=BudgetLimits(training_tokens=LEARNING.most_tokens))
+    world = World(tmp_path, base, gates=LENIENT, budget=budget)
+    world.memory.add(*FACTS)
+    world.evaluator.fails = True
+    opened = world.learn()
+    assert opened.state == State.EVALUATING.value
+    assert tokens_today(tmp_path, world) == (opened.training["num_tokens"], 0)
+    world.evaluator.fails = False
+    assert world.learn().phase == "done"  # a whole batch would no longer fit
+
+    world.late_s = 86_400.0
+    world.memory.add("The Ibis relay opens at 9 volts.", "The captain of the Meridel is Orla Vantis.")
+    world.learner.is_training.clear()
+    world.learner.hold.clear()
+    run_id = world.agent.start_cycle()
+    assert world.learner.is_training.wait(timeout=60)
+    world.latch.stop(reason="drill", by="tester")
+    world.learner.hold.set()
+    assert world.wait(run_id).phase == "failed"
+    assert tokens_today(tmp_path, world) == (world.learner.num_tokens(), 0)
+    assert world.learner.num_tokens() > 0
 
 
 def test_with_oversight_a_version_waits_for_a_person_and_serves_after_the_approval(tmp_path: Path, base: Path) -> None:

@@ -1,20 +1,22 @@
 """The learning loop where versions are full weights: from a batch to a version that serves, the next one, and a rollback."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from autonomous.config import AutonomousConfig, LearningConfig, SafetyConfig
 from autonomous.evaluation import SelfEvaluationSystem
 from autonomous.learner_state import STATE_NAME
+from autonomous.local_engine import LocalEngine
+from autonomous.local_evaluator import LocalEvaluator
+from autonomous.local_learner import LocalLearner
 from autonomous.loop import LearningLoop
-from autonomous.online_weights import build_learner
-from autonomous.panel_weights import version_model
+from autonomous.permits import Permits
 from autonomous.policy import PolicyConfig
 from autonomous.ports import AgentParts
 from autonomous.runs import CycleStatus
 from autonomous.safety.latch import Latch
+from autonomous.safety.monitor import SafetyMonitor
 from autonomous.versions.bundle import base_bundle, load_bundle
 from autonomous.versions.ledger import VersionLedger
 from tests.passages import Passages
@@ -22,7 +24,6 @@ from tests.tiny_learning import FACTS, LENIENT, LENIENT_RULES
 from tests.tiny_model import write_tiny_llama
 from tests.watches import make_watch
 from train.adapt.reference import AdapterRef
-from train.adapt.scoring import score_tokens
 
 LEARNING = LearningConfig(
     target="weights",
@@ -37,36 +38,16 @@ LEARNING = LearningConfig(
 MORE = ("The Harrow reactor was built in 1987.", "The Ibis relay opens at 9 volts.")
 
 
-class Local:
-    """Learner, evaluator and engine of one process, each the real thing."""
+class Engine(LocalEngine):
+    """It remembers what it was asked to load."""
 
-    def __init__(self, base: Path, latch: Latch) -> None:
-        self._learner = build_learner(LEARNING, base_folder=base)
-        self._learner.start()
-        self._system = SelfEvaluationSystem(LENIENT, base_folder=base, dtype="float32")
-        self._latch = latch
+    def __init__(self, base: Path) -> None:
+        super().__init__(base, config=LEARNING)
         self.prepared: list[AdapterRef] = []
-
-    def learn(self, items: Any, **arguments: Any) -> Any:
-        guard = self._latch.permit("optimizer step").check
-        return self._learner.learn(items, guard=guard, on_step=lambda _: None, **arguments)
-
-    def progress(self) -> None:
-        return None
-
-    def warm_up(self) -> None:
-        self._system.start()
-
-    def evaluate(self, candidate: Path, **arguments: Any) -> Any:
-        return self._system.evaluate(candidate, guard=lambda: None, **arguments)
 
     def prepare(self, adapter: AdapterRef, probe: str) -> list[list[float]]:
         self.prepared.append(adapter)
-        with version_model(Path(adapter.folder), base=self._system.base) as model:
-            return [score_tokens(model, probe, base=self._system.base)]
-
-    def drop(self, adapter: AdapterRef) -> None:
-        pass
+        return super().prepare(adapter, probe)
 
 
 def run_cycle(loop: LearningLoop) -> CycleStatus:
@@ -90,13 +71,17 @@ def test_a_batch_becomes_a_version_of_weights_that_serves_and_the_next_goes_on_f
     base: Path, tmp_path: Path
 ) -> None:
     latch, memory = Latch.create(tmp_path / "latch"), Passages(*FACTS)
-    local = Local(base, latch)
     safety = SafetyConfig(rules=LENIENT_RULES)
     config = AutonomousConfig(human_oversight_required=False, learning=LEARNING, gates=LENIENT, safety=safety)
     ledger = VersionLedger(tmp_path / "ledger.sqlite")
+    permits = Permits(latch)
+    monitor = SafetyMonitor(latch, audit=ledger.append_audit, rules=LENIENT_RULES, level=config.safety_level)
+    learner = LocalLearner(LEARNING, base_folder=base, permits=permits, monitor=monitor)
+    evaluator = LocalEvaluator(SelfEvaluationSystem(LENIENT, base_folder=base, dtype="float32"), permits=permits)
+    engine = Engine(base)
     loop = LearningLoop(
         config,
-        parts=AgentParts(memory=memory, learner=local, evaluator=local, engine=local),
+        parts=AgentParts(memory=memory, learner=learner, evaluator=evaluator, engine=engine),
         ledger=ledger,
         latch=latch,
         watch=make_watch(config, tmp_path, ledger=ledger, latch=latch),
@@ -112,7 +97,10 @@ def test_a_batch_becomes_a_version_of_weights_that_serves_and_the_next_goes_on_f
     assert loop.ledger.pointers().v2 == second.version
     assert max(second.training["penalties"]) > 0 == max(first.training["penalties"])
     assert second.training["replay_share"] > 0.1
-    assert {(one.kind, one.name) for one in local.prepared} == {("weights", first.version), ("weights", second.version)}
+    assert {(one.kind, one.name) for one in engine.prepared} == {
+        ("weights", first.version),
+        ("weights", second.version),
+    }
     for status in (first, second):
         folder = tmp_path / "versions" / str(status.version)
         assert load_bundle(folder, version_id=status.version).weights_sha256 is not None
