@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 
+from autonomous.people import person_of
 from memory.store import Database
 
 VERSION = 1
@@ -54,11 +55,11 @@ def open_feedback(path: Path) -> Database:
 
 
 def pseudonym_of(connection: sqlite3.Connection, name: str) -> str:
-    """What a person is called here; empty for nobody."""
-    if not name:
+    """What a person is called here, however the name is typed; empty for nobody."""
+    if not (person := person_of(name)):
         return ""
     (key,) = connection.execute("SELECT key FROM pseudonym_key").fetchone()
-    return hashlib.blake2b(name.encode(), key=key, digest_size=16).hexdigest()
+    return hashlib.blake2b(person.encode(), key=key, digest_size=16).hexdigest()
 
 
 def forget_requests(connection: sqlite3.Connection, ids: Iterable[str]) -> int:

@@ -6,6 +6,7 @@ answers nowhere but in its forensics.
 
 import asyncio
 import uuid
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -19,6 +20,7 @@ from serve.schemas_governance import ExplanationInfo, ForensicsInfo, ReleaseRequ
 
 DEFAULT_PROMPTS = 8
 MAX_ANSWER_TOKENS = 64
+ASKING_S = 120.0
 
 AskedPrompts = Annotated[
     list[str] | None, Query(alias="prompt", max_length=MAX_PROMPTS, description="Asked before the chosen prompts.")
@@ -73,7 +75,9 @@ def build_governance_router(context: ServingContext) -> APIRouter:
         prompt: AskedPrompts = None,
         max_prompts: Annotated[int, Query(ge=0, le=MAX_PROMPTS, description="0: nothing is asked.")] = DEFAULT_PROMPTS,
     ) -> Any:
-        """A look at a version that was put away, beside the one that serves; changes nothing. Takes two answers per prompt."""
+        """A look at a version that was put away, beside the one that serves; changes nothing. Takes two answers per prompt;
+        those that are not there after two minutes are left out.
+        """
         case = await parts.governance.forensic_case(version_id, asked=prompt or [], max_prompts=max_prompts)
         found = examine(case, await _ask_both(context, case))
         return {**found.to_dict(), "text": str(found)}
@@ -97,8 +101,10 @@ async def _ask_both(context: ServingContext, case: Case) -> list[tuple[str, str]
         )
         return context.mask((await context.parts.complete(request)).text)
 
-    answers = []
-    for prompt in case.prompts:  # one pair at a time: the engine goes on serving others
-        its, serving = await asyncio.gather(ask(prompt.text, 0), ask(prompt.text, 1))
-        answers.append((its, serving))
+    answers: list[tuple[str, str]] = []
+    with suppress(TimeoutError):
+        async with asyncio.timeout(ASKING_S):
+            for prompt in case.prompts:  # one pair at a time: the engine goes on serving others
+                its, serving = await asyncio.gather(ask(prompt.text, 0), ask(prompt.text, 1))
+                answers.append((its, serving))
     return answers

@@ -3,11 +3,15 @@
 Requests refuse unknown fields, so that a misspelt one is noticed. Responses may carry more than is listed.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 MAX_DOCUMENTS = 1000
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+"""Of a person, for the audit log: more than blanks."""
+Why = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2000)]
+"""A reason, for the audit log: more than blanks."""
 
 
 class Request(BaseModel):
@@ -128,7 +132,7 @@ class SearchResponse(Response):
 class LearnRequest(Request):
     """POST /v1/learn."""
 
-    by: str | None = Field(None, min_length=1, max_length=200)
+    by: Name | None = None
     """Who asks for it; recorded with the run. Where two people decide, that person cannot approve the version."""
 
 
@@ -207,8 +211,8 @@ class VersionList(Response):
 class Signed(Request):
     """Who decides, and why: both go into the audit log."""
 
-    reason: str = Field(min_length=1, max_length=2000)
-    by: str = Field(min_length=1, max_length=200)
+    reason: Why
+    by: Name
 
 
 class RollbackRequest(Signed):

@@ -1,8 +1,8 @@
 """Requests and responses of feedback and gaps."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from serve.schemas import Request, Response
 
@@ -19,7 +19,7 @@ class FeedbackIn(Request):
     """What would have been right; only with "down". It is screened, and waits until a person releases it, unless a configured
     reviewer gives it."""
     reason: str = Field("", max_length=MAX_CHARS)
-    by: str = Field("", max_length=200)
+    by: Annotated[str, StringConstraints(strip_whitespace=True, max_length=200)] = ""
     """Who says it. Their second word on an answer takes the place of the first; without a name all are one voter."""
 
 

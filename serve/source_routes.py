@@ -4,12 +4,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
 
+from serve.schemas import Name, Why
 from serve.schemas_sources import RefusedList, SourceRequest, SourceStatus
 from serve.source_parts import SourceParts
 
 SourceId = Annotated[str, Path(min_length=1, max_length=64)]
-By = Annotated[str, Query(min_length=1, max_length=200, description="Who decides, for the audit log.")]
-Reason = Annotated[str, Query(min_length=1, max_length=2000, description="Why, for the audit log.")]
+By = Annotated[Name, Query(description="Who decides, for the audit log.")]
+Reason = Annotated[Why, Query(description="Why, for the audit log.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="Most rows.")]
 
 

@@ -76,6 +76,8 @@ class GitRepository:
             facts, _, name = line.partition(b"\t")
             fields = facts.split()
             if len(fields) == 4 and fields[0] in _FILE_MODES:
+                if not fields[3].isdigit():  # "BAD"
+                    raise self._lacks(fields[2].decode())
                 files[os.fsdecode(name)] = GitFile(fields[2].decode(), int(fields[3]))
         return files
 
@@ -84,7 +86,16 @@ class GitRepository:
         if not blobs:
             return {}
         out = self._git("cat-file", "--batch", given="\n".join(blobs).encode() + b"\n")
-        return dict(_parse_batch(out))
+        try:
+            return dict(_parse_batch(out))
+        except KeyError as error:
+            raise self._lacks(error.args[0]) from error
+
+    def _lacks(self, blob: str) -> SourceProblem:
+        return SourceProblem(
+            f"the repository of source {self._config.id!r} lacks the object {blob}: it is a partial clone, or damaged; git "
+            "fsck tells, git fetch --refetch mends it"
+        )
 
     def _mirror(self) -> None:
         """Clone, or fetch. A clone that was cut off is begun anew."""
@@ -131,11 +142,17 @@ class GitRepository:
 
 
 def _parse_batch(out: bytes) -> Iterator[tuple[str, bytes]]:
-    """The answer of `git cat-file --batch`: a line with hash, type and size, the content, a line end; and so on."""
+    """The answer of `git cat-file --batch`: a line with hash, type and size, the content, a line end; and so on.
+
+    Raises KeyError with the hash of an object that is not there.
+    """
     position = 0
     while position < len(out):
         end = out.index(b"\n", position)
-        blob, _, size = out[position:end].split()
+        blob, *found = out[position:end].split()
+        if found == [b"missing"]:
+            raise KeyError(blob.decode())
+        _, size = found
         begin = end + 1
         position = begin + int(size) + 1
         yield blob.decode(), out[begin : position - 1]

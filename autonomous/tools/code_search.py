@@ -171,14 +171,14 @@ def _fits(path: str, pattern: str | None) -> bool:
 
 
 def _files(root: Path, *, max_bytes: int) -> Iterator[tuple[str, Callable[[], str | None]]]:
-    """(root's name/relative path, how it is read) of the files below a root, in order. Hidden folders are passed over."""
+    """(root's name/relative path, how it is read) of the files below a root, in order, without hidden ones."""
     top = root.resolve()
     for folder, folders, names, descriptor in os.fwalk(top, follow_symlinks=False):
         inner = Path(folder).relative_to(top)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _SKIPPED)
         if len(inner.parts) >= MAX_DEPTH:
             folders.clear()
-        for name in sorted(names):
+        for name in sorted(name for name in names if not name.startswith(".")):
             yield str(root.name / inner / name), partial(_read, name, descriptor, max_bytes)
 
 

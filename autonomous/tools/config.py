@@ -51,7 +51,8 @@ class CodeConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     roots: tuple[Path, ...] = ()
-    """Folders that are searched, and nothing outside of them: symbolic links are not followed. Without any, only stored
+    """Folders that are searched, and nothing outside of them: symbolic links are not followed, hidden files and folders passed
+    over. Without any, only stored
     passages are."""
     max_file_bytes: int = Field(1 << 20, gt=0)
     """Larger files are passed over."""

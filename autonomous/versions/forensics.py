@@ -13,7 +13,7 @@ trust, the least first.
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,9 +30,6 @@ MAX_SHOWN_SUSPECTS = 10
 MIN_WORD_CHARS = 3
 """Shorter words are in every text; numbers count at any length."""
 _WORD = re.compile(r"\w+")
-
-Ask = Callable[[str, str], str]
-"""(version id, prompt) -> answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +118,9 @@ class Forensics:
         erased = f", {case.num_erased} passages erased since" if case.num_erased else ""
         lines += ["", f"It learned {len(case.items)} passages of {len(case.documents)} documents{erased}."]
         if not self.answers:
-            lines += ["", "Neither version was asked anything: no engine, or no prompts."]
+            lines += ["", "Neither version was asked anything: no engine, no time, or no prompts."]
+        elif num_open := len(case.prompts) - len(self.answers):
+            lines += ["", f"The time was up before {num_open} more prompts were answered."]
         for one in self.answers:
             lines += ["", f"[{one.prompt.origin}] {one.prompt.text}"]
             lines += [f"  it says:      {_excerpt(one.answer)}", f"  serving says: {_excerpt(one.serving_answer)}"]
@@ -197,13 +196,8 @@ def _fall(probe: dict[str, Any]) -> float:
     return fall if math.isfinite(fall) else math.inf
 
 
-def ask_both(case: Case, ask: Ask) -> list[tuple[str, str]]:
-    """(its answer, the serving version's answer) for each prompt, in order."""
-    return [(ask(case.version, prompt.text), ask(case.serving, prompt.text)) for prompt in case.prompts]
-
-
 def examine(case: Case, answers: Sequence[tuple[str, str]]) -> Forensics:
-    """The report; pure. `answers` as `ask_both` gives them, or none."""
+    """The report; pure. `answers`: (its answer, the serving version's) to the first prompts, in order."""
     compared = tuple(
         SideBySide(prompt, answer, serving, _new_words(prompt, answer, serving))
         for prompt, (answer, serving) in zip(case.prompts, answers, strict=False)

@@ -81,6 +81,7 @@ def test_links_pipes_devices_binary_large_and_hidden_files_are_passed_over(root:
     (root / "large.txt").write_text("secret" * 300_000)
     (root / ".git").mkdir()
     (root / ".git" / "config").write_text("secret\n")
+    (root / ".env").write_text("secret\n")
     assert _search(root, query="secret").is_empty
     (root / "found.txt").write_text("secret\n")
     assert _search(root, query="secret").text == "project/found.txt:1: secret"

@@ -122,7 +122,7 @@ def test_what_a_person_said_is_erased_with_its_documents(life: FeedbackLife) -> 
     life.vote(first, correction="The gate is emerald.", by="bob")
     life.vote(second, correction="The wall is towering.", by="rita")
     life.pipeline.collect()
-    assert life.feedback.forget_voter("bob") == 1
+    assert life.feedback.forget_voter(" Bob") == 1
     assert b"emerald" not in life.texts_on_disk()
     assert life.pipeline.erase_unwanted() == 1
     assert life.pipeline.erase_unwanted() == 0

@@ -1,7 +1,7 @@
 """A look at a version that was put away: what it learned, what failed, both answers, the likeliest cause; nothing changes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,6 @@ from autonomous.versions.forensics import (
     Case,
     LearnedItem,
     Prompt,
-    ask_both,
     build_case,
     choose_prompts,
     examine,
@@ -65,6 +64,10 @@ def bad(ledger: VersionLedger, base: str) -> str:
     ledger.bind_report(name, report=REPORT, gates=FAILED, by="agent")
     ledger.quarantine(name, by="agent", reason="gates not passed: G4 safety")
     return name
+
+
+def ask_both(case: Case, ask: Callable[[str, str], str]) -> list[tuple[str, str]]:
+    return [(ask(case.version, prompt.text), ask(case.serving, prompt.text)) for prompt in case.prompts]
 
 
 @pytest.fixture
@@ -126,6 +129,7 @@ def test_without_answers_the_least_trusted_comes_first_and_it_is_said_that_nobod
     assert found.suspects[0].episode_id == "cure"
     assert {suspect.score for suspect in found.suspects} == {0.0}
     assert "Neither version was asked anything" in str(found)
+    assert f"before {len(case.prompts) - 1} more prompts were answered" in str(examine(case, [("a", "b")]))
 
 
 def test_the_look_changes_nothing(folder: Path, ledger: VersionLedger, bad: str) -> None:

@@ -253,6 +253,15 @@ def test_a_bare_repository_is_read_and_a_missing_branch_is_an_error_with_a_fix(
         git_reader(tmp_path / "plain", cursors, tmp_path).read({}, LIMIT)
 
 
+def test_an_object_that_is_not_there_is_an_error_with_a_fix(
+    repository: Path, cursors: CursorStore, tmp_path: Path
+) -> None:
+    blob = git(repository, "rev-parse", "HEAD:a.py")
+    (repository / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
+    with pytest.raises(SourceProblem, match=rf"lacks the object {blob}.*git fetch --refetch"):
+        read_all(git_reader(repository, cursors, tmp_path), cursors, cursor={}, limit=LIMIT)
+
+
 def test_a_repository_elsewhere_is_cloned_once_and_fetched_then(
     repository: Path, cursors: CursorStore, tmp_path: Path
 ) -> None:
