@@ -1,5 +1,6 @@
 """Decisions of people over HTTP: approval by report, rejection, release by two people, explanation, forensics."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from autonomous.versions.approval import Approval
 from autonomous.versions.ledger import UnknownVersion, VersionLedger
 from autonomous.versions.states import State
 from memory.types import Episode
+from serve import governance_routes
 from serve.app import build_api
 from serve.config import HttpConfig, RAGConfig
-from serve.engine import AdapterRef
+from serve.engine import AdapterRef, GenerateRequest
 from serve.errors import ConflictError, NotFoundError
 from serve.ray_calls import CAUSES
+from serve.stream import WholeAnswer
 from tests.unit.autonomous.ledger_life import advance, fix, make_genesis
 from tests.unit.serve.local_parts import MAX_MODEL_LEN, LocalParts
 
@@ -218,6 +221,26 @@ async def test_forensics_asks_both_versions_and_only_there_the_quarantined_one(a
     assert (await api.get(f"/v1/versions/{name}/forensics", params={"max_prompts": 99})).status_code == 400
 
 
+async def test_forensics_ends_in_time_with_the_answers_that_are_there(
+    api: Any, parts: LedgerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = parts.propose("one")
+    await api.post(f"/v1/versions/{name}/reject", json=SIGNED)
+    answered, complete = [], parts.complete
+
+    async def never_again(request: GenerateRequest) -> WholeAnswer:
+        if len(answered) == 2:
+            await asyncio.Event().wait()
+        answered.append(request)
+        return await complete(request)
+
+    monkeypatch.setattr(parts, "complete", never_again)
+    monkeypatch.setattr(governance_routes, "ASKING_S", 0.5)
+    found = (await api.get(f"/v1/versions/{name}/forensics", params={"prompt": "say it", "max_prompts": 2})).json()
+    assert [one["prompt"]["text"] for one in found["answers"]] == ["say it"]
+    assert "before 1 more prompts were answered" in found["text"]
+
+
 async def test_an_explanation_is_json_and_text(api: Any, parts: LedgerParts) -> None:
     name = parts.propose("one")
     told = (await api.get(f"/v1/versions/{name}/explain")).json()
@@ -237,7 +260,9 @@ async def test_who_asks_for_a_run_is_passed_on(api: Any, parts: LedgerParts, mon
     for body in ({"by": "ada"}, {}, None):
         assert (await api.post("/v1/learn", json=body)).status_code == 202
     assert asked == ["ada", None, None]
-    assert (await api.post("/v1/learn", json={"by": ""})).status_code == 400
+    for nobody in ("", "  "):
+        assert (await api.post("/v1/learn", json={"by": nobody})).status_code == 400
+        assert (await api.post("/v1/versions/rollback", json={"by": nobody, "reason": "x"})).status_code == 400
 
 
 def test_every_error_of_the_actors_has_its_status() -> None:
