@@ -15,7 +15,8 @@ suite        the texts of suites/: what the learner is anchored to, what version
 sentinel/    texts that only the evaluator reads; leaks: which training texts hold what judges
 statistics   bootstrap, exact tests, Holm; provenance: hashes of the code and texts that judge
 evaluation   a version in, an evaluation report out (SelfEvaluationSystem)
-benchmark    all suites, in the background (benchmark_config, benchmark_report); triggers: what to learn again
+benchmark    all suites, in the background (benchmark_config, benchmark_report); triggers: what to learn again;
+             benchmark_job: the schedule's job of it
 report_page  a version's page; report_store: reports on disk; version_reports: those of the ledger's versions
 sources/     the stream that is read by itself: readers, cursors, StreamReader
 people       who acts: one name per person, and the names of the program itself
@@ -35,8 +36,11 @@ loop         the learning cycles over all of them (LearningLoop)
 rollout      from a version that passed its gates to the users, and back (canary, soak)
 reconciler   what follows from the ledger: adapters on the engine, passages that are suspect
 intake       documents into the stores
-local        the parts as objects of one process; local_memory, learning_memory: the stores
-agent        all of it in one process (AutonomousLearningAgent)
+candidates   a batch in, a trained version in the ledger out; run_board: where runs stand
+cycle_watch  the budget of learning cycles and the rules that stop them
+local_learner, local_evaluator, local_engine, local_memory  the parts as objects of one process; learning_memory: its stores
+permits      what a process that trains or judges asks at each commit
+agent        all of it in one process (AutonomousLearningAgent); agent_home: what it holds over the files of a home
 code         the hash of the source that runs
 
 requests     answered requests, masked, with the model's confidence (RequestLog); tables: feedback_tables
