@@ -7,6 +7,10 @@ from autonomous.schedule_rows import origin_of
 from autonomous.versions.ledger import VersionLedger
 
 
+class AlreadyBenchmarking(RuntimeError):
+    """One version at a time."""
+
+
 def benchmark_job(
     ledger: VersionLedger, *, has_benchmark: Callable[[str], bool], benchmark: Callable[[Job, str], str]
 ) -> RunJob:
@@ -19,6 +23,9 @@ def benchmark_job(
             return Outcome("nothing", "the frozen original serves: it is what versions are compared with")
         if origin_of(job.run.slot) == "slot" and has_benchmark(v2.name):
             return Outcome("nothing", f"version {v2.name} has its benchmark")
-        return Outcome("done", benchmark(job, v2.name), (v2.name,))
+        try:
+            return Outcome("done", benchmark(job, v2.name), (v2.name,))
+        except AlreadyBenchmarking:
+            return Outcome("nothing", "a benchmark is under way already")
 
     return run

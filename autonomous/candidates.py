@@ -10,7 +10,7 @@ from autonomous.config import LearningConfig
 from autonomous.curriculum import Batch, Curriculum
 from autonomous.ports import AgentParts
 from autonomous.run_board import RunBoard
-from autonomous.runs import training_summary
+from autonomous.runs import NUM_TOKENS, training_summary
 from autonomous.safety.latch import Permit
 from autonomous.suite import load_suite
 from autonomous.versions.bundle import Bundle, digest_of, version_id_of, write_bundle
@@ -71,13 +71,18 @@ class CandidateTrainer:
         start = self._clock()
         parent_record = self._ledger.get(parent)
         replay = self._curriculum.replay_for(parent)
-        run = self._learner.learn(
-            batch.lessons.items,
-            replay=replay,
-            anchors=load_suite("anchor").texts,
-            parent_adapter=parent_record.folder if parent_record.adapter_number is not None else None,
-            out_folder=temporary,
-        )
+        try:
+            run = self._learner.learn(
+                batch.lessons.items,
+                replay=replay,
+                anchors=load_suite("anchor").texts,
+                parent_adapter=parent_record.folder if parent_record.adapter_number is not None else None,
+                out_folder=temporary,
+            )
+        except BaseException:
+            self._board.update(run_id, training={NUM_TOKENS: self._learner.num_tokens()})
+            raise
+        self._board.update(run_id, training={NUM_TOKENS: run.num_tokens})
         ids = [episode.id for episode in batch.episodes]
         bundle = Bundle(
             base_sha256=self._base.base_sha256,

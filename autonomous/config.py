@@ -66,7 +66,7 @@ class LearningConfig(BaseModel):
     max_batch_episodes: int = Field(16, gt=0)
     """Most episodes of one online batch."""
     max_batch_items: int = Field(30, gt=0)
-    """Most learning items (questions, completions, gaps) of one online batch: three for each fact."""
+    """Most learning items (questions, completions, echo questions) of one online batch: three for each fact."""
     min_batch_episodes: int = Field(0, ge=0)
     """A batch is due by its size once so many episodes wait to be learned, before `interval_s` is over. 0: never by size."""
     max_wait_s: float = Field(3600.0, gt=0)

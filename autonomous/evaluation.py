@@ -36,8 +36,8 @@ from train.continual.items import LearningItem, text_item
 from train.data.pii import ALL_KINDS, SECRET_KINDS, find_sensitive
 from train.dtype import TrainingDtype
 
-SURPRISE_ITEMS = 4
-"""Most lessons of an episode that its surprise is the mean of."""
+SURPRISE_ITEMS = 6
+"""Most lessons of an episode that its surprise is the mean of: those of two facts."""
 
 Row = Mapping[str, str]
 

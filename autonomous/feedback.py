@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from autonomous.feedback_config import FeedbackConfig
 from autonomous.feedback_tables import pseudonym_of
+from autonomous.people import person_of
 from autonomous.safety.screen import SafetyScreen
 from memory.store import Database, no_guard
 from memory.types import Guard
@@ -109,7 +110,8 @@ class FeedbackStore:
         if feedback.correction and feedback.rating == "up":
             raise ValueError("correction is given with rating = 'up'; rate an answer that is to be corrected 'down'")
         correction, reasons = self._screened(feedback.correction)
-        is_reviewed = bool(feedback.by) and feedback.by in self._config.reviewers
+        person = person_of(feedback.by)
+        is_reviewed = bool(person) and person in {person_of(name) for name in self._config.reviewers}
         with self._database.write(guard=guard) as connection:
             voter = pseudonym_of(connection, feedback.by) or ANONYMOUS
             known = {"id": feedback.response_id, "voter": voter}
@@ -176,7 +178,7 @@ class FeedbackStore:
 
     def forget_voter(self, by: str, *, guard: Guard = no_guard) -> int:
         """Erase all that a person said about answers; how many rows went. Their documents are unwanted then."""
-        if not by:
+        if not person_of(by):
             raise ValueError("by is empty: name whose feedback is to be erased")
         with self._database.write(guard=guard) as connection:
             name = {"voter": pseudonym_of(connection, by)}

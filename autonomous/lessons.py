@@ -2,8 +2,8 @@
 
 Each fact of a passage is taught by three question forms with one answer; a fourth form, the paraphrase, is never taught and
 asks afterwards whether the fact was learned or only its wording. With two taught forms the first adapter of SmolLM2-135M
-answered 5 of 10 paraphrases (with the fact whose question begins alike), with three 10 of 10. A passage without facts is
-taught as it is, without questions.
+answered 5 of 10 paraphrases: "What is required by X?" got the answer to "What is X?". With the echo question as a third it
+answered 10. A passage without facts is taught as it is, without questions.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from memory.facts import extract_facts, paraphrase_of, question_of
+from memory.facts import echo_of, extract_facts, paraphrase_of, question_of
 from memory.types import Episode, Fact
 from train.continual.items import LearningItem
 
@@ -115,9 +115,10 @@ def _teach(episode: Episode, *, seen: set[str]) -> Iterator[tuple[LearningItem, 
                 document_id=episode.document_id,
             ),
         )
-        stem = f"{fact.subject} {fact.relation}"
-        yield _item(episode, f"{fact.id}/completion", prompt=f"Complete: {stem} ...", answer=answer), None
-        yield _item(episode, f"{fact.id}/gap", prompt=f"{stem} what? Answer in one sentence.", answer=answer), None
+        begun = f"Complete: {fact.subject} {fact.relation} ..."
+        yield _item(episode, f"{fact.id}/completion", prompt=begun, answer=answer), None
+        echo = f"{echo_of(fact)} Answer in one sentence."
+        yield _item(episode, f"{fact.id}/echo", prompt=echo, answer=answer), None
     if not has_facts and (text := _cut(episode.text)):
         yield _item(episode, "text", prompt=None, answer=text), None
 

@@ -28,7 +28,7 @@ from autonomous.ports import AgentParts
 from autonomous.reconciler import Reconciler
 from autonomous.rollout import Rollout
 from autonomous.run_board import RunBoard
-from autonomous.runs import CycleStatus
+from autonomous.runs import NUM_TOKENS, CycleStatus
 from autonomous.safety.latch import Latch, LearningStopped, Permit
 from autonomous.versions.approval import Approval
 from autonomous.versions.bundle import Bundle, kind_of, version_id_of, write_bundle
@@ -229,8 +229,8 @@ class LearningLoop:
             self._close_failed(run_id, f"{type(error).__name__}: {error}")
         finally:
             self._board.time(run_id, "total_s", start)
+            num_tokens = self._board[run_id].training.get(NUM_TOKENS, 0) if work == self._learn_batch else 0
             with suppress(Exception):  # what was reserved expires by itself
-                num_tokens = self._parts.learner.num_tokens() if work == self._learn_batch else 0
                 self._watch.end(attempt, seconds=self._clock() - start, num_tokens=num_tokens)
             self._busy.release()
 

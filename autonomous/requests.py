@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from autonomous.feedback_config import FeedbackConfig
 from autonomous.feedback_tables import UNASKED, forget_requests, pseudonym_of
+from autonomous.people import person_of
 from memory.store import Database, no_guard
 from memory.types import Guard
 
@@ -101,7 +102,7 @@ class RequestLog:
 
     def forget_user(self, user: str, *, guard: Guard = no_guard) -> int:
         """Erase all requests of a person likewise; how many."""
-        if not user:
+        if not person_of(user):
             raise ValueError("user is empty: name whose requests are to be erased")
         with self._database.write(guard=guard) as connection:
             name = {"user": pseudonym_of(connection, user)}

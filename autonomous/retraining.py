@@ -116,12 +116,10 @@ class RetrainingScheduler:
         self.book = ScheduleBook(config, path=path, latch=latch, clock=clock)
 
     def close(self) -> None:
-        """Wait until the run that is under way has ended, and close the file; later calls raise ValueError.
-
-        That run's end is not written: whoever opens the file next takes it for left, and begins it again.
-        """
+        """Wait until the run that is under way has ended, write that down, and close the file; later calls fail."""
         if self._worker is not None:
             self._worker.join()
+        self._write_down()
         self.book.close()
 
     def trigger(
@@ -154,8 +152,7 @@ class RetrainingScheduler:
         """Write down what has ended, give a sign of life, or begin what is due, in a thread of its own."""
         try:
             if self._ended is not None:
-                self.finish(*self._ended)
-                self._ended = None
+                self._write_down()
             elif self._lease is not None:
                 self.beat()
             elif (job := self.tick()) is not None:
@@ -214,6 +211,12 @@ class RetrainingScheduler:
         lease, at = self._lease, self._monotonic()
         if lease is not None and self.book.beat(lease.fence):
             lease.beaten_at = at
+
+    def _write_down(self) -> None:
+        """How the worker's run ended, if it has."""
+        if self._ended is not None:
+            self.finish(*self._ended)
+            self._ended = None
 
     def _work(self, job: Job) -> None:
         self._ended = (job, self.execute(job))

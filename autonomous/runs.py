@@ -61,6 +61,10 @@ class CycleStatus:
     error: str | None = None
 
 
+NUM_TOKENS = "num_tokens"
+"""What of the summary the budget counts; alone on the board while a training is not in its end."""
+
+
 def training_summary(run: LearningRun) -> dict[str, Any]:
     """What of a training run goes into its evaluation report (G1)."""
     return {
@@ -70,7 +74,7 @@ def training_summary(run: LearningRun) -> dict[str, Any]:
         "grad_norms": list(run.grad_norms),
         "replay_share": run.replay_share,
         "seconds": run.seconds,
-        "num_tokens": run.num_tokens,
+        NUM_TOKENS: run.num_tokens,
         "num_trainable": run.num_trainable,
         "penalties": list(run.penalties),
         "drift": run.drift,

@@ -1,16 +1,17 @@
-"""Reports of the ledger's versions: benchmarks run in the background, pages are written, triggers are told.
+"""Reports of the ledger's versions: benchmarks are run, pages written, triggers told.
 
 In: version ids. Out: what is known of a version as JSON and as a page; a benchmark's file beside it (autonomous.report_store).
 """
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from autonomous.benchmark import Benchmark
+from autonomous.benchmark_job import AlreadyBenchmarking
 from autonomous.benchmark_report import BenchmarkReport
 from autonomous.config import AutonomousConfig
 from autonomous.curriculum import Curriculum
@@ -25,12 +26,8 @@ from memory.types import Guard
 logger = logging.getLogger(__name__)
 
 
-class AlreadyBenchmarking(RuntimeError):
-    """One version at a time."""
-
-
 class VersionReports:
-    """Thread-safe; one benchmark runs at a time, in a thread of its own."""
+    """Thread-safe; one benchmark runs at a time."""
 
     def __init__(
         self,
@@ -59,42 +56,18 @@ class VersionReports:
         return load_benchmark(self._folder, self._ledger.get(version_id).name) is not None
 
     def start(self, version_id: str, *, guard: Guard) -> str:
-        """Begin a benchmark; returns the version's id at once. Raises UnknownVersion, AlreadyBenchmarking, and ValueError for
-        the frozen original and for a run without a bundle.
-        """
-        record = self._ledger.get(version_id)
-        if record.adapter_number is None:
-            raise ValueError(
-                f"version {record.name} has no adapter: the frozen original is what others are compared with, and a run has "
-                "no weights yet; name a version of GET /v1/versions that has learned"
-            )
-        if not self._busy.acquire(blocking=False):
-            raise AlreadyBenchmarking(f"version {self._running} is being benchmarked; try again when it is done")
-        self._running = record.name
-        self._errors.pop(record.name, None)
-        threading.Thread(target=self._run, args=(record, guard), name=f"benchmark {record.name}", daemon=True).start()
+        """`run` in a thread of its own; returns the version's id at once. Raises as `run` before it begins."""
+        record = self._begin(version_id)
+        threading.Thread(target=self._watch, args=(record, guard), name=f"benchmark {record.name}", daemon=True).start()
         return record.name
 
     def run(self, version_id: str, *, guard: Guard) -> BenchmarkReport:
-        """Ask everything of a version, keep the report, write its page, and tell what is to be learned again.
+        """Ask everything of a version, tell what is to be learned again, keep the report and write its page.
 
-        Raises what the guard raises, AdapterError.
+        Raises UnknownVersion, AlreadyBenchmarking, ValueError for the frozen original and for a run without a bundle, what
+        the guard raises, AdapterError.
         """
-        record, v2 = self._ledger.get(version_id), self._ledger.get(self._ledger.pointers().v2)
-        is_other = v2.adapter_number is not None and v2.name != record.name
-        report = self._benchmark.run(
-            record.folder,
-            version=record.name,
-            current=v2.folder if is_other else None,
-            current_version=v2.name,
-            questions=self._questions_of(record.name),
-            guard=guard,
-        )
-        save_benchmark(self._folder, report, guard=guard)
-        self.page(record.name)
-        for trigger in self.triggers():
-            self._on_trigger(trigger)
-        return report
+        return self._measure(self._begin(version_id), guard)
 
     def summary(self, version_id: str) -> dict[str, Any]:
         """What is known of a version. Raises UnknownVersion."""
@@ -119,17 +92,54 @@ class VersionReports:
 
     def triggers(self) -> list[Trigger]:
         """What the newest benchmark shows against those before it."""
-        return decide_triggers(load_history(self._folder), self._config.benchmark.triggers)
+        return self._decide(load_history(self._folder))
 
-    def _run(self, record: VersionRecord, guard: Guard) -> None:
+    def _begin(self, version_id: str) -> VersionRecord:
+        record = self._ledger.get(version_id)
+        if record.adapter_number is None:
+            raise ValueError(
+                f"version {record.name} has no adapter: the frozen original is what others are compared with, and a run has "
+                "no weights yet; name a version of GET /v1/versions that has learned"
+            )
+        if not self._busy.acquire(blocking=False):
+            raise AlreadyBenchmarking(f"version {self._running} is being benchmarked; try again when it is done")
+        self._running = record.name
+        self._errors.pop(record.name, None)
+        return record
+
+    def _watch(self, record: VersionRecord, guard: Guard) -> None:
         try:
-            self.run(record.name, guard=guard)
-        except Exception as error:  # a run's failure is its result
+            self._measure(record, guard)
+        except Exception:  # a run's failure is its result
             logger.exception("benchmark of %s failed", record.name)
+
+    def _measure(self, record: VersionRecord, guard: Guard) -> BenchmarkReport:
+        try:
+            v2 = self._ledger.get(self._ledger.pointers().v2)
+            is_other = v2.adapter_number is not None and v2.name != record.name
+            report = self._benchmark.run(
+                record.folder,
+                version=record.name,
+                current=v2.folder if is_other else None,
+                current_version=v2.name,
+                questions=self._questions_of(record.name),
+                guard=guard,
+            )
+            guard()
+            for trigger in self._decide([*load_history(self._folder), report]):  # before it counts as benchmarked
+                self._on_trigger(trigger)
+            save_benchmark(self._folder, report, guard=guard)
+            self.page(record.name)
+            return report
+        except Exception as error:
             self._errors[record.name] = f"{type(error).__name__}: {error}"
+            raise
         finally:
             self._running = None
             self._busy.release()
+
+    def _decide(self, history: Sequence[BenchmarkReport]) -> list[Trigger]:
+        return decide_triggers(history, self._config.benchmark.triggers)
 
     def _known(self, version_id: str) -> tuple[VersionRecord, BenchmarkReport | None, list[Trigger]]:
         record = self._ledger.get(version_id)

@@ -1,4 +1,4 @@
-"""The HTTP API from Python: one method per endpoint of serve/app.py, errors that carry the server's own sentence.
+"""The HTTP API from Python: one method per endpoint, errors that carry the server's own sentence.
 
 In flow plain arguments, out flow the JSON objects of the API (docs: `<url>/docs`); only an answer, which arrives in
 pieces, has a type of its own. The command line, the guided run and the benchmarks use nothing else. Here: answers,

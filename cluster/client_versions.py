@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from cluster.client_connection import Connection, Json, quoted
 
-FORENSICS_TIMEOUT_S = 1800.0
-"""Two answers for each of up to 24 prompts."""
+FORENSICS_TIMEOUT_S = 180.0
+"""The server asks for two minutes."""
 
 
 class VersionsApi:

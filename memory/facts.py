@@ -3,7 +3,8 @@
 In: clean English prose, and the head of a package's metadata ("Name: numpy", "Summary: ..."). Out: Fact(subject,
 relation, object). A sentence counts when it is "<subject> <verb> <object>." with a subject of 1-8 words that begins the
 sentence, a verb of the table below, and an object of 1-25 words, without negation, doubt, condition or unresolved
-reference. `question_of` asks for the object; `paraphrase_of` asks the same in other words and is kept out of training.
+reference. `question_of` and `echo_of` ask for the object; `paraphrase_of` asks the same in other words and is kept out of
+training.
 Source of the idea: open information extraction by verb patterns (ReVerb, Fader et al. 2011).
 """
 
@@ -216,6 +217,19 @@ def paraphrase_of(fact: Fact) -> str:
         return f"State {_MEASURES[lemma]} of {subject}."
     being = "was" if auxiliary == "did" else "is"
     return f"What {being} {_PARTICIPLE[lemma]} {'in' if lemma in {'contain', 'include'} else 'by'} {subject}?"
+
+
+def echo_of(fact: Fact) -> str:
+    """An echo question: the statement with a question word in the object's place ("The valve is rated for what?")."""
+    verb, *rest = fact.relation.split()
+    if (asks := _circumstance(fact)) is not None:
+        return f"{fact.subject} {verb} {rest[0]} {asks}?"
+    asks = "what"
+    if verb in _BE:
+        asks = "who" if not rest and _PERSON.match(fact.subject) else "what"
+    elif verb != "must":
+        asks = {"cost": "how much", "weigh": "how much", "last": "how long"}.get(_auxiliary(verb)[1], "what")
+    return f"{fact.subject} {fact.relation} {asks}?"
 
 
 def _circumstance(fact: Fact) -> str | None:

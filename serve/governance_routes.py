@@ -1,12 +1,11 @@
 """The routes of what people decide about versions: approval, rejection, release, explanation, forensics.
 
-For those who run the system, not for its users: docs/security.md says what a proxy has to refuse. A version that was put away
+For those who run the system, not for its users: docs/security.md says what a proxy lets pass. A version that was put away
 answers nowhere but in its forensics.
 """
 
 import asyncio
 import uuid
-from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -102,9 +101,12 @@ async def _ask_both(context: ServingContext, case: Case) -> list[tuple[str, str]
         return context.mask((await context.parts.complete(request)).text)
 
     answers: list[tuple[str, str]] = []
-    with suppress(TimeoutError):
-        async with asyncio.timeout(ASKING_S):
+    try:
+        async with asyncio.timeout(ASKING_S) as limit:
             for prompt in case.prompts:  # one pair at a time: the engine goes on serving others
                 its, serving = await asyncio.gather(ask(prompt.text, 0), ask(prompt.text, 1))
                 answers.append((its, serving))
+    except TimeoutError:
+        if not limit.expired():
+            raise
     return answers

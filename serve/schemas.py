@@ -5,13 +5,23 @@ Requests refuse unknown fields, so that a misspelt one is noticed. Responses may
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+from autonomous.people import person_of
 
 MAX_DOCUMENTS = 1000
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
-"""Of a person, for the audit log: more than blanks."""
-Why = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2000)]
-"""A reason, for the audit log: more than blanks."""
+
+
+def _visible(text: str) -> str:
+    if not person_of(text):
+        raise ValueError("nothing of it can be seen; write a name or a sentence")
+    return text
+
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_visible)]
+"""Of a person, for the audit log: more than blanks and invisible characters."""
+Why = Annotated[str, StringConstraints(min_length=1, max_length=2000), AfterValidator(_visible)]
+"""A reason, likewise."""
 
 
 class Request(BaseModel):

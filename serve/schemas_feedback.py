@@ -1,10 +1,10 @@
 """Requests and responses of feedback and gaps."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
-from serve.schemas import Request, Response
+from serve.schemas import Name, Request, Response
 
 MAX_CHARS = 20_000
 
@@ -19,7 +19,7 @@ class FeedbackIn(Request):
     """What would have been right; only with "down". It is screened, and waits until a person releases it, unless a configured
     reviewer gives it."""
     reason: str = Field("", max_length=MAX_CHARS)
-    by: Annotated[str, StringConstraints(strip_whitespace=True, max_length=200)] = ""
+    by: str = Field("", max_length=200)
     """Who says it. Their second word on an answer takes the place of the first; without a name all are one voter."""
 
 
@@ -97,7 +97,7 @@ class CollectReport(Response):
 class ForgetPersonRequest(Request):
     """POST /v1/feedback/forget."""
 
-    name: str = Field(min_length=1, max_length=200)
+    name: Name
     """As given in `user` of requests or in `by` of feedback."""
 
 

@@ -91,10 +91,10 @@ class GitRepository:
         except KeyError as error:
             raise self._lacks(error.args[0]) from error
 
-    def _lacks(self, blob: str) -> SourceProblem:
+    def _lacks(self, what: str) -> SourceProblem:
         return SourceProblem(
-            f"the repository of source {self._config.id!r} lacks the object {blob}: it is a partial clone, or damaged; git "
-            "fsck tells, git fetch --refetch mends it"
+            f"the repository of source {self._config.id!r} lacks objects ({what}): it is a partial clone, or damaged; git "
+            "fsck tells, git fetch --refetch --no-filter mends it"
         )
 
     def _mirror(self) -> None:
@@ -134,6 +134,8 @@ class GitRepository:
             ) from error
         except subprocess.CalledProcessError as error:
             said = " ".join(error.stderr.decode("utf-8", "replace").split())[:500]
+            if "promisor" in said:
+                raise self._lacks(said) from error
             raise SourceProblem(
                 f"git cannot read source {self._config.id!r} (branch {self._config.branch or 'HEAD'}): {said}: correct "
                 "repository or branch"

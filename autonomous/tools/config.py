@@ -51,9 +51,8 @@ class CodeConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     roots: tuple[Path, ...] = ()
-    """Folders that are searched, and nothing outside of them: symbolic links are not followed, hidden files and folders passed
-    over. Without any, only stored
-    passages are."""
+    """Folders that are searched, and nothing outside of them: symbolic links are not followed, hidden files and folders are
+    passed over. Without any, only stored passages are searched."""
     max_file_bytes: int = Field(1 << 20, gt=0)
     """Larger files are passed over."""
     num_files: int = Field(20_000, gt=0)

@@ -27,6 +27,13 @@ def test_the_same_feedback_again_changes_nothing(life: FeedbackLife) -> None:
     assert len(life.feedback.wanted()) == 1
 
 
+def test_a_reviewer_is_one_however_the_name_is_typed(life: FeedbackLife) -> None:
+    (key,) = life.ask("What colour is the gate?")
+    assert life.vote(key, correction="The gate is green.", by=" Rita").correction == "accepted"
+    life.vote(key, correction="The gate is green.", by="rita")
+    assert life.feedback.votes([key]) == {key: Votes(0, 1, True)}
+
+
 def test_a_second_word_takes_the_place_of_the_first(life: FeedbackLife) -> None:
     (key,) = life.ask("What colour is the gate?")
     life.vote(key, correction="The gate is green.", by="bob")
@@ -74,7 +81,7 @@ def test_personal_data_in_a_correction_and_the_voters_name_never_reach_the_disk(
 def test_only_a_configured_reviewer_is_believed(life: FeedbackLife) -> None:
     first, second = life.ask("What colour is the gate?", "How high is the wall?")
     assert life.vote(first, correction="The gate is green.", by="rita").correction == "accepted"
-    assert life.vote(second, correction="The wall is high.", by="Rita").correction == "waits"
+    assert life.vote(second, correction="The wall is high.", by="ritta").correction == "waits"
     sources = {one.response_id: one.source_id for one in life.feedback.wanted()}
     assert sources == {first: "feedback-reviewed", second: "feedback"}
 
@@ -122,6 +129,9 @@ def test_what_a_person_said_is_erased_with_its_documents(life: FeedbackLife) -> 
     life.vote(first, correction="The gate is emerald.", by="bob")
     life.vote(second, correction="The wall is towering.", by="rita")
     life.pipeline.collect()
+    for nobody in ("", " ", "\u200b"):
+        with pytest.raises(ValueError, match="by is empty"):
+            life.feedback.forget_voter(nobody)
     assert life.feedback.forget_voter(" Bob") == 1
     assert b"emerald" not in life.texts_on_disk()
     assert life.pipeline.erase_unwanted() == 1

@@ -1,7 +1,7 @@
 """A look at a version that was put away: what it learned, what failed, both answers, the likeliest cause; nothing changes."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -66,10 +66,6 @@ def bad(ledger: VersionLedger, base: str) -> str:
     return name
 
 
-def ask_both(case: Case, ask: Callable[[str, str], str]) -> list[tuple[str, str]]:
-    return [(ask(case.version, prompt.text), ask(case.serving, prompt.text)) for prompt in case.prompts]
-
-
 @pytest.fixture
 def case(folder: Path, ledger: VersionLedger, bad: str) -> Case:
     return build_case(ReadOnlyLedger(folder / "ledger.sqlite"), bad, recall=recall, lessons=LESSONS, asked=["Who?"])
@@ -100,15 +96,10 @@ def test_the_item_whose_words_turn_up_where_nobody_asked_is_the_likeliest_cause(
         (bad, LESSONS[0].text): "It is red.",
         (base, LESSONS[0].text): "I do not know.",
     }
-    asked: list[tuple[str, str]] = []
-
-    def ask(version: str, prompt: str) -> str:
-        asked.append((version, prompt))
-        return said.get((version, prompt), "I cannot help.")
-
-    found = examine(case, ask_both(case, ask))
-    assert {version for version, _ in asked} == {bad, base}
-    assert len(asked) == 2 * len(case.prompts)
+    assert (case.version, case.serving) == (bad, base)
+    unsure = "I cannot help."
+    answers = [(said.get((bad, prompt.text), unsure), said.get((base, prompt.text), unsure)) for prompt in case.prompts]
+    found = examine(case, answers)
     first = found.suspects[0]
     assert (first.episode_id, first.trust) == ("cure", 1)
     assert "2 answers say words of it" in first.reasons[0]
@@ -135,7 +126,7 @@ def test_without_answers_the_least_trusted_comes_first_and_it_is_said_that_nobod
 def test_the_look_changes_nothing(folder: Path, ledger: VersionLedger, bad: str) -> None:
     before, stored = everything(ledger), (folder / "ledger.sqlite").read_bytes()
     case = build_case(ReadOnlyLedger(folder / "ledger.sqlite"), bad, recall=recall, lessons=LESSONS)
-    str(examine(case, ask_both(case, lambda version, prompt: f"{version} {prompt}")))
+    str(examine(case, [(f"bad {prompt.text}", f"base {prompt.text}") for prompt in case.prompts]))
     assert everything(ledger) == before
     assert (folder / "ledger.sqlite").read_bytes() == stored
 

@@ -33,6 +33,7 @@ from tests.tiny_learning import FACTS, LENIENT, LENIENT_RULES
 from tests.tiny_model import write_tiny_llama
 from tests.watches import make_watch
 from train.adapt.reference import AdapterRef
+from train.continual.items import LearningItem
 
 LEARNING = LearningConfig(
     max_steps=60, items_per_step=8, learning_rate=1e-2, kl_weight=0.01, dtype="float32", device="cpu", interval_s=0
@@ -49,9 +50,11 @@ class Learner(LocalLearner):
         self.hold = threading.Event()
         self.hold.set()
         self.is_training = threading.Event()
+        self.steps: list[StepReport] = []
 
     def _report(self, step: StepReport) -> None:
         super()._report(step)
+        self.steps.append(step)
         self.is_training.set()
         self.hold.wait()
 
@@ -236,7 +239,7 @@ def tokens_today(home: Path, world: World) -> tuple[float, float]:
 
 
 def test_a_stopped_training_counts_its_tokens_and_a_version_that_is_only_judged_needs_none(
-    tmp_path: Path, base: Path
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget = BudgetConfig(day=BudgetLimits(training_tokens=LEARNING.most_tokens))
     world = World(tmp_path, base, gates=LENIENT, budget=budget)
@@ -244,12 +247,13 @@ def test_a_stopped_training_counts_its_tokens_and_a_version_that_is_only_judged_
     world.evaluator.fails = True
     opened = world.learn()
     assert opened.state == State.EVALUATING.value
-    assert tokens_today(tmp_path, world) == (opened.training["num_tokens"], 0)
+    assert tokens_today(tmp_path, world) == (sum(step.num_tokens for step in world.learner.steps), 0)
     world.evaluator.fails = False
     assert world.learn().phase == "done"  # a whole batch would no longer fit
 
     world.late_s = 86_400.0
     world.memory.add("The Ibis relay opens at 9 volts.", "The captain of the Meridel is Orla Vantis.")
+    world.learner.steps.clear()
     world.learner.is_training.clear()
     world.learner.hold.clear()
     run_id = world.agent.start_cycle()
@@ -257,8 +261,18 @@ def test_a_stopped_training_counts_its_tokens_and_a_version_that_is_only_judged_
     world.latch.stop(reason="drill", by="tester")
     world.learner.hold.set()
     assert world.wait(run_id).phase == "failed"
-    assert tokens_today(tmp_path, world) == (world.learner.num_tokens(), 0)
-    assert world.learner.num_tokens() > 0
+    (step,) = world.learner.steps
+    assert tokens_today(tmp_path, world) == (step.num_tokens, 0)
+
+    world.latch.reset(reason="over", by="tester")
+    world.late_s += 86_400.0
+    monkeypatch.setattr(world.agent.curriculum, "replay_for", _no_memory)
+    assert world.learn().phase == "failed"  # before it trained
+    assert tokens_today(tmp_path, world) == (0, 0)
+
+
+def _no_memory(_: str) -> list[LearningItem]:
+    raise OSError("the memory is gone")
 
 
 def test_with_oversight_a_version_waits_for_a_person_and_serves_after_the_approval(tmp_path: Path, base: Path) -> None:

@@ -134,6 +134,10 @@ def test_all_requests_of_a_user_are_erased_and_no_others(life: FeedbackLife) -> 
     assert {one.question for one in life.log.recent(9)} == {"c", "d"}
     with pytest.raises(ValueError, match="user is empty"):
         life.log.forget_user("")
+    for nobody in (" ", "\u200b"):  # the name of all who gave none
+        with pytest.raises(ValueError, match="user is empty"):
+            life.log.forget_user(nobody)
+    assert len(life.log.recent(9)) == 2
 
 
 def test_half_a_character_is_kept_as_a_replacement(life: FeedbackLife) -> None:

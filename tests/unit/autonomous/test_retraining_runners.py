@@ -46,6 +46,30 @@ def test_a_retraining_first_asks_for_labels_and_goes_on_without_them(folder: Pat
     assert [(run.num_to_label, run.outcome) for run in scheduler.book.runs("retrain")] == [(None, "done"), (2, "done")]
 
 
+def test_closing_waits_for_the_run_and_writes_its_end_down(folder: Path) -> None:
+    desk = Desk(folder, {})
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def slow(job: Job) -> Outcome:
+        has_begun.set()
+        assert may_end.wait(10)
+        return Outcome("done", "slowly")
+
+    desk.runners["learn"] = slow
+    scheduler = desk.open()
+    scheduler.ask("learn", by="ann", reason="now")
+    scheduler.step()
+    assert has_begun.wait(10)
+    closing = threading.Thread(target=scheduler.close)
+    closing.start()
+    may_end.set()
+    closing.join(10)
+    after = desk.open()
+    assert [outcome for _, outcome in outcomes(after, "learn")] == ["done"]
+    assert after.findings() == []
+    after.close()
+
+
 def test_a_step_begins_beats_and_writes_the_end_down(folder: Path) -> None:
     desk = Desk(folder, {}, lease_s=60)
     has_begun, may_end = threading.Event(), threading.Event()

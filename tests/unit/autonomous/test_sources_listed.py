@@ -9,6 +9,7 @@ import pytest
 
 from autonomous.sources.batch import ReadLimit, SourceProblem
 from autonomous.sources.cursors import CursorStore
+from autonomous.sources.git import GitRepository
 from autonomous.sources.listed import FolderReader, GitReader
 from autonomous.sources.readers import check_place
 from tests.streams import Stream, documents_of, http_server, read_all, source
@@ -258,8 +259,22 @@ def test_an_object_that_is_not_there_is_an_error_with_a_fix(
 ) -> None:
     blob = git(repository, "rev-parse", "HEAD:a.py")
     (repository / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
-    with pytest.raises(SourceProblem, match=rf"lacks the object {blob}.*git fetch --refetch"):
+    with pytest.raises(SourceProblem, match=rf"lacks objects \({blob}\).*git fetch --refetch --no-filter"):
         read_all(git_reader(repository, cursors, tmp_path), cursors, cursor={}, limit=LIMIT)
+    with pytest.raises(SourceProblem, match=rf"lacks objects \({blob}\)"):
+        GitRepository(source(kind="git", repository=str(repository)), clones=tmp_path).contents([blob])
+
+
+def test_a_clone_without_its_contents_is_an_error_with_a_fix(
+    repository: Path, cursors: CursorStore, tmp_path: Path
+) -> None:
+    git(repository, "config", "uploadpack.allowFilter", "true")
+    partial = tmp_path / "partial"
+    git(tmp_path, "clone", "--quiet", "--bare", "--filter=blob:none", f"file://{repository}", str(partial))
+    with pytest.raises(SourceProblem, match=r"lacks objects .*promisor.*git fetch --refetch --no-filter"):
+        read_all(git_reader(partial, cursors, tmp_path), cursors, cursor={}, limit=LIMIT)
+    git(partial, "fetch", "--quiet", "--refetch", "--no-filter")
+    assert len(documents_of(read_all(git_reader(partial, cursors, tmp_path), cursors, cursor={}, limit=LIMIT)[1])) == 2
 
 
 def test_a_repository_elsewhere_is_cloned_once_and_fetched_then(

@@ -8,12 +8,12 @@ import pytest
 
 from autonomous.benchmark import Benchmark
 from autonomous.benchmark_config import BenchmarkConfig
-from autonomous.benchmark_job import benchmark_job
+from autonomous.benchmark_job import AlreadyBenchmarking, benchmark_job
 from autonomous.config import AutonomousConfig, GateConfig
 from autonomous.evaluation import SelfEvaluationSystem
 from autonomous.report_store import load_benchmark
 from autonomous.retraining import Job
-from autonomous.version_reports import AlreadyBenchmarking, VersionReports
+from autonomous.version_reports import VersionReports
 from autonomous.versions.bundle import version_id_of
 from autonomous.versions.ledger import UnknownVersion, VersionLedger
 from autonomous.versions.states import State

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory.facts import extract_facts, paraphrase_of, question_of
+from memory.facts import echo_of, extract_facts, paraphrase_of, question_of
 from memory.types import Fact
 
 
@@ -120,6 +120,23 @@ def test_markup_is_read_through() -> None:
     (fact,) = _facts("**Jinja** is a [fast engine](https://example.org/x) for `templates`.")
 
     assert fact.sentence == "Jinja is a fast engine for templates."
+
+
+@pytest.mark.parametrize(
+    ("sentence", "echo"),
+    [
+        ("The Vostrek valve is rated for 42 bar.", "The Vostrek valve is rated for what?"),
+        ("The Harrow reactor was built in 1987.", "The Harrow reactor was built when?"),
+        ("Dr. Imra Solen is the lead of Helix.", "Dr. Imra Solen is who?"),
+        ("The Zephyr-3 pump weighs 412 kilograms.", "The Zephyr-3 pump weighs how much?"),
+        ("The Kestrel test lasts 3 hours.", "The Kestrel test lasts how long?"),
+        ("The Bexley engine requires synthetic oil.", "The Bexley engine requires what?"),
+    ],
+)
+def test_an_echo_question_has_a_question_word_where_the_object_stood(sentence: str, echo: str) -> None:
+    (fact,) = _facts(sentence)
+    assert echo_of(fact) == echo
+    assert echo not in (question_of(fact), paraphrase_of(fact))
 
 
 @given(st.text(alphabet=st.sampled_from("The Valve is are has uses must be a of . \n\"'(1é:`*"), max_size=200))

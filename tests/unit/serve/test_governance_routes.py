@@ -260,7 +260,7 @@ async def test_who_asks_for_a_run_is_passed_on(api: Any, parts: LedgerParts, mon
     for body in ({"by": "ada"}, {}, None):
         assert (await api.post("/v1/learn", json=body)).status_code == 202
     assert asked == ["ada", None, None]
-    for nobody in ("", "  "):
+    for nobody in ("", "  ", "\u200b"):
         assert (await api.post("/v1/learn", json={"by": nobody})).status_code == 400
         assert (await api.post("/v1/versions/rollback", json={"by": nobody, "reason": "x"})).status_code == 400
 
