@@ -18,8 +18,8 @@ from autonomous.policy import PolicyConfig
 from autonomous.safety.rules import RulesConfig
 from autonomous.sources.config import SourceConfig
 from autonomous.tools.config import KnowledgeConfig
-from train.continual.replay import num_replay
 from train.dtype import TrainingDtype
+from train.replay_share import num_replay
 
 
 class LearningConfig(BaseModel):

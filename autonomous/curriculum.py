@@ -23,7 +23,8 @@ from autonomous.versions.ledger import VersionLedger
 from autonomous.versions.states import State
 from memory.types import Episode
 from train.continual.items import LearningItem
-from train.continual.replay import ExperienceReplay, num_replay
+from train.continual.replay import ExperienceReplay
+from train.replay_share import num_replay
 
 PAGE = 256
 MAX_ROUNDS = 16
@@ -127,7 +128,8 @@ class Curriculum:
         config = self._config
         buffer: ExperienceReplay[str] = ExperienceReplay(config.replay_capacity, seed=config.seed)
         buffer.add({episode: episode for episode in sorted(self._ledger.learned_episodes(parent))})
-        wanted = config.max_steps * num_replay(config.items_per_step, config.replay_ratio)
+        most = max(config.items_per_step, num_replay(config.items_per_step, config.replay_ratio))
+        wanted = config.max_steps * most if config.replay_ratio else 0
         if wanted == 0 or len(buffer) == 0:
             return []
         rng = np.random.default_rng([config.seed, len(buffer)])

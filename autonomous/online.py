@@ -20,7 +20,7 @@ from autonomous.config import LearningConfig
 from autonomous.learner_state import hold, load_drift, save_drift
 from autonomous.policy import decide_reaction
 from autonomous.runs import LearningRun, StepReport
-from autonomous.steps import plan_steps, train_steps
+from autonomous.steps import StepPlan, train_steps
 from autonomous.stream_drift import observe_batch
 from memory.types import Guard
 from train.adapt.base import BaseModelInMemory, load_base_model, pick_device
@@ -92,13 +92,11 @@ class OnlineLearningModule:
         with self._opened(parent_adapter) as model:
             drift = observe_batch(monitor, items, encoded, parent=model, base=base)
             reaction = decide_reaction(drift, policy.drift, replay_ratio=config.replay_ratio)
-            plan = list(
-                plan_steps(
-                    encoded,
-                    replay=self._encode(replay),
-                    anchors=self._encode(texts),
-                    config=config.model_copy(update={"replay_ratio": reaction.replay_ratio}),
-                )
+            plan = StepPlan(
+                encoded,
+                replay=self._encode(replay),
+                anchors=self._encode(texts),
+                config=config.model_copy(update={"replay_ratio": reaction.replay_ratio}),
             )
             held = hold(model, policy, parent=parent_adapter, seed=config.seed)
             trainer = OnlineTrainer(
@@ -110,9 +108,10 @@ class OnlineLearningModule:
                 max_grad_norm=config.max_grad_norm,
                 methods=held.methods,
             )
-            reports, metrics = train_steps(
+            taken, reports, metrics = train_steps(
                 trainer,
                 plan=plan,
+                num_steps=config.max_steps,
                 peak=self._peak_rate(parent_adapter) * reaction.rate_share,
                 target_loss=config.target_loss,
                 guard=guard,
@@ -124,7 +123,6 @@ class OnlineLearningModule:
                 hashes = self._save(model, folder)
                 held.save(folder)
                 save_drift(folder, monitor)
-        taken = plan[: len(reports)]
         num_replayed = sum(len(step.replayed) for step in taken)
         run = LearningRun(
             num_steps=len(reports),
@@ -137,7 +135,7 @@ class OnlineLearningModule:
             num_tokens=sum(one.num_tokens for one in metrics),
             replay_share=num_replayed / (num_replayed + sum(len(step.new) for step in taken)),
             num_trainable=trainer.num_trainable,
-            stopped_early=len(reports) < len(plan),
+            stopped_early=len(reports) < config.max_steps,
             drift=drift,
             **hashes,
         )

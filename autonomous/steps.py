@@ -5,13 +5,14 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from autonomous.config import LearningConfig
 from autonomous.runs import StepReport
 from memory.types import Guard
 from train.adapt.trainer import OnlineTrainer, StepMetrics
 from train.continual.items import EncodedItem
-from train.continual.replay import num_replay
+from train.replay_share import num_replay
 
 NUM_WARMUP_STEPS = 2
 FINAL_RATE = 0.2
@@ -25,35 +26,54 @@ class PlannedStep:
     new: tuple[EncodedItem, ...]
     replayed: tuple[EncodedItem, ...]
     anchors: tuple[EncodedItem, ...]
-    ends_epoch: bool
 
 
-def plan_steps(
-    items: Sequence[EncodedItem],
-    *,
-    replay: Sequence[EncodedItem],
-    anchors: Sequence[EncodedItem],
-    config: LearningConfig,
-) -> Iterator[PlannedStep]:
-    """The batches of `max_steps` steps: whole epochs over `items` in even parts, each in a new order, the last cut off.
+class StepPlan:
+    """The steps of a batch, one after another. A round of `num_parts` steps shows every new item once.
 
-    Replayed items and anchors are dealt from shuffled decks, so that each is seen equally often.
+    While the new items are learned, `replay_ratio` of a step's items are old. Once they are, the shares change places: such
+    a step consolidates what the line has learned. Old items and anchors are dealt from shuffled decks, so that each is seen
+    equally often.
     """
-    rng = random.Random(config.seed)
-    replay_deck, anchor_deck = _deal(replay, rng=rng), _deal(anchors, rng=rng)
-    parts = math.ceil(len(items) / config.items_per_step)
-    for number in range(config.max_steps):
-        part = number % parts
+
+    def __init__(
+        self,
+        items: Sequence[EncodedItem],
+        *,
+        replay: Sequence[EncodedItem],
+        anchors: Sequence[EncodedItem],
+        config: LearningConfig,
+    ) -> None:
+        self._config = config
+        self._items = items
+        self._replay, self._anchors = replay, anchors
+        self._rng = random.Random(config.seed)
+        self._old_deck, self._anchor_deck = _deal(replay, rng=self._rng), _deal(anchors, rng=self._rng)
+        self._new_deck = _deal(items, rng=self._rng)
+        self._order: list[EncodedItem] = []
+        self._number = 0
+        self.num_parts = math.ceil(len(items) / config.items_per_step)
+
+    @property
+    def has_replay(self) -> bool:
+        """Whether there are old items, and steps take any."""
+        return bool(self._replay) and self._config.replay_ratio > 0
+
+    def draw(self, *, consolidates: bool) -> PlannedStep:
+        """The next step."""
+        part = self._number % self.num_parts
+        self._number += 1
         if part == 0:
-            order = rng.sample(items, len(items))
-        new = order[len(order) * part // parts : len(order) * (part + 1) // parts]
-        num_old = min(num_replay(len(new), config.replay_ratio), len(replay))
-        num_anchors = min(config.kl_texts_per_step, len(anchors))
-        yield PlannedStep(
+            self._order = self._rng.sample(self._items, len(self._items))
+        order = self._order
+        new = order[len(order) * part // self.num_parts : len(order) * (part + 1) // self.num_parts]
+        num_old = num_replay(len(new), self._config.replay_ratio)
+        if consolidates:
+            num_old, new = len(new), list(islice(self._new_deck, max(num_old, 1)))
+        return PlannedStep(
             new=tuple(new),
-            replayed=tuple(next(replay_deck) for _ in range(num_old)),
-            anchors=tuple(next(anchor_deck) for _ in range(num_anchors)),
-            ends_epoch=part == parts - 1,
+            replayed=tuple(islice(self._old_deck, min(num_old, len(self._replay)))),
+            anchors=tuple(islice(self._anchor_deck, min(self._config.kl_texts_per_step, len(self._anchors)))),
         )
 
 
@@ -74,51 +94,52 @@ def _deal(items: Sequence[EncodedItem], *, rng: random.Random) -> Iterator[Encod
 def train_steps(
     trainer: OnlineTrainer,
     *,
-    plan: Sequence[PlannedStep],
+    plan: StepPlan,
+    num_steps: int,
     peak: float,
     target_loss: float,
     guard: Guard,
     on_step: Callable[[StepReport], None],
-) -> tuple[list[StepReport], list[StepMetrics]]:
-    """Take the planned steps, or fewer if an epoch `is_learned`.
-
-    Replayed items count there, or a batch that is learned quickly ends before the old items have recovered.
-    """
+) -> tuple[list[PlannedStep], list[StepReport], list[StepMetrics]]:
+    """Take at most so many steps. Once a round has learned the new items, the rest consolidates, until both `are_learned`."""
+    taken: list[PlannedStep] = []
     reports: list[StepReport] = []
-    taken: list[StepMetrics] = []
-    epoch: list[StepMetrics] = []
-    for number, step in enumerate(plan):
+    metrics: list[StepMetrics] = []
+    consolidates = False
+    for number in range(num_steps):
         step_start = time.monotonic()
-        metrics = trainer.step(
+        step = plan.draw(consolidates=consolidates)
+        seen = trainer.step(
             step.new,
             replayed=step.replayed,
             anchors=step.anchors,
-            learning_rate=learning_rate_at(number, num_steps=len(plan), peak=peak),
+            learning_rate=learning_rate_at(number, num_steps=num_steps, peak=peak),
             guard=guard,
         )
         report = StepReport(
             step=number + 1,
-            num_steps=len(plan),
-            loss=metrics.loss,
-            kl=metrics.kl,
-            grad_norm=metrics.grad_norm,
+            num_steps=num_steps,
+            loss=seen.loss,
+            kl=seen.kl,
+            grad_norm=seen.grad_norm,
             seconds=time.monotonic() - step_start,
-            num_tokens=metrics.num_tokens,
+            num_tokens=seen.num_tokens,
         )
+        taken.append(step)
         reports.append(report)
+        metrics.append(seen)
         on_step(report)
-        taken.append(metrics)
-        epoch.append(metrics)
-        if step.ends_epoch:
-            if is_learned(epoch, target_loss=target_loss):
+        if len(taken) % plan.num_parts == 0:
+            is_learned, is_kept = are_learned(metrics[-plan.num_parts :], target_loss=target_loss)
+            if is_learned and is_kept:
                 break
-            epoch.clear()
-    return reports, taken
+            consolidates = plan.has_replay and (consolidates or is_learned)
+    return taken, reports, metrics
 
 
-def is_learned(epoch: Sequence[StepMetrics], *, target_loss: float) -> bool:
-    """Whether the epoch's mean losses per target token, of new and of replayed items, are both below the target."""
-    loss = sum(step.loss_sum for step in epoch) / sum(step.num_targets for step in epoch)
-    num_old = sum(step.num_replay_targets for step in epoch)
-    replay_loss = sum(step.replay_loss_sum for step in epoch) / num_old if num_old else 0.0
-    return max(loss, replay_loss) < target_loss
+def are_learned(steps: Sequence[StepMetrics], *, target_loss: float) -> tuple[bool, bool]:
+    """Whether the mean losses per target token are below the target: of the new items, and of the replayed ones if any."""
+    loss = sum(step.loss_sum for step in steps) / sum(step.num_targets for step in steps)
+    num_old = sum(step.num_replay_targets for step in steps)
+    replay_loss = sum(step.replay_loss_sum for step in steps) / num_old if num_old else 0.0
+    return loss < target_loss, replay_loss < target_loss

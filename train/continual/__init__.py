@@ -28,7 +28,7 @@ from train.continual.items import (
     text_item,
     token_losses,
 )
-from train.continual.replay import ExperienceReplay, num_replay, replay_key
+from train.continual.replay import ExperienceReplay, replay_key
 
 __all__ = [
     "EncodedItem",
@@ -38,7 +38,6 @@ __all__ = [
     "build_batch",
     "encode_item",
     "encode_text",
-    "num_replay",
     "render_chat",
     "replay_key",
     "target_logits",

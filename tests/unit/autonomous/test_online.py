@@ -6,7 +6,7 @@ import pytest
 
 from autonomous.config import LearningConfig
 from autonomous.online import NonFiniteLoss, OnlineLearningModule, StepReport
-from autonomous.steps import is_learned, learning_rate_at, plan_steps
+from autonomous.steps import StepPlan, are_learned, learning_rate_at
 from tests.stops import StopAfter, Stopped
 from tests.tiny_learning import learn
 from tests.tiny_model import write_adapter, write_tiny_llama
@@ -131,11 +131,12 @@ def test_a_continued_adapter_learns_at_a_share_of_the_rate(
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-@pytest.mark.parametrize(("new", "old", "expected"), [(0.03, 0.03, True), (0.03, 0.09, False), (0.09, 0.03, False)])
-def test_a_batch_is_learned_only_when_new_and_replayed_items_are(new: float, old: float, expected: bool) -> None:
+@pytest.mark.parametrize(("new", "old"), [(0.03, 0.03), (0.03, 0.09), (0.09, 0.03), (0.09, 0.09)])
+def test_new_and_replayed_items_are_learned_each_below_the_target(new: float, old: float) -> None:
     steps = [StepMetrics(new * 10, 10, old * n, n, kl=0.0, grad_norm=1.0, num_tokens=50) for n in (5, 5)]
-    assert is_learned(steps, target_loss=0.04) is expected
-    assert is_learned([StepMetrics(0.3, 10, 0.0, 0, kl=0.0, grad_norm=1.0, num_tokens=9)], target_loss=0.04)
+    assert are_learned(steps, target_loss=0.04) == (new < 0.04, old < 0.04)
+    alone = [StepMetrics(0.3, 10, 0.0, 0, kl=0.0, grad_norm=1.0, num_tokens=9)]
+    assert are_learned(alone, target_loss=0.04) == (True, True)
 
 
 def test_an_epoch_below_the_target_loss_ends_the_batch_early(base_folder: Path, tmp_path: Path) -> None:
@@ -168,21 +169,47 @@ def test_learning_before_start_says_what_to_call(base_folder: Path, tmp_path: Pa
         learn(OnlineLearningModule(CONFIG, base_folder=base_folder), tmp_path / "one")
 
 
-def test_a_plan_shows_every_item_once_an_epoch_and_deals_old_items_and_anchors_evenly() -> None:
-    config = LearningConfig(max_steps=10, items_per_step=8, replay_ratio=0.2, kl_texts_per_step=3)
-    items = [EncodedItem((number, number), num_prompt=1) for number in range(19)]
-    replay = [EncodedItem((100 + number, 0), num_prompt=1) for number in range(5)]
-    anchors = [EncodedItem((200 + number, 0), num_prompt=1) for number in range(6)]
-    plan = list(plan_steps(items, replay=replay, anchors=anchors, config=config))
-    assert [len(step.new) for step in plan] == [6, 6, 7] * 3 + [6]
-    assert [step.ends_epoch for step in plan] == [False, False, True] * 3 + [False]
-    for epoch in range(3):
-        seen = [item for step in plan[3 * epoch : 3 * epoch + 3] for item in step.new]
+def encoded(*numbers: int) -> list[EncodedItem]:
+    return [EncodedItem((number, 0), num_prompt=1) for number in numbers]
+
+
+def test_a_plan_shows_every_item_once_a_round_and_deals_old_items_and_anchors_evenly() -> None:
+    config = LearningConfig(items_per_step=8, replay_ratio=0.2, kl_texts_per_step=3)
+    items, replay, anchors = encoded(*range(19)), encoded(*range(100, 105)), encoded(*range(200, 206))
+    plan = StepPlan(items, replay=replay, anchors=anchors, config=config)
+    steps = [plan.draw(consolidates=False) for _ in range(10)]
+    assert (plan.num_parts, [len(step.new) for step in steps]) == (3, [6, 6, 7] * 3 + [6])
+    for number in range(3):
+        seen = [item for step in steps[3 * number : 3 * number + 3] for item in step.new]
         assert sorted(seen, key=lambda item: item.token_ids) == items
-    assert [len(step.replayed) for step in plan] == [2] * 10
-    dealt = [item for step in plan for item in step.replayed]
+    assert [len(step.replayed) for step in steps] == [2] * 10
+    dealt = [item for step in steps for item in step.replayed]
     assert {dealt.count(item) for item in replay} == {4}
-    assert {[item for step in plan for item in step.anchors].count(anchor) for anchor in anchors} == {5}
+    assert {[item for step in steps for item in step.anchors].count(anchor) for anchor in anchors} == {5}
+
+
+def test_a_step_that_consolidates_shows_as_many_old_items_as_others_new_ones() -> None:
+    config = LearningConfig(items_per_step=8, replay_ratio=0.2)
+    plan = StepPlan(encoded(*range(16)), replay=encoded(*range(100, 140)), anchors=[], config=config)
+    steps = [plan.draw(consolidates=True) for _ in range(10)]
+    assert {(len(step.new), len(step.replayed)) for step in steps} == {(2, 8)}
+    assert {[item for step in steps for item in step.replayed].count(item) for item in encoded(*range(100, 140))} == {2}
+    assert not StepPlan(encoded(1), replay=[], anchors=[], config=config).has_replay
+    none = config.model_copy(update={"replay_ratio": 0.0})
+    assert not StepPlan(encoded(1), replay=encoded(2), anchors=[], config=none).has_replay
+
+
+def test_once_the_new_items_are_learned_the_rest_of_the_steps_consolidates(base_folder: Path, tmp_path: Path) -> None:
+    old = [LearningItem(id=f"old {n}", prompt="Which?", answer=f"Number {n}.", episode_id="old") for n in range(8)]
+    shares = []
+    for target_loss in (1e-9, 100.0):  # never learned; learned in the first round, with what was kept
+        config = CONFIG.model_copy(update={"items_per_step": 4, "max_steps": 6, "target_loss": target_loss})
+        shares.append(learn(start_learner(base_folder, config=config), tmp_path / f"{target_loss}", replay=old))
+    assert [run.num_steps for run in shares] == [6, 1]
+    easy = [LearningItem(id=f"{n}", prompt="Which river?", answer="The", episode_id="e") for n in range(4)]
+    config = CONFIG.model_copy(update={"items_per_step": 4, "max_steps": 30, "target_loss": 0.3})
+    run = learn(start_learner(base_folder, config=config), tmp_path / "easy", items=easy, replay=old)
+    assert run.replay_share > 0.5
 
 
 def test_the_learning_rate_warms_up_and_falls_to_a_fifth() -> None:

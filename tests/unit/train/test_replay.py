@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.continual.replay import ExperienceReplay, num_replay, replay_key
+from train.continual.replay import ExperienceReplay, replay_key
+from train.replay_share import num_replay
 
 
 def build(ids: list[str], *, capacity: int, seed: int = 0) -> ExperienceReplay[str]:
