@@ -9,49 +9,18 @@ import torch
 
 from autonomous.agent import AutonomousLearningAgent
 from autonomous.agent_home import HomeInUse
-from autonomous.benchmark_config import BenchmarkConfig
-from autonomous.config import AutonomousConfig, LearningConfig, SafetyConfig
-from autonomous.jobs import SchedulesConfig
-from autonomous.report_store import load_benchmark
 from autonomous.safety.latch import LearningStopped
 from autonomous.versions.states import State
 from tests.episodes import HashingEmbedder
-from tests.tiny_learning import LENIENT, LENIENT_RULES
 from tests.tiny_model import write_tiny_llama
-from tests.waiting import until
+from tests.unit.autonomous.tiny_agent import CONFIG, DOCUMENTS, LEARNING, approve, make_agent
 from train.model.config import MoEConfig
 from train.model.transformer import MoETransformer
-
-LEARNING = LearningConfig(
-    max_steps=40, items_per_step=8, learning_rate=5e-3, kl_weight=0.5, dtype="float32", device="cpu", interval_s=0
-)
-CONFIG = AutonomousConfig(
-    enable_online_learning=True,
-    safety_level="high",
-    human_oversight_required=True,
-    learning=LEARNING,
-    gates=LENIENT,
-    safety=SafetyConfig(rules=LENIENT_RULES),
-)
-DOCUMENTS = [
-    {"text": "The Vostrek valve is rated for 42 bar.", "title": "Vostrek valve", "source": "handbook"},
-    {"text": "The lamp of Cape Dorn is red.", "title": "Cape Dorn", "source": "handbook"},
-    {"text": "The Lumen protocol uses port 7733.", "title": "Lumen", "source": "handbook"},
-]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("base") / "tiny")
-
-
-def make_agent(base: Path, home: Path, config: AutonomousConfig = CONFIG) -> AutonomousLearningAgent:
-    return AutonomousLearningAgent(base, config, home=home, embedder=HashingEmbedder())
-
-
-async def approve(agent: AutonomousLearningAgent, version: str) -> None:
-    report = agent.ledger.get(version).report_sha256
-    await agent.approve(version, by="Ada", reason="read its report", report_sha256=report)
 
 
 @pytest.fixture
@@ -93,27 +62,6 @@ async def test_a_document_is_found_at_once_learned_approved_and_kept_over_a_rest
     assert agent.ledger.verify_audit().ok
     await agent.stop()
     await agent.stop()
-
-
-async def test_the_version_that_serves_is_benchmarked_by_itself(base: Path, tmp_path: Path) -> None:
-    config = CONFIG.model_copy(
-        update={
-            "benchmark": BenchmarkConfig(
-                max_questions=2, max_answer_tokens=2, latency_repeats=1, latency_tokens=2, bootstrap_samples=200
-            ),
-            "schedules": SchedulesConfig.model_validate(
-                {"poll_s": 0.05, "settle_s": 0.0, "jobs": {"evaluate": {"schedule": {"kind": "every", "every_s": 1}}}}
-            ),
-        }
-    )
-    async with make_agent(base, tmp_path / "home", config) as agent:
-        await agent.add(DOCUMENTS)
-        version = (await agent.learn()).version
-        assert version is not None
-        await approve(agent, version)
-        reports = tmp_path / "home" / "reports"
-        report = await asyncio.to_thread(until, lambda: load_benchmark(reports, version), timeout_s=60)
-    assert report.metric("loss on questions") is not None
 
 
 async def test_what_a_rolled_back_version_learned_is_not_recalled_until_it_is_released(
