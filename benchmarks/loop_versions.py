@@ -19,7 +19,8 @@ from autonomous.safety.rules import RulesConfig
 from cluster.bench import BenchContext, Claim
 from cluster.bench_documents import MadeUp, make_documents
 
-FACTS_PER_BATCH = 5
+DOCUMENTS_PER_BATCH = 2
+"""Of three facts each: what one batch takes."""
 BY = "bench person"
 RULES = SafetyConfig(rules=RulesConfig(actions_per_hour={"promotion": 1000}), two_people=False)
 """More promotions in an hour than a system has."""
@@ -66,7 +67,7 @@ def run(context: BenchContext) -> Iterable[Claim]:
     others = ", ".join(f"{name} ({number})" for name, number in good.causes.most_common(4)) or "none held back"
     yield Claim(
         "versions that are really better: promoted unattended", f"{count} of {count}", promoted, f"of {count}",
-        promoted == count, f"one after another, {FACTS_PER_BATCH} new facts each; open gates: {others}",
+        promoted == count, f"one after another, {3 * DOCUMENTS_PER_BATCH} new facts each; open gates: {others}",
     )  # fmt: skip
     share = good.num_hits / max(good.num_asked, 1)
     yield Claim(
@@ -121,10 +122,10 @@ async def _learn_poison(context: BenchContext, *, count: int) -> Tally:
 
 async def _forget(context: BenchContext, *, count: int) -> Tally:
     tally = Tally()
-    documents = make_documents(FACTS_PER_BATCH * count, seed=103)
+    documents = make_documents(DOCUMENTS_PER_BATCH * count, seed=103)
     async with _agent(context, "forgetful", _config(**FORGETFUL)) as agent:
         for number in range(count):
-            await _add(agent, documents[FACTS_PER_BATCH * number :][:FACTS_PER_BATCH], source="handbook")
+            await _add(agent, documents[DOCUMENTS_PER_BATCH * number :][:DOCUMENTS_PER_BATCH], source="handbook")
             status = await agent.learn()
             tally.note(status)
             context.note(f"forgetting {number + 1} of {count}: {_told(status)}")
@@ -135,10 +136,10 @@ async def _forget(context: BenchContext, *, count: int) -> Tally:
 
 async def _learn_well(context: BenchContext, *, count: int) -> Tally:
     tally = Tally()
-    documents = make_documents(FACTS_PER_BATCH * count, seed=104)
+    documents = make_documents(DOCUMENTS_PER_BATCH * count, seed=104)
     async with _agent(context, "good", _config()) as agent:
         for number in range(count):
-            await _add(agent, documents[FACTS_PER_BATCH * number :][:FACTS_PER_BATCH], source="handbook")
+            await _add(agent, documents[DOCUMENTS_PER_BATCH * number :][:DOCUMENTS_PER_BATCH], source="handbook")
             batch = await agent.next_batch()
             status = await agent.learn()
             tally.note(status)

@@ -59,7 +59,7 @@ def lessons() -> Lessons:
         )
         for number, text in enumerate(FACTS)
     ]
-    return build_lessons(episodes, max_items=LearningConfig().max_batch_items)
+    return build_lessons(episodes, max_items=3 * len(FACTS))
 
 
 @pytest.fixture(scope="module")
