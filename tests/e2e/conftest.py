@@ -30,6 +30,7 @@ kv_cache_bytes = 134217728
 human_oversight_required = false
 [agent.learning]
 interval_s = 0
+max_batch_items = 24
 """
 
 
