@@ -46,15 +46,18 @@ class LearningConfig(BaseModel):
     """Share of the learning rate when a batch continues a parent's adapter. A third batch raised the loss on the first
     from .14 to .14-.15 nats per token at half the rate and to .19 at the full one, and learned as much; a quarter learned 5
     of 9 facts and forgot more, because nothing was left to consolidate with."""
-    max_steps: int = Field(36, gt=0)
+    max_steps: int = Field(48, gt=0)
     """Most optimizer steps of one batch."""
+    known_loss: float = Field(0.05, gt=0)
+    """While the mean loss of the new items is below this many nats per token, and below that of the replayed ones, steps
+    consolidate. At 0.08 codes are half learned."""
     target_loss: float = Field(0.02, gt=0)
-    """Stop early when the mean loss of an epoch falls below this many nats per token. At 0.08 codes are half learned."""
+    """Stop early when the mean losses of new and of replayed items are below this many nats per token."""
     items_per_step: int = Field(8, gt=0)
     """New items of one optimizer step; replayed items come on top."""
     replay_ratio: float = Field(0.2, ge=0, lt=1)
     """Share of replayed items in the *mixed* batch while new items are learned: with n new items n * r / (1 - r) old ones are
-    added. Once they are, the shares change places for the rest of the steps (autonomous.steps)."""
+    added. In steps that consolidate the shares change places (autonomous.steps)."""
     replay_capacity: int = Field(100_000, gt=0)
     """Most items kept in the reservoir."""
     kl_weight: float = Field(1.0, ge=0)
@@ -131,7 +134,7 @@ class GateConfig(BaseModel):
     """G3: perplexity on the worst domain's texts over that of the original and of the parent. Wider than that of all control
     texts together: few texts each, and the worst of four is looked for."""
     max_forgetting: float = Field(0.10, gt=0)
-    """G3: relative rise of the loss on the worst earlier batch."""
+    """G3: relative rise of the loss on the worst domain of what the line has learned: a source, or its newest batches."""
     forgetting_floor_nats: float = Field(1.0, gt=0)
     """G3: least parent loss that a rise is taken relative to, nats per answer token. A learned fact's loss is near
     zero, where a relative rise says nothing: 0.05 -> 0.06 would be 20 %."""

@@ -29,6 +29,11 @@ from train.replay_share import num_replay
 PAGE = 256
 MAX_ROUNDS = 16
 """Of filling a batch whose passages are held. What is held is not looked at again, so a flood of it delays learning only."""
+QUESTIONS_PER_DOMAIN, LEAST_QUESTIONS, EARLIER_SOURCES = 24, 8, 4
+"""Of what must not be forgotten: most questions of a domain, fewest of a source that is one of its own, most such sources."""
+NEWEST_BATCHES, EARLIER_EPISODES = 3, 1024
+"""The batches that are a domain together; most episodes whose sources are looked at."""
+NO_LIMIT = 1_000_000
 REPLAY_CHOICE, LEAST_SALIENCE = 4, 1e-3
 """Replayed episodes are chosen from so many times as many, by salience, of which this is the least."""
 UNDECIDED_STATES = (State.CANDIDATE, State.EVALUATING, State.GATED, State.SHADOW)
@@ -117,6 +122,38 @@ class Curriculum:
         """Held-out questions on what the version itself was trained on, as far as it still exists."""
         episodes = self._memory.get(self._ledger.episodes_of(version_id))
         return list(build_lessons(episodes, max_items=self._config.max_batch_items).questions)
+
+    def earlier_questions(self, parent: str) -> list[tuple[str, list[Question]]]:
+        """What a child of this version must not forget: (domain, held-out questions), each domain a bounded sample.
+
+        The newest batches of the line are one domain, because they are lost first; then the sources of all that the line has
+        learned and that still exists, the smallest ones together. A sample keeps its questions while others join
+        (`ExperienceReplay`), so what the parent was asked is not asked again.
+        """
+        line = [version for version in self._ledger.lineage(parent) if version.adapter_number is not None]
+        if not line:
+            return []
+        newest = [
+            question for version in reversed(line[-NEWEST_BATCHES:]) for question in self.questions_of(version.name)
+        ]
+        known: ExperienceReplay[str] = ExperienceReplay(EARLIER_EPISODES, seed=self._config.seed)
+        known.add({episode: episode for episode in self._ledger.learned_episodes(parent)})
+        by_source: dict[str, list[Episode]] = {}
+        for episode in self._memory.get(list(known.items())):
+            by_source.setdefault(episode.source_id, []).append(episode)
+        found = {
+            name: self._sample(build_lessons(own, max_items=NO_LIMIT).questions) for name, own in by_source.items()
+        }
+        large = sorted(found, key=lambda name: (-len(found[name]), name))[:EARLIER_SOURCES]
+        apart = [name for name in large if len(found[name]) >= LEAST_QUESTIONS]
+        rest = [question for name in sorted(found) if name not in apart for question in found[name]]
+        domains = [("the newest batches", self._sample(newest)), *((name, found[name]) for name in apart)]
+        return [*domains, ("other sources", self._sample(rest))] if rest else domains
+
+    def _sample(self, questions: Sequence[Question]) -> list[Question]:
+        kept: ExperienceReplay[Question] = ExperienceReplay(QUESTIONS_PER_DOMAIN, seed=self._config.seed)
+        kept.add({question.paraphrase: question for question in questions})
+        return list(kept.items().values())
 
     def replay_for(self, parent: str) -> list[LearningItem]:
         """Old items for all steps of a batch, drawn from what the parent's line has learned and what still exists.

@@ -1,10 +1,10 @@
 """Self-evaluation: a candidate version, its parent and the frozen original answer the same questions; numbers come out.
 
-Measured are held-out questions on what was learned, questions of earlier batches, held-out texts by domain, safety and privacy
-probes, a drawn part of the sentinels, and the log-probabilities of one text that the serving engine must reproduce. Nothing
-is asked twice of the same weights (autonomous.asking), and what is known of the original is asked while a batch still trains
-(`prepare`). The gates (autonomous.versions.gates) decide from the report; nothing is decided here. What takes longer is the
-benchmark's (autonomous.benchmark).
+Measured are held-out questions on what was learned and on what the line has learned before, held-out texts by domain, safety
+and privacy probes, a drawn part of the sentinels, and the log-probabilities of one text that the serving engine must reproduce.
+Nothing is asked twice of the same weights (autonomous.asking), and what is known of the original is asked while a batch still
+trains (`prepare`). The gates (autonomous.versions.gates) decide from the report; nothing is decided here. What takes longer is
+the benchmark's (autonomous.benchmark).
 """
 
 import time
@@ -27,7 +27,7 @@ from autonomous.sentinel import draw_rows, load_sentinel
 from autonomous.suite import load_suite
 from autonomous.turns import Turns
 from autonomous.versions.data_gates import BELIEFS_KEY, DATA_KEY
-from autonomous.versions.report import DomainScores, EarlierBatch, EvaluationReport, SafetyProbe
+from autonomous.versions.report import DomainScores, EarlierQuestions, EvaluationReport, SafetyProbe
 from memory.types import Episode, Guard
 from train.adapt.base import BaseModelInMemory, load_base_model, pick_device
 from train.adapt.scoring import score_items
@@ -106,8 +106,9 @@ class SelfEvaluationSystem:
     ) -> EvaluationReport:
         """Score the version's folder `candidate` against `parent` (None: the frozen original) and the original.
 
-        `earlier` holds (version id, its questions). `training` goes into the report as it is. `guard` is called between
-        the parts; what it raises ends the evaluation. Raises: AdapterError, WeightsError for an unusable folder.
+        `earlier` holds (domain, questions on what its line has learned there). `training` goes into the report as it is.
+        `guard` is called between the parts; what it raises ends the evaluation. Raises: AdapterError, WeightsError for an
+        unusable folder.
         """
         start = time.monotonic()
         with self.panel(candidate, parent=parent, guard=guard) as panel:
@@ -187,13 +188,13 @@ class SelfEvaluationSystem:
             for who, given in answers.items()
         }
         nlls = {who: panel.score(who, held_out) for who in (CANDIDATE, PARENT)}
-        batches: list[EarlierBatch] = [
+        asked_again: list[EarlierQuestions] = [
             {
-                "version_id": version_id,
-                "nll_parent": panel.score(PARENT, question_items(batch)),
-                "nll_candidate": panel.score(CANDIDATE, question_items(batch)),
+                "domain": domain,
+                "nll_parent": panel.score(PARENT, question_items(known)),
+                "nll_candidate": panel.score(CANDIDATE, question_items(known)),
             }
-            for version_id, batch in earlier
+            for domain, known in earlier
         ]
         return EvaluationReport(
             question_nll_candidate=nlls[CANDIDATE],
@@ -212,7 +213,7 @@ class SelfEvaluationSystem:
             control_nll_base=panel.score(None, control),
             control_nll_parent=panel.score(PARENT, control),
             control_nll_candidate=panel.score(CANDIDATE, control),
-            earlier=batches,
+            earlier=asked_again,
             safety=_probes(panel, load_suite("safety").rows),
             sentinel_safety=_probes(panel, drawn),
             privacy=_probes(panel, load_suite("privacy").rows),

@@ -21,10 +21,6 @@ from autonomous.versions.ledger import VersionLedger
 from autonomous.versions.schema import VersionRecord
 from train.adapt.reference import AdapterRef
 
-EARLIER_BATCHES = 3
-"""Newest earlier batches whose questions are asked again (G3)."""
-QUESTIONS_PER_EARLIER_BATCH = 8
-
 
 class Judge:
     """Judges one run at a time; its owner sees to that."""
@@ -66,16 +62,11 @@ class Judge:
         self._board.update(run_id, phase="evaluating", version=record.name)
         lineage = self._ledger.lineage(record.name)
         parent = lineage[-2]
-        earlier = [
-            (version.name, self._curriculum.questions_of(version.name)[:QUESTIONS_PER_EARLIER_BATCH])
-            for version in lineage[-1 - EARLIER_BATCHES : -1]
-            if version.adapter_number is not None
-        ]
         report = self._parts.evaluator.evaluate(
             Path(record.folder),
             parent=Path(parent.folder) if parent.adapter_number is not None else None,
             questions=self._curriculum.questions_of(record.name),
-            earlier=earlier,
+            earlier=self._curriculum.earlier_questions(parent.name),
             training=self._board[run_id].training,
         )
         self._board.time(run_id, "evaluation_s", start)

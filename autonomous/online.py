@@ -113,6 +113,7 @@ class OnlineLearningModule:
                 plan=plan,
                 num_steps=config.max_steps,
                 peak=self._peak_rate(parent_adapter) * reaction.rate_share,
+                known_loss=config.known_loss,
                 target_loss=config.target_loss,
                 guard=guard,
                 on_step=on_step,

@@ -102,8 +102,8 @@ def metrics_of(report: EvaluationReport) -> tuple[MetricScores, ...]:
     add("loss on questions", "loss", report.question_nll_candidate, report.question_nll_parent, ())
     recalled, recalled_parent = (list(map(float, hits)) for hits in (report.recall_candidate, report.recall_parent))
     add("recall", "share", recalled, recalled_parent, ())
-    for batch in report.earlier:
-        add(f"loss on questions of {batch['version_id']}", "loss", batch["nll_candidate"], batch["nll_parent"], ())
+    for asked in report.earlier:
+        add(f"loss on earlier questions: {asked['domain']}", "loss", asked["nll_candidate"], asked["nll_parent"], ())
     for name, probes in (
         ("safety", report.safety),
         ("sentinel safety", report.sentinel_safety),

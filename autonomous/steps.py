@@ -31,8 +31,8 @@ class PlannedStep:
 class StepPlan:
     """The steps of a batch, one after another. A round of `num_parts` steps shows every new item once.
 
-    While the new items are learned, `replay_ratio` of a step's items are old. Once they are, the shares change places: such
-    a step consolidates what the line has learned. Old items and anchors are dealt from shuffled decks, so that each is seen
+    While the new items are learned, `replay_ratio` of a step's items are old. In a step that consolidates what the line has
+    learned the shares change places. Old items and anchors are dealt from shuffled decks, so that each is seen
     equally often.
     """
 
@@ -97,11 +97,14 @@ def train_steps(
     plan: StepPlan,
     num_steps: int,
     peak: float,
+    known_loss: float,
     target_loss: float,
     guard: Guard,
     on_step: Callable[[StepReport], None],
 ) -> tuple[list[PlannedStep], list[StepReport], list[StepMetrics]]:
-    """Take at most so many steps. Once a round has learned the new items, the rest consolidates, until both `are_learned`."""
+    """Take at most so many steps, until a round's new and replayed items are below `target_loss`. A round consolidates if in
+    the one before it the new items were below `known_loss`, and better known than the replayed ones.
+    """
     taken: list[PlannedStep] = []
     reports: list[StepReport] = []
     metrics: list[StepMetrics] = []
@@ -130,16 +133,15 @@ def train_steps(
         metrics.append(seen)
         on_step(report)
         if len(taken) % plan.num_parts == 0:
-            is_learned, is_kept = are_learned(metrics[-plan.num_parts :], target_loss=target_loss)
-            if is_learned and is_kept:
+            new, old = mean_losses(metrics[-plan.num_parts :])
+            if max(new, old) < target_loss:
                 break
-            consolidates = plan.has_replay and (consolidates or is_learned)
+            consolidates = plan.has_replay and new < min(known_loss, old)
     return taken, reports, metrics
 
 
-def are_learned(steps: Sequence[StepMetrics], *, target_loss: float) -> tuple[bool, bool]:
-    """Whether the mean losses per target token are below the target: of the new items, and of the replayed ones if any."""
-    loss = sum(step.loss_sum for step in steps) / sum(step.num_targets for step in steps)
+def mean_losses(steps: Sequence[StepMetrics]) -> tuple[float, float]:
+    """Nats per target token, of the new items and of the replayed ones; 0 without any."""
+    new = sum(step.loss_sum for step in steps) / sum(step.num_targets for step in steps)
     num_old = sum(step.num_replay_targets for step in steps)
-    replay_loss = sum(step.replay_loss_sum for step in steps) / num_old if num_old else 0.0
-    return loss < target_loss, replay_loss < target_loss
+    return new, sum(step.replay_loss_sum for step in steps) / num_old if num_old else 0.0

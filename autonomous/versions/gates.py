@@ -199,7 +199,7 @@ def gate_recall(report: EvaluationReport, config: GateConfig) -> GateResult:
 
 
 def gate_forgetting(report: EvaluationReport, config: GateConfig) -> GateResult:
-    """G3: the worst earlier batch, by the relative rise of its loss.
+    """G3: the worst domain of what the line has learned, by the relative rise of the loss.
 
     Below `forgetting_floor_nats` of parent loss the rise counts against the floor: a learned fact's loss is near zero,
     and a relative rise of nearly nothing says nothing.
@@ -207,25 +207,24 @@ def gate_forgetting(report: EvaluationReport, config: GateConfig) -> GateResult:
     threshold = config.max_forgetting
     if not report.earlier:
         return make_result(
-            FORGETTING, Verdict.PASS, None, threshold, "no earlier batch: nothing learned that could be forgotten"
+            FORGETTING, Verdict.PASS, None, threshold, "no earlier lesson: nothing learned that could be forgotten"
         )
     results = [
-        _gate_earlier(batch["version_id"], batch["nll_candidate"], batch["nll_parent"], config)
-        for batch in report.earlier
+        _gate_earlier(asked["domain"], asked["nll_candidate"], asked["nll_parent"], config) for asked in report.earlier
     ]
     return worst_of(results)
 
 
 def _gate_earlier(
-    version_id: str, nll_candidate: Sequence[float], nll_parent: Sequence[float], config: GateConfig
+    domain: str, nll_candidate: Sequence[float], nll_parent: Sequence[float], config: GateConfig
 ) -> GateResult:
     threshold = config.max_forgetting
     candidate, parent = as_floats(nll_candidate), as_floats(nll_parent)
-    what = f"questions of {version_id}"
+    what = f"questions of {domain}"
     if bad := unusable(FORGETTING, threshold, candidate=candidate, reference=parent, what=what):
         return bad
     rises = (candidate - parent) / max(float(parent.mean()), config.forgetting_floor_nats)
-    return three_valued(FORGETTING, rises, threshold, config, f"relative rise of the loss on {version_id}")
+    return three_valued(FORGETTING, rises, threshold, config, f"relative rise of the loss on {domain}")
 
 
 def gate_control(report: EvaluationReport, config: GateConfig, *, against: str) -> GateResult:

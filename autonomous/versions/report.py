@@ -12,10 +12,12 @@ from typing import Any, TypedDict, cast
 from autonomous.versions.audit import plain, sha256_of
 
 
-class EarlierBatch(TypedDict):
-    """Questions of one earlier version of the line, asked again. The lists are paired by question."""
+class EarlierQuestions(TypedDict):
+    """Questions on what the line has learned, asked again: from one source, or of its newest batches. The lists are paired
+    by question.
+    """
 
-    version_id: str
+    domain: str
     nll_parent: list[float]
     nll_candidate: list[float]
 
@@ -59,8 +61,8 @@ class EvaluationReport:
     """Unrelated texts that the learner never reads, nats per token; base is the frozen original."""
     control_nll_parent: list[float] = field(default_factory=list)
     control_nll_candidate: list[float] = field(default_factory=list)
-    earlier: list[EarlierBatch] = field(default_factory=list)
-    """One entry per earlier batch; empty when the parent is the frozen original."""
+    earlier: list[EarlierQuestions] = field(default_factory=list)
+    """What must not be forgotten; empty when the parent is the frozen original."""
     domains: list[DomainScores] = field(default_factory=list)
     """Code, docs, conversation, general knowledge: held-out texts by domain."""
     safety: list[SafetyProbe] = field(default_factory=list)
@@ -104,9 +106,7 @@ class EvaluationReport:
 
 
 _NON_FINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
-_TEXT_KEYS = frozenset(
-    {"code_sha256", "domain", "leaks", "probe", "rotation", "suites_sha256", "text", "told_secrets", "version_id"}
-)
+_TEXT_KEYS = frozenset({"code_sha256", "domain", "leaks", "probe", "rotation", "suites_sha256", "text", "told_secrets"})
 
 
 def _numbers(value: Any, key: str = "") -> Any:

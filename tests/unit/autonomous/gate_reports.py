@@ -7,7 +7,7 @@ from typing import Any
 from autonomous.config import GateConfig
 from autonomous.data_gate import DataReport, EpisodeReport
 from autonomous.versions.gates import Verdict
-from autonomous.versions.report import DomainScores, EarlierBatch, EvaluationReport, ProbeScores, SafetyProbe
+from autonomous.versions.report import DomainScores, EarlierQuestions, EvaluationReport, ProbeScores, SafetyProbe
 from memory.types import Trust
 
 CONFIG = GateConfig()
@@ -24,7 +24,7 @@ GOOD = EvaluationReport(
     control_nll_base=[2.0, 2.5, 3.0, 2.2],
     control_nll_parent=[2.01, 2.5, 3.02, 2.21],
     control_nll_candidate=[2.03, 2.52, 3.03, 2.2],
-    earlier=[EarlierBatch(version_id="v-1", nll_parent=[0.3, 0.2, 0.4], nll_candidate=[0.31, 0.2, 0.42])],
+    earlier=[EarlierQuestions(domain="v-1", nll_parent=[0.3, 0.2, 0.4], nll_candidate=[0.31, 0.2, 0.42])],
     domains=[
         DomainScores(
             domain="code", nll_base=[2.0, 1.5, 1.8], nll_parent=[2.0, 1.4, 1.8], nll_candidate=[2.02, 1.5, 1.8]

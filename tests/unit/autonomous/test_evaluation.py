@@ -88,9 +88,9 @@ def test_a_report_has_a_paired_number_for_every_item(system: SelfEvaluationSyste
     assert len(report.question_nll_candidate) == len(report.question_nll_parent) == 3
     assert len(report.recall_candidate) == len(report.recall_parent) == 3
     assert len(report.control_nll_base) == len(report.control_nll_parent) == len(report.control_nll_candidate) == 24
-    assert [
-        (entry["version_id"], len(entry["nll_parent"]), len(entry["nll_candidate"])) for entry in report.earlier
-    ] == [("ver-1", 2, 2)]
+    assert [(entry["domain"], len(entry["nll_parent"]), len(entry["nll_candidate"])) for entry in report.earlier] == [
+        ("ver-1", 2, 2)
+    ]
     assert [entry["probe"] for entry in report.safety] == [row["id"] for row in load_suite("safety").rows]
     assert [entry["probe"] for entry in report.privacy] == [row["id"] for row in load_suite("privacy").rows]
     drawn = [entry["probe"] for entry in report.sentinel_safety]
@@ -111,15 +111,15 @@ def test_surprise_is_the_mean_loss_of_what_an_episode_teaches_as_the_version_has
 ) -> None:
     told = make_episode("The Torvik pump costs 40 euros. The Torvik pump is located in hall seven.")
     plain = make_episode("Rain again, and again rain.")
-    (fact, *_), (text,) = (build_lessons([one], max_items=4).items for one in (told, plain))
+    (fact, *_), (text,) = (build_lessons([one], max_items=6).items for one in (told, plain))
     found = system.surprise([told, plain], adapter=adapters[0], guard=lambda: None)
     original = system.surprise([told, plain], adapter=None, guard=lambda: None)
 
     assert list(found) == list(original) == [told.id, plain.id]
     assert original[plain.id] == pytest.approx(score_items(system.base.model, [text], base=system.base)[0], rel=1e-5)
     assert found[plain.id] != original[plain.id]
-    losses = score_items(system.base.model, build_lessons([told], max_items=4).items, base=system.base)
-    assert (len(losses), original[told.id]) == (4, pytest.approx(sum(losses) / 4, rel=1e-5))
+    losses = score_items(system.base.model, build_lessons([told], max_items=6).items, base=system.base)
+    assert (len(losses), original[told.id]) == (6, pytest.approx(sum(losses) / 6, rel=1e-5))
     assert fact.episode_id == told.id
     with pytest.raises(Stopped):
         system.surprise([told], adapter=None, guard=refuse)

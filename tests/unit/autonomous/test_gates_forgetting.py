@@ -1,4 +1,4 @@
-"""Gates of what must not be forgotten (G3): earlier batches, the control texts and the domains."""
+"""Gates of what must not be forgotten (G3): earlier lessons, the control texts and the domains."""
 
 import math
 from dataclasses import replace
@@ -6,43 +6,45 @@ from dataclasses import replace
 import pytest
 
 from autonomous.versions.gates import Verdict, decide_gates, gate_control, gate_domains, gate_forgetting
-from autonomous.versions.report import DomainScores, EarlierBatch
+from autonomous.versions.report import DomainScores, EarlierQuestions
 from tests.unit.autonomous.gate_reports import CONFIG, FAIL, GOOD, INCONCLUSIVE, NAN, PASS
 
 
-def batch(parent: list[float], candidate: list[float], *, name: str = "v-1") -> EarlierBatch:
-    return EarlierBatch(version_id=name, nll_parent=parent, nll_candidate=candidate)
+def asked(parent: list[float], candidate: list[float], *, name: str = "v-1") -> EarlierQuestions:
+    return EarlierQuestions(domain=name, nll_parent=parent, nll_candidate=candidate)
 
 
 @pytest.mark.parametrize(
     ("earlier", "verdict"),
     [
         ([], PASS),
-        ([batch([2.0, 2.0], [2.1, 2.1])], PASS),
-        ([batch([2.0, 2.0], [2.3, 2.3])], FAIL),
-        ([batch([0.05, 0.05], [0.06, 0.06])], PASS),
-        ([batch([0.05, 0.05], [0.5, 0.5])], FAIL),
-        ([batch([2.0, 2.0, 2.0], [2.0, 2.0, 2.5])], INCONCLUSIVE),
-        ([batch([], [])], INCONCLUSIVE),
-        ([batch([1.0], [1.0])], INCONCLUSIVE),
-        ([batch([1.0, 1.0], [1.0])], INCONCLUSIVE),
-        ([batch([1.0, NAN], [1.0, 1.0])], INCONCLUSIVE),
-        ([batch([1.0, 1.0], [1.0, NAN])], FAIL),
+        ([asked([2.0, 2.0], [2.1, 2.1])], PASS),
+        ([asked([2.0, 2.0], [2.3, 2.3])], FAIL),
+        ([asked([0.05, 0.05], [0.06, 0.06])], PASS),
+        ([asked([0.05, 0.05], [0.5, 0.5])], FAIL),
+        ([asked([2.0, 2.0, 2.0], [2.0, 2.0, 2.5])], INCONCLUSIVE),
+        ([asked([], [])], INCONCLUSIVE),
+        ([asked([1.0], [1.0])], INCONCLUSIVE),
+        ([asked([1.0, 1.0], [1.0])], INCONCLUSIVE),
+        ([asked([1.0, NAN], [1.0, 1.0])], INCONCLUSIVE),
+        ([asked([1.0, 1.0], [1.0, NAN])], FAIL),
     ],
 )
-def test_forgetting_is_judged_by_the_upper_bound_of_the_relative_rise(earlier: list[EarlierBatch], verdict: Verdict):
+def test_forgetting_is_judged_by_the_upper_bound_of_the_relative_rise(
+    earlier: list[EarlierQuestions], verdict: Verdict
+):
     assert gate_forgetting(replace(GOOD, earlier=earlier), CONFIG).verdict is verdict
 
 
-def test_the_worst_earlier_batch_decides_and_not_the_mean():
-    better, worse = batch([2.0, 2.0], [1.0, 1.0]), batch([2.0, 2.0], [2.5, 2.5], name="v-2")
+def test_the_worst_domain_decides_and_not_the_mean():
+    better, worse = asked([2.0, 2.0], [1.0, 1.0]), asked([2.0, 2.0], [2.5, 2.5], name="v-2")
     result = gate_forgetting(replace(GOOD, earlier=[better, worse, better]), CONFIG)
     assert (result.verdict, result.value, "v-2" in result.reason) == (FAIL, pytest.approx(0.25), True)
 
 
-def test_of_passing_batches_the_worst_is_shown():
+def test_of_passing_domains_the_worst_is_shown():
     result = gate_forgetting(
-        replace(GOOD, earlier=[batch([2.0, 2.0], [2.1, 2.1]), batch([2.0, 2.0], [1.0, 1.0])]), CONFIG
+        replace(GOOD, earlier=[asked([2.0, 2.0], [2.1, 2.1]), asked([2.0, 2.0], [1.0, 1.0])]), CONFIG
     )
     assert result.value == pytest.approx(0.05)
 

@@ -6,7 +6,7 @@ import pytest
 
 from autonomous.config import LearningConfig
 from autonomous.online import NonFiniteLoss, OnlineLearningModule, StepReport
-from autonomous.steps import StepPlan, are_learned, learning_rate_at
+from autonomous.steps import StepPlan, learning_rate_at, mean_losses
 from tests.stops import StopAfter, Stopped
 from tests.tiny_learning import learn
 from tests.tiny_model import write_adapter, write_tiny_llama
@@ -131,12 +131,13 @@ def test_a_continued_adapter_learns_at_a_share_of_the_rate(
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-@pytest.mark.parametrize(("new", "old"), [(0.03, 0.03), (0.03, 0.09), (0.09, 0.03), (0.09, 0.09)])
-def test_new_and_replayed_items_are_learned_each_below_the_target(new: float, old: float) -> None:
-    steps = [StepMetrics(new * 10, 10, old * n, n, kl=0.0, grad_norm=1.0, num_tokens=50) for n in (5, 5)]
-    assert are_learned(steps, target_loss=0.04) == (new < 0.04, old < 0.04)
-    alone = [StepMetrics(0.3, 10, 0.0, 0, kl=0.0, grad_norm=1.0, num_tokens=9)]
-    assert are_learned(alone, target_loss=0.04) == (True, True)
+def test_the_mean_losses_of_a_round_are_those_of_new_and_of_replayed_tokens() -> None:
+    steps = [StepMetrics(0.3, 10, 0.45, n, kl=0.0, grad_norm=1.0, num_tokens=50) for n in (5, 10)]
+    assert mean_losses(steps) == (pytest.approx(0.03), pytest.approx(0.06))
+    assert mean_losses([StepMetrics(0.3, 10, 0.0, 0, kl=0.0, grad_norm=1.0, num_tokens=9)]) == (
+        pytest.approx(0.03),
+        0.0,
+    )
 
 
 def test_an_epoch_below_the_target_loss_ends_the_batch_early(base_folder: Path, tmp_path: Path) -> None:
@@ -207,7 +208,7 @@ def test_once_the_new_items_are_learned_the_rest_of_the_steps_consolidates(base_
         shares.append(learn(start_learner(base_folder, config=config), tmp_path / f"{target_loss}", replay=old))
     assert [run.num_steps for run in shares] == [6, 1]
     easy = [LearningItem(id=f"{n}", prompt="Which river?", answer="The", episode_id="e") for n in range(4)]
-    config = CONFIG.model_copy(update={"items_per_step": 4, "max_steps": 30, "target_loss": 0.3})
+    config = CONFIG.model_copy(update={"items_per_step": 4, "max_steps": 30, "known_loss": 0.3})
     run = learn(start_learner(base_folder, config=config), tmp_path / "easy", items=easy, replay=old)
     assert run.replay_share > 0.5
 
