@@ -1,7 +1,7 @@
 """Self-evaluation: a candidate version, its parent and the frozen original answer the same questions; numbers come out.
 
 Measured are held-out questions on what was learned and on what the line has learned before, held-out texts by domain, safety
-and privacy probes, a drawn part of the sentinels, and the log-probabilities of one text that the serving engine must reproduce.
+and privacy probes, a drawn part of the sentinels, and the log-probabilities of one text that the engine must reproduce.
 Nothing is asked twice of the same weights (autonomous.asking), and what is known of the original is asked while a batch still
 trains (`prepare`). The gates (autonomous.versions.gates) decide from the report; nothing is decided here. What takes longer is
 the benchmark's (autonomous.benchmark).

@@ -102,8 +102,10 @@ def train_steps(
     guard: Guard,
     on_step: Callable[[StepReport], None],
 ) -> tuple[list[PlannedStep], list[StepReport], list[StepMetrics]]:
-    """Take at most so many steps, until a round's new and replayed items are below `target_loss`. A round consolidates if in
-    the one before it the new items were below `known_loss`, and better known than the replayed ones.
+    """Take at most so many steps, until new and replayed items are below `target_loss` in a round that shows enough of both.
+
+    A round consolidates if in the one before it the new items were below `known_loss`; a further one, if they were also better
+    known than the replayed ones.
     """
     taken: list[PlannedStep] = []
     reports: list[StepReport] = []
@@ -134,9 +136,9 @@ def train_steps(
         on_step(report)
         if len(taken) % plan.num_parts == 0:
             new, old = mean_losses(metrics[-plan.num_parts :])
-            if max(new, old) < target_loss:
+            if max(new, old) < target_loss and consolidates == plan.has_replay:
                 break
-            consolidates = plan.has_replay and new < min(known_loss, old)
+            consolidates = plan.has_replay and new < (min(known_loss, old) if consolidates else known_loss)
     return taken, reports, metrics
 
 

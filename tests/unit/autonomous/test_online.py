@@ -203,10 +203,15 @@ def test_a_step_that_consolidates_shows_as_many_old_items_as_others_new_ones() -
 def test_once_the_new_items_are_learned_the_rest_of_the_steps_consolidates(base_folder: Path, tmp_path: Path) -> None:
     old = [LearningItem(id=f"old {n}", prompt="Which?", answer=f"Number {n}.", episode_id="old") for n in range(8)]
     shares = []
-    for target_loss in (1e-9, 100.0):  # never learned; learned in the first round, with what was kept
-        config = CONFIG.model_copy(update={"items_per_step": 4, "max_steps": 6, "target_loss": target_loss})
+    for target_loss in (
+        1e-9,
+        100.0,
+    ):  # never learned; learned in the first round, and kept in the second, which shows enough
+        losses = {"known_loss": target_loss, "target_loss": target_loss}
+        config = CONFIG.model_copy(update={"items_per_step": 4, "max_steps": 6, **losses})
         shares.append(learn(start_learner(base_folder, config=config), tmp_path / f"{target_loss}", replay=old))
-    assert [run.num_steps for run in shares] == [6, 1]
+    assert [run.num_steps for run in shares] == [6, 2]
+    assert [run.replay_share for run in shares] == [pytest.approx(0.2), pytest.approx(0.5)]
     easy = [LearningItem(id=f"{n}", prompt="Which river?", answer="The", episode_id="e") for n in range(4)]
     config = CONFIG.model_copy(update={"items_per_step": 4, "max_steps": 30, "known_loss": 0.3})
     run = learn(start_learner(base_folder, config=config), tmp_path / "easy", items=easy, replay=old)
