@@ -123,8 +123,8 @@ class Curriculum:
         episodes = self._memory.get(self._ledger.episodes_of(version_id))
         return list(build_lessons(episodes, max_items=self._config.max_batch_items).questions)
 
-    def earlier_questions(self, parent: str) -> list[tuple[str, list[Question]]]:
-        """What a child of this version must not forget: (domain, held-out questions), each domain a bounded sample.
+    def earlier_questions(self, parent: str, *, most: int = QUESTIONS_PER_DOMAIN) -> list[tuple[str, list[Question]]]:
+        """What a child of this version must not forget: (domain, held-out questions), at most so many of each domain.
 
         The newest batches of the line are one domain, because they are lost first; then the sources of all that the line has
         learned and that still exists, the smallest ones together. A sample keeps its questions while others join
@@ -142,16 +142,17 @@ class Curriculum:
         for episode in self._memory.get(list(known.items())):
             by_source.setdefault(episode.source_id, []).append(episode)
         found = {
-            name: self._sample(build_lessons(own, max_items=NO_LIMIT).questions) for name, own in by_source.items()
+            name: self._sample(build_lessons(own, max_items=NO_LIMIT).questions, most)
+            for name, own in by_source.items()
         }
         large = sorted(found, key=lambda name: (-len(found[name]), name))[:EARLIER_SOURCES]
         apart = [name for name in large if len(found[name]) >= LEAST_QUESTIONS]
         rest = [question for name in sorted(found) if name not in apart for question in found[name]]
-        domains = [("the newest batches", self._sample(newest)), *((name, found[name]) for name in apart)]
-        return [*domains, ("other sources", self._sample(rest))] if rest else domains
+        domains = [("the newest batches", self._sample(newest, most)), *((name, found[name]) for name in apart)]
+        return [*domains, ("other sources", self._sample(rest, most))] if rest else domains
 
-    def _sample(self, questions: Sequence[Question]) -> list[Question]:
-        kept: ExperienceReplay[Question] = ExperienceReplay(QUESTIONS_PER_DOMAIN, seed=self._config.seed)
+    def _sample(self, questions: Sequence[Question], most: int) -> list[Question]:
+        kept: ExperienceReplay[Question] = ExperienceReplay(most, seed=self._config.seed)
         kept.add({question.paraphrase: question for question in questions})
         return list(kept.items().values())
 

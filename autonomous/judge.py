@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autonomous.candidates import BY
 from autonomous.config import AutonomousConfig
-from autonomous.curriculum import Curriculum
+from autonomous.curriculum import QUESTIONS_PER_DOMAIN, Curriculum
 from autonomous.cycle_watch import CycleWatch
 from autonomous.ports import AgentParts
 from autonomous.run_board import RunBoard
@@ -20,6 +20,9 @@ from autonomous.versions.gates import Decision, GateResult, Verdict, decide_gate
 from autonomous.versions.ledger import VersionLedger
 from autonomous.versions.schema import VersionRecord
 from train.adapt.reference import AdapterRef
+
+MORE_QUESTIONS = 4
+"""So many times as many questions on what was learned earlier are asked of a version whose gates did not decide."""
 
 
 class Judge:
@@ -48,7 +51,8 @@ class Judge:
 
     def judge(self, run_id: str, version_id: str, permit: Permit, *, was_inconclusive: bool) -> Decision:
         """Evaluate and decide. What is inconclusive for the second time is quarantined as what fails is."""
-        gates = self._evaluate(run_id, self._ledger.get(version_id), permit)
+        most = QUESTIONS_PER_DOMAIN * (MORE_QUESTIONS if was_inconclusive else 1)
+        gates = self._evaluate(run_id, self._ledger.get(version_id), permit, most=most)
         decision = decide_promotion(gates)
         if decision is Decision.PAUSE and was_inconclusive:
             decision = Decision.QUARANTINE
@@ -57,7 +61,7 @@ class Judge:
             self._ledger.quarantine(version_id, by=BY, reason=f"gates not passed: {open_gates}", guard=permit.check)
         return decision
 
-    def _evaluate(self, run_id: str, record: VersionRecord, permit: Permit) -> list[GateResult]:
+    def _evaluate(self, run_id: str, record: VersionRecord, permit: Permit, *, most: int) -> list[GateResult]:
         start = self._clock()
         self._board.update(run_id, phase="evaluating", version=record.name)
         lineage = self._ledger.lineage(record.name)
@@ -66,7 +70,7 @@ class Judge:
             Path(record.folder),
             parent=Path(parent.folder) if parent.adapter_number is not None else None,
             questions=self._curriculum.questions_of(record.name),
-            earlier=self._curriculum.earlier_questions(parent.name),
+            earlier=self._curriculum.earlier_questions(parent.name, most=most),
             training=self._board[run_id].training,
         )
         self._board.time(run_id, "evaluation_s", start)

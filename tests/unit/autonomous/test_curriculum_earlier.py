@@ -64,6 +64,7 @@ def test_a_line_is_asked_by_its_newest_batches_and_by_source(
     assert newest == {one.id for batch in batches[1:] for one in batch}
     assert {one.episode_id for one in asked["handbook"]} <= {one.id for one in facts["handbook"]}
 
+    assert len(dict(curriculum.earlier_questions(parent, most=96))["handbook"]) == 40
     more = [fact("handbook", 100 + number) for number in range(4)]
     episodic.append(more)
     later = dict(curriculum.earlier_questions(learn(ledger, parent, more)))

@@ -1,149 +1,24 @@
 """The agent with real parts on a tiny random Llama, in one process: cycles, decisions, stop, crash, rollback."""
 
-import threading
-import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from autonomous.budget import BudgetConfig, BudgetLimits
-from autonomous.config import AutonomousConfig, GateConfig, LearningConfig, SafetyConfig
 from autonomous.cycle_watch import open_budget
 from autonomous.data_gate import DataGateConfig
-from autonomous.evaluation import SelfEvaluationSystem
-from autonomous.local_engine import LocalEngine
-from autonomous.local_evaluator import LocalEvaluator
-from autonomous.local_learner import LocalLearner
-from autonomous.loop import AlreadyLearning, LearningLoop, NothingToLearn
-from autonomous.permits import Permits
-from autonomous.ports import AgentParts
-from autonomous.runs import CycleStatus, StepReport
-from autonomous.safety.latch import Latch, LearningStopped
-from autonomous.safety.monitor import SafetyMonitor
-from autonomous.versions.bundle import base_bundle
+from autonomous.loop import AlreadyLearning, NothingToLearn
+from autonomous.safety.latch import LearningStopped
 from autonomous.versions.data_gates import gate_data
 from autonomous.versions.gates import REQUIRED_GATES
-from autonomous.versions.ledger import PromotionRefused, PromotionsFrozen, VersionLedger
+from autonomous.versions.ledger import PromotionRefused, PromotionsFrozen
 from autonomous.versions.report import EvaluationReport
 from autonomous.versions.states import State
-from tests.passages import Passages
-from tests.tiny_learning import FACTS, LENIENT, LENIENT_RULES
+from tests.tiny_learning import FACTS, LENIENT
 from tests.tiny_model import write_tiny_llama
-from tests.watches import make_watch
-from train.adapt.reference import AdapterRef
+from tests.unit.autonomous.loop_world import LEARNING, STRICT, UNLIMITED, World
 from train.continual.items import LearningItem
-
-LEARNING = LearningConfig(
-    max_steps=60, items_per_step=8, learning_rate=1e-2, kl_weight=0.01, dtype="float32", device="cpu", interval_s=0
-)
-UNLIMITED = BudgetConfig()
-STRICT = GateConfig(max_control_ratio=1.0001)
-
-
-class Learner(LocalLearner):
-    """`hold` holds it at a step while it is not set."""
-
-    def __init__(self, base: Path, *, latch: Latch, monitor: SafetyMonitor) -> None:
-        super().__init__(LEARNING, base_folder=base, permits=Permits(latch), monitor=monitor)
-        self.hold = threading.Event()
-        self.hold.set()
-        self.is_training = threading.Event()
-        self.steps: list[StepReport] = []
-
-    def _report(self, step: StepReport) -> None:
-        super()._report(step)
-        self.steps.append(step)
-        self.is_training.set()
-        self.hold.wait()
-
-
-class Evaluator(LocalEvaluator):
-    """It `fails` as one that was killed."""
-
-    fails = False
-
-    def evaluate(self, candidate: Path, **arguments: Any) -> EvaluationReport:
-        if self.fails:
-            raise OSError("the evaluator was killed")
-        return super().evaluate(candidate, **arguments)
-
-
-class Engine(LocalEngine):
-    """It remembers what is loaded."""
-
-    def __init__(self, base: Path) -> None:
-        super().__init__(base, config=LEARNING)
-        self.loaded: set[str] = set()
-
-    def prepare(self, adapter: AdapterRef, probe: str) -> list[list[float]]:
-        self.loaded.add(adapter.name)
-        return super().prepare(adapter, probe)
-
-    def drop(self, adapter: AdapterRef) -> None:
-        self.loaded.discard(adapter.name)
-
-
-class World:
-    """A home, and the agent in it, which can be started again."""
-
-    def __init__(
-        self,
-        home: Path,
-        base: Path,
-        *,
-        gates: GateConfig,
-        oversight: bool = False,
-        budget: BudgetConfig = UNLIMITED,
-    ) -> None:
-        self._home = home
-        self._base = base
-        self._config = AutonomousConfig(
-            human_oversight_required=oversight,
-            learning=LEARNING,
-            gates=gates,
-            budget=budget,
-            safety=SafetyConfig(two_people=False, rules=LENIENT_RULES),
-        )
-        self.memory = Passages()
-        self.latch = Latch.create(home / "latch")
-        monitor = SafetyMonitor(
-            self.latch, audit=lambda *_, **__: None, rules=LENIENT_RULES, level=self._config.safety_level
-        )
-        self.learner = Learner(base, latch=self.latch, monitor=monitor)
-        system = SelfEvaluationSystem(gates, base_folder=base, dtype="float32")
-        self.evaluator = Evaluator(system, permits=Permits(self.latch))
-        self.engine = Engine(base)
-        self.late_s = 0.0
-        self.agent = self.start()
-
-    def start(self) -> LearningLoop:
-        ledger = VersionLedger(self._home / "ledger.sqlite", clock=self.clock)
-        return LearningLoop(
-            self._config,
-            parts=AgentParts(memory=self.memory, learner=self.learner, evaluator=self.evaluator, engine=self.engine),
-            ledger=ledger,
-            latch=self.latch,
-            watch=make_watch(self._config, self._home, ledger=ledger, latch=self.latch, clock=self.clock),
-            versions_folder=self._home / "versions",
-            base=base_bundle(self._base, code_sha256="0" * 64),
-            clock=self.clock,
-        )
-
-    def clock(self) -> float:
-        return time.time() + self.late_s
-
-    def learn(self) -> CycleStatus:
-        return self.wait(self.agent.start_cycle())
-
-    def wait(self, run_id: str) -> CycleStatus:
-        for thread in threading.enumerate():
-            if thread.name == run_id:
-                thread.join(timeout=60)
-        status = self.agent.status_of(run_id)
-        assert status is not None
-        return status
 
 
 @pytest.fixture(scope="module")
@@ -394,6 +269,21 @@ def test_document_that_is_erased_while_it_is_learned_ends_the_run_and_leaves_no_
     assert status.state == State.FAILED.value
     assert "erased" in str(status.error)
     assert [path.name for path in (tmp_path / "versions").iterdir()] == [world.agent.ledger.pointers().v2]
+
+
+def test_a_version_whose_gates_stay_open_is_asked_more_and_then_put_away(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    earlier = world.agent.curriculum.earlier_questions
+    monkeypatch.setattr(
+        world.agent.curriculum,
+        "earlier_questions",
+        lambda parent, *, most: asked.append(most) or earlier(parent, most=most),
+    )
+    world.evaluator.sees_nothing = True
+    assert [world.learn().state for _ in range(2)] == [State.EVALUATING.value, State.QUARANTINED.value]
+    assert asked == [24, 96]
 
 
 def test_candidate_that_fails_twice_is_quarantined_so_that_learning_goes_on(world: World) -> None:
