@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from memory.facts import echo_of, extract_facts, paraphrase_of, question_of
+from memory.facts import extract_facts
+from memory.questions import echo_of, paraphrase_of, question_of
 from memory.types import Episode, Fact
 from train.continual.items import LearningItem
 

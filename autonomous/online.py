@@ -108,7 +108,7 @@ class OnlineLearningModule:
                 max_grad_norm=config.max_grad_norm,
                 methods=held.methods,
             )
-            taken, reports, metrics = train_steps(
+            taken, metrics = train_steps(
                 trainer,
                 plan=plan,
                 num_steps=config.max_steps,
@@ -126,17 +126,17 @@ class OnlineLearningModule:
                 save_drift(folder, monitor)
         num_replayed = sum(len(step.replayed) for step in taken)
         run = LearningRun(
-            num_steps=len(reports),
-            losses=tuple(report.loss for report in reports),
-            kls=tuple(report.kl for report in reports),
-            grad_norms=tuple(report.grad_norm for report in reports),
+            num_steps=len(metrics),
+            losses=tuple(one.loss for one in metrics),
+            kls=tuple(one.kl for one in metrics),
+            grad_norms=tuple(one.grad_norm for one in metrics),
             penalties=tuple(one.penalty for one in metrics),
             seconds=time.monotonic() - start,
             cpu_seconds=time.process_time() - cpu_start,
             num_tokens=sum(one.num_tokens for one in metrics),
             replay_share=num_replayed / (num_replayed + sum(len(step.new) for step in taken)),
             num_trainable=trainer.num_trainable,
-            stopped_early=len(reports) < config.max_steps,
+            stopped_early=len(metrics) < config.max_steps,
             drift=drift,
             **hashes,
         )

@@ -18,7 +18,8 @@ from autonomous.gaps import Embed, GapDetector, Judged, is_refusal
 from autonomous.lessons import answer_hits, key_of
 from autonomous.requests import RequestLog
 from autonomous.tasks import Asked, DataSearched, Learned, LearningTask, LearningTasks, TaskState
-from memory.facts import extract_facts, question_of
+from memory.facts import extract_facts
+from memory.questions import question_of
 from memory.store import no_guard
 from memory.types import Episode, Guard, RecallHit, Trust
 

@@ -29,11 +29,10 @@ class PlannedStep:
 
 
 class StepPlan:
-    """The steps of a batch, one after another. A round of `num_parts` steps shows every new item once.
+    """The steps of a batch, one after another. A round of `num_parts` steps that learn shows every new item once.
 
     While the new items are learned, `replay_ratio` of a step's items are old. In a step that consolidates what the line has
-    learned the shares change places. Old items and anchors are dealt from shuffled decks, so that each is seen
-    equally often.
+    learned the shares change places. All are dealt from shuffled decks, so that each of a kind is seen equally often.
     """
 
     def __init__(
@@ -45,35 +44,29 @@ class StepPlan:
         config: LearningConfig,
     ) -> None:
         self._config = config
-        self._items = items
-        self._replay, self._anchors = replay, anchors
-        self._rng = random.Random(config.seed)
-        self._old_deck, self._anchor_deck = _deal(replay, rng=self._rng), _deal(anchors, rng=self._rng)
-        self._new_deck = _deal(items, rng=self._rng)
-        self._order: list[EncodedItem] = []
+        self._num_new, self._num_old, self._num_anchors = len(items), len(replay), len(anchors)
+        rng = random.Random(config.seed)
+        self._new_deck, self._old_deck, self._anchor_deck = (_deal(kind, rng=rng) for kind in (items, replay, anchors))
         self._number = 0
         self.num_parts = math.ceil(len(items) / config.items_per_step)
 
     @property
     def has_replay(self) -> bool:
         """Whether there are old items, and steps take any."""
-        return bool(self._replay) and self._config.replay_ratio > 0
+        return self._num_old > 0 and self._config.replay_ratio > 0
 
     def draw(self, *, consolidates: bool) -> PlannedStep:
         """The next step."""
         part = self._number % self.num_parts
         self._number += 1
-        if part == 0:
-            self._order = self._rng.sample(self._items, len(self._items))
-        order = self._order
-        new = order[len(order) * part // self.num_parts : len(order) * (part + 1) // self.num_parts]
-        num_old = num_replay(len(new), self._config.replay_ratio)
+        num_new = self._num_new * (part + 1) // self.num_parts - self._num_new * part // self.num_parts
+        num_old = num_replay(num_new, self._config.replay_ratio)
         if consolidates:
-            num_old, new = len(new), list(islice(self._new_deck, max(num_old, 1)))
+            num_new, num_old = max(num_old, 1), num_new
         return PlannedStep(
-            new=tuple(new),
-            replayed=tuple(islice(self._old_deck, min(num_old, len(self._replay)))),
-            anchors=tuple(islice(self._anchor_deck, min(self._config.kl_texts_per_step, len(self._anchors)))),
+            new=tuple(islice(self._new_deck, num_new)),
+            replayed=tuple(islice(self._old_deck, min(num_old, self._num_old))),
+            anchors=tuple(islice(self._anchor_deck, min(self._config.kl_texts_per_step, self._num_anchors))),
         )
 
 
@@ -101,14 +94,13 @@ def train_steps(
     target_loss: float,
     guard: Guard,
     on_step: Callable[[StepReport], None],
-) -> tuple[list[PlannedStep], list[StepReport], list[StepMetrics]]:
+) -> tuple[list[PlannedStep], list[StepMetrics]]:
     """Take at most so many steps, until new and replayed items are below `target_loss` in a round that shows enough of both.
 
     A round consolidates if in the one before it the new items were below `known_loss`; a further one, if they were also better
     known than the replayed ones.
     """
     taken: list[PlannedStep] = []
-    reports: list[StepReport] = []
     metrics: list[StepMetrics] = []
     consolidates = False
     for number in range(num_steps):
@@ -121,6 +113,8 @@ def train_steps(
             learning_rate=learning_rate_at(number, num_steps=num_steps, peak=peak),
             guard=guard,
         )
+        taken.append(step)
+        metrics.append(seen)
         report = StepReport(
             step=number + 1,
             num_steps=num_steps,
@@ -130,16 +124,13 @@ def train_steps(
             seconds=time.monotonic() - step_start,
             num_tokens=seen.num_tokens,
         )
-        taken.append(step)
-        reports.append(report)
-        metrics.append(seen)
         on_step(report)
         if len(taken) % plan.num_parts == 0:
             new, old = mean_losses(metrics[-plan.num_parts :])
             if max(new, old) < target_loss and consolidates == plan.has_replay:
                 break
             consolidates = plan.has_replay and new < (min(known_loss, old) if consolidates else known_loss)
-    return taken, reports, metrics
+    return taken, metrics
 
 
 def mean_losses(steps: Sequence[StepMetrics]) -> tuple[float, float]:

@@ -13,7 +13,8 @@ embed.py        text -> unit vectors (all-MiniLM-L6-v2)
 passages.py     text -> passages small enough to be retrieved and learned whole
 
 semantic.py     SemanticMemory: what is held, since when, and who says it; its rows in semantic_rows.py
-facts.py        text -> (subject, relation, object) by sentence patterns, and the questions that ask for them
+facts.py        text -> (subject, relation, object) by sentence patterns; grammar.py: the words that it knows
+questions.py    what asks for a fact's object: taught questions, and a held-out one
 beliefs.py      claims -> what is held at a moment of the world and of the record
 concepts.py     ConceptGraph: the facts as a graph in memory; rules.py derives more of them
 alarms.py       who contradicts whom; enrichment.py: facts that a model reads, beside the writes

@@ -2,9 +2,8 @@
 
 In: clean English prose, and the head of a package's metadata ("Name: numpy", "Summary: ..."). Out: Fact(subject,
 relation, object). A sentence counts when it is "<subject> <verb> <object>." with a subject of 1-8 words that begins the
-sentence, a verb of the table below, and an object of 1-25 words, without negation, doubt, condition or unresolved
-reference. `question_of` and `echo_of` ask for the object; `paraphrase_of` asks the same in other words and is kept out of
-training.
+sentence, a verb of memory.grammar, and an object of 1-25 words, without negation, doubt, condition or unresolved
+reference. Questions on facts: memory.questions.
 Source of the idea: open information extraction by verb patterns (ReVerb, Fader et al. 2011).
 """
 
@@ -12,6 +11,18 @@ import hashlib
 import re
 from collections.abc import Iterator
 
+from memory.grammar import (
+    AUXILIARIES,
+    BE,
+    DETERMINERS,
+    LEMMA,
+    PARTICIPLE,
+    PAST_LEMMA,
+    PERSON,
+    PLURAL_VERBS,
+    PREPOSITIONS,
+    words_of,
+)
 from memory.passages import split_sentences
 from memory.types import Fact
 
@@ -19,54 +30,6 @@ MAX_SUBJECT_WORDS = 8
 MAX_OBJECT_WORDS = 25
 
 
-def _words(table: str) -> frozenset[str]:
-    return frozenset(table.split())
-
-
-_REGULAR = """
-accept add allow apply assign attach belong block call carry cause change check cleanse close combine compile compute
-connect contain control convert copy cost cover create define deliver denote depend describe design determine develop
-direct discover display employ enable end establish evaluate exclude execute expect export extend fail filter generate
-handle heat help host implement import include indicate inherit install introduce invent invoke last launch limit list
-load locate manage match measure monitor need offer open operate own parse perform prevent print process produce
-propose protect provide publish pump raise receive record recover reference release remove render replace report
-represent require resolve return review schedule serve share sign specify start store supply support target track
-transform translate transport use validate wait want weigh work yield
-"""
-_IRREGULAR = """have has had had/mean means meant meant/run runs ran run/lead leads led led/hold holds held held/
-keep keeps kept kept/give gives gave given/take takes took taken/make makes made made/write writes wrote written/
-build builds built built/let lets let let/lie lies lay lain/live lives lived lived/read reads read read/
-find finds found found/found founds founded founded/win wins won won/wrap wraps wrapped wrapped/
-default defaults defaulted defaulted/map maps mapped mapped/set sets set set/begin begins began begun/
-buy buys bought bought/sell sells sold sold/send sends sent sent/speak speaks spoke spoken/stop stops stopped stopped/
-ship ships shipped shipped/submit submits submitted submitted/defer defers deferred deferred/
-refer refers referred referred/occur occurs occurred occurred/plan plans planned planned/drop drops dropped dropped/
-teach teaches taught taught"""
-
-
-def _third_person(lemma: str) -> str:
-    if lemma.endswith(("s", "x", "ch", "sh")):
-        return lemma + "es"
-    return lemma[:-1] + "ies" if lemma.endswith("y") and lemma[-2] not in "aeiou" else lemma + "s"
-
-
-def _past(lemma: str) -> str:
-    if lemma.endswith("e"):
-        return lemma + "d"
-    return lemma[:-1] + "ied" if lemma.endswith("y") and lemma[-2] not in "aeiou" else lemma + "ed"
-
-
-_FORMS = [(lemma, _third_person(lemma), _past(lemma), _past(lemma)) for lemma in _REGULAR.split()]
-_FORMS += [(a, b, c, d) for a, b, c, d in (line.split() for line in _IRREGULAR.split("/"))]
-_LEMMA = {third: lemma for lemma, third, _, _ in _FORMS}
-_PLURAL_VERBS = {lemma for lemma, _, _, _ in _FORMS}
-_TOLD = _words("build buy create design develop discover establish found introduce invent launch lead open own propose")
-_TOLD |= _words("publish release sell win write")
-_PAST_LEMMA = {past: lemma for lemma, _, past, _ in _FORMS if lemma in _TOLD}  # other past forms are mostly participles
-_PARTICIPLE = {lemma: participle for lemma, _, _, participle in _FORMS}
-_BE = {"is", "are", "was", "were"}
-_AUXILIARIES = _BE | {"must", "can", "may", "will", "should", "has", "have", "had", "does", "do"}
-_PREPOSITIONS = _words("to on of in for from by at as with into under after within without before between during over")
 _VERB_PREPOSITIONS = {  # with these the verb means something only together with its preposition
     "default": {"to"}, "refer": {"to"}, "belong": {"to"}, "evaluate": {"to"}, "depend": {"on"},
     "run": {"on", "in", "at"},
@@ -76,7 +39,7 @@ _VERB_PREPOSITIONS = {  # with these the verb means something only together with
     "wait": {"for"}, "inherit": {"from"}, "serve": {"as"}, "operate": {"at", "on", "in"}, "connect": {"to"},
 }  # fmt: skip
 _INTRANSITIVE = {"default", "refer", "belong", "depend", "lie", "live", "work", "occur", "wait", "fail", "operate"}
-_STATES = _words(
+_STATES = words_of(
     """
     based bound built called caused compatible composed connected considered created defined derived described
     designed equal equivalent evaluated founded given identical installed invented kept known licensed limited
@@ -85,7 +48,7 @@ _STATES = _words(
     """
 )
 
-_FUNCTION_WORDS = _words(
+_FUNCTION_WORDS = words_of(
     """
     a above after all also although an and another any as at because before being below both but by can could
     did do does each either every first following for from furthermore given he hence her here his how however i
@@ -96,8 +59,7 @@ _FUNCTION_WORDS = _words(
     will with without would yes yet you your
     """
 )
-_DETERMINERS = {"a", "an", "the"}
-_UNCLEAR_IN_SUBJECT = _words(
+_UNCLEAR_IN_SUBJECT = words_of(
     """
     above also always another as be because been being below both can cannot could did do does either even
     following former he her here him his how however i if it its just latter may me might must my neither never
@@ -106,13 +68,13 @@ _UNCLEAR_IN_SUBJECT = _words(
     whose why will would you your
     """
 )
-_UNCLEAR_IN_OBJECT = _words(
+_UNCLEAR_IN_OBJECT = words_of(
     """
     above above-mentioned aforementioned below following former he her here him his i if it latter me my
     otherwise our previous she them there these they those unless us we you your
     """
 )
-_BAD_OBJECT_START = _words(
+_BAD_OBJECT_START = words_of(
     """
     able about all almost already also always and as at because been being both by currently done each even
     false first for from generally going how ideal if in is just likely more necessary never no nor not of often
@@ -125,11 +87,11 @@ _SKIPPED_ADVERBS = {"also", "now", "currently", "therefore", "thus"}
 _BARE_DEFINITE = re.compile(r"The(?: [a-z][a-z-]*){1,3}")  # "The result", "The return value": of what?
 _SUBJECT_MARKS = re.compile(r"[,:;?!()\[\]]|^[^\w\"'“‘]")
 _EVENT = re.compile(r"[\w-]+(?:ed|ing|ly|wn|ten|ble)|found|kept|made|left|put|set")
-_COMPARING = _words("to on since than as from at by")  # "similar to", "different from"
+_COMPARING = words_of("to on since than as from at by")  # "similar to", "different from"
 _LY_NOUNS = {"assembly", "family", "supply", "reply", "anomaly", "monopoly"}
 _EMPTY_IT = re.compile(r"It (?:is|was) .*\b(?:to|that|when|if)\b")
 _TITLE_ROLE = re.compile(r"^This (?:package|library|module|project|tool|plugin|framework|program)\b", re.IGNORECASE)
-_VAGUE_TITLES = _words(
+_VAGUE_TITLES = words_of(
     """
     about changelog contents docs document documentation example examples faq file guide home index installation
     introduction license metadata notes overview quickstart readme summary text tutorial untitled usage
@@ -150,8 +112,6 @@ _MARKUP = [
     (re.compile(r"``?([^`]+)``?_*"), r"\1"),
     (re.compile(r"(?<!\w)(\*\*|__|\*)(\S(?:[^*\n]*?\S)?)\1(?!\w)"), r"\2"),
 ]
-_MEASURES = {"cost": "the price", "weigh": "the weight", "last": "the duration", "mean": "the meaning"}
-_PERSON = re.compile(r"^(?:Dr|Mr|Mrs|Ms|Prof|Professor|Sir|Captain|President)\b\.?")
 
 
 def extract_facts(text: str, *, title: str, episode_id: str) -> list[Fact]:
@@ -176,70 +136,6 @@ def extract_facts(text: str, *, title: str, episode_id: str) -> list[Fact]:
                 fact = fact_of(*parts, sentence=resolved, episode_id=episode_id)
                 found.setdefault(fact.id, fact)
     return list(found.values())
-
-
-def question_of(fact: Fact) -> str:
-    """A natural question whose answer is `fact.object`."""
-    subject, (verb, *rest) = _in_question(fact), fact.relation.split()
-    tail = " ".join(["", *rest])
-    if verb in _BE:
-        asks = _circumstance(fact)
-        if asks is not None:
-            return f"{asks.capitalize()} {verb} {subject} {rest[0]}?"
-        asks = "Who" if not rest and _PERSON.match(fact.subject) else "What"
-        return f"{asks} {verb} {subject}{tail}?"
-    if verb == "must":
-        return f"What must {subject}{tail}?"
-    auxiliary, lemma = _auxiliary(verb)
-    if lemma in {"cost", "weigh"}:
-        return f"How much {auxiliary} {subject} {lemma}?"
-    if lemma == "last":
-        return f"How long {auxiliary} {subject} last?"
-    return f"What {auxiliary} {subject} {lemma}{tail}?"
-
-
-def paraphrase_of(fact: Fact) -> str:
-    """The same question in other words: never equal to `question_of`, and kept out of training."""
-    subject, (verb, *rest) = _in_question(fact), fact.relation.split()
-    owned = re.fullmatch(r"(?:the|an?) ([^,]+?) of (.+)", subject)
-    if fact.relation == "is" and owned and not _PREPOSITIONS & set(owned[1].split()):
-        return f"Which {owned[1]} does {owned[2]} have?"
-    if verb in _BE or verb == "must" or rest:
-        asks = _circumstance(fact)
-        if asks is not None:
-            return f"Can you tell me {asks} {subject} {verb} {rest[0]}?"
-        asks = "who" if not rest and _PERSON.match(fact.subject) else "what"
-        return f"Can you tell me {asks} {subject} {fact.relation}?"
-    auxiliary, lemma = _auxiliary(verb)
-    if lemma == "have":
-        return f"Name what {subject} {verb}."
-    if lemma in _MEASURES:
-        return f"State {_MEASURES[lemma]} of {subject}."
-    being = "was" if auxiliary == "did" else "is"
-    return f"What {being} {_PARTICIPLE[lemma]} {'in' if lemma in {'contain', 'include'} else 'by'} {subject}?"
-
-
-def echo_of(fact: Fact) -> str:
-    """An echo question: the statement with a question word in the object's place ("The valve is rated for what?")."""
-    verb, *rest = fact.relation.split()
-    if (asks := _circumstance(fact)) is not None:
-        return f"{fact.subject} {verb} {rest[0]} {asks}?"
-    asks = "what"
-    if verb in _BE:
-        asks = "who" if not rest and _PERSON.match(fact.subject) else "what"
-    elif verb != "must":
-        asks = {"cost": "how much", "weigh": "how much", "last": "how long"}.get(_auxiliary(verb)[1], "what")
-    return f"{fact.subject} {fact.relation} {asks}?"
-
-
-def _circumstance(fact: Fact) -> str | None:
-    """ "when" for "was founded in | 1931", "where" for "is located in | ...", else None."""
-    _, *rest = fact.relation.split()
-    if len(rest) != 2 or rest[1] not in {"in", "on", "at"}:
-        return None
-    if re.match(r"(?:[A-Z][a-z]+ )?(?:1\d|20)\d\d\b", fact.object):
-        return "when"
-    return "where" if rest[0] in {"located", "stored", "kept"} else None
 
 
 def fact_of(subject: str, relation: str, object_: str, *, sentence: str, episode_id: str) -> Fact:
@@ -314,29 +210,29 @@ def _parse(sentence: str, *, name: str | None) -> tuple[str, str, str] | None:
 def _relation(words: list[str], position: int) -> list[str]:
     """The verb at this position, with its preposition or participle; empty if there is none, or nothing after it."""
     verb, before, following = words[position], words[position - 1], words[position + 1 :]
-    if following[0] in _AUXILIARIES or following[0] in _LEMMA:  # "relative imports is ...": a noun after all
+    if following[0] in AUXILIARIES or following[0] in LEMMA:  # "relative imports is ...": a noun after all
         return []
-    if verb in _BE or (verb == "must" and following[0] == "be"):
+    if verb in BE or (verb == "must" and following[0] == "be"):
         verbs = ["must", "be"] if verb == "must" else [verb]
         state = following[len(verbs) - 1 :]
-        if len(state) > 2 and state[0] in _STATES and state[1] in _PREPOSITIONS and _is_state(state[0], state[1]):
+        if len(state) > 2 and state[0] in _STATES and state[1] in PREPOSITIONS and _is_state(state[0], state[1]):
             return [*verbs, *state[:2]]
         return verbs if state else []
-    head = next((words[i - 1] for i in range(1, position) if words[i] in _PREPOSITIONS), before)
+    head = next((words[i - 1] for i in range(1, position) if words[i] in PREPOSITIONS), before)
     is_plural = re.fullmatch(r"[A-Za-z-]+[^s\W]s", head) is not None
-    lemma = _LEMMA.get(verb) or _PAST_LEMMA.get(verb) or (verb if is_plural and verb in _PLURAL_VERBS else None)
-    if lemma is None or before.lower() in _DETERMINERS or _is_participle(verb, lemma=lemma, after=following[0]):
+    lemma = LEMMA.get(verb) or PAST_LEMMA.get(verb) or (verb if is_plural and verb in PLURAL_VERBS else None)
+    if lemma is None or before.lower() in DETERMINERS or _is_participle(verb, lemma=lemma, after=following[0]):
         return []
     if following[0] in _VERB_PREPOSITIONS.get(lemma, ()) and len(following) > 1:
         return [verb, following[0]]
-    return [] if lemma in _INTRANSITIVE or following[0] in _PREPOSITIONS else [verb]
+    return [] if lemma in _INTRANSITIVE or following[0] in PREPOSITIONS else [verb]
 
 
 def _is_participle(verb: str, *, lemma: str, after: str) -> bool:
     """True of "the types designed internally" and "has moved": part of a noun phrase, or of another verb."""
     if lemma == "have":
-        return after.endswith("ed") or after in _PARTICIPLE.values()
-    return verb in _PAST_LEMMA and after.islower() and after not in _DETERMINERS
+        return after.endswith("ed") or after in PARTICIPLE.values()
+    return verb in PAST_LEMMA and after.islower() and after not in DETERMINERS
 
 
 def _is_state(word: str, preposition: str) -> bool:
@@ -357,10 +253,10 @@ def _is_subject(subject: str, *, name: str | None) -> bool:
         return False
     names = set() if name is None else set(name.casefold().split())
     begins_well = subject[0].isupper() or not subject[0].isalpha() or words[0] in names
-    is_unclear = bool(_UNCLEAR_IN_SUBJECT & set(words)) or words[0] in _FUNCTION_WORDS - _DETERMINERS
+    is_unclear = bool(_UNCLEAR_IN_SUBJECT & set(words)) or words[0] in _FUNCTION_WORDS - DETERMINERS
     is_vague = bool(_BARE_DEFINITE.fullmatch(subject) or words[-1] in _VAGUE_TITLES) and not names & set(words)
-    is_cut = words[-1] in _PREPOSITIONS | _DETERMINERS | {"and"}
-    is_two_sentences = re.search(r"\w\. \w", subject) is not None and not _PERSON.match(subject)
+    is_cut = words[-1] in PREPOSITIONS | DETERMINERS | {"and"}
+    is_two_sentences = re.search(r"\w\. \w", subject) is not None and not PERSON.match(subject)
     is_clause = len(words) > 1 and subject[0].isupper() and words[0].endswith(("ing", "ly"))
     has_adverb = any(re.fullmatch(r"[a-z]{3,}ly", word) and word not in _LY_NOUNS for word in subject.split())
     return begins_well and not (is_unclear or is_vague or is_cut or is_two_sentences or is_clause or has_adverb)
@@ -371,9 +267,9 @@ def _is_object(text: str, *, relation: list[str]) -> bool:
     words = re.findall(r"[\w'’-]+", text.casefold())
     if not words or len(text.split()) > MAX_OBJECT_WORDS or not _is_balanced(text) or _VAGUE_OBJECT.search(text):
         return False
-    if _UNCLEAR_IN_OBJECT & set(words) or words[0] in _BAD_OBJECT_START or words[-1] in _PREPOSITIONS | _DETERMINERS:
+    if _UNCLEAR_IN_OBJECT & set(words) or words[0] in _BAD_OBJECT_START or words[-1] in PREPOSITIONS | DETERMINERS:
         return False
-    if relation[-1] not in _BE | {"be"}:
+    if relation[-1] not in BE | {"be"}:
         return True
     is_property = len(words) == 1 and text.islower() and text.isalpha()
     is_event = _EVENT.fullmatch(words[0]) is not None
@@ -383,21 +279,3 @@ def _is_object(text: str, *, relation: list[str]) -> bool:
 
 def _is_balanced(text: str) -> bool:
     return text.count('"') % 2 == 0 and text.count("(") == text.count(")") and text.count("[") == text.count("]")
-
-
-def _in_question(fact: Fact) -> str:
-    """The subject as it stands inside a sentence: articles and plain plurals lose their capital."""
-    first, _, rest = fact.subject.partition(" ")
-    verb = fact.relation.split()[0]
-    is_plural = verb in {"are", "were", "have"} or (verb in _PLURAL_VERBS and verb not in _LEMMA)
-    is_common = is_plural and re.fullmatch(r"[A-Z][a-z]+[^s]s", first) and not re.search(r"[A-Z]", rest)
-    if first.casefold() in _DETERMINERS or is_common:
-        return f"{first.lower()} {rest}".rstrip()
-    return fact.subject
-
-
-def _auxiliary(verb: str) -> tuple[str, str]:
-    """("does", "require") for "requires", ("did", "found") for "founded", ("do", "support") for "support"."""
-    if verb in _LEMMA:
-        return "does", _LEMMA[verb]
-    return ("did", _PAST_LEMMA[verb]) if verb in _PAST_LEMMA else ("do", verb)

@@ -12,7 +12,7 @@ from typing import Any
 
 from autonomous.safety.poison import Conflict, HeldBelief
 from autonomous.safety.statements import same_make_values, statement_of
-from memory.facts import question_of
+from memory.questions import question_of
 from memory.types import Episode, Fact
 from train.continual.items import LearningItem
 

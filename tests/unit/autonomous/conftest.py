@@ -1,5 +1,6 @@
 """What many tests here start from: a folder, a version ledger, cursors of sources. Imports of sources are inside."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,3 +61,12 @@ def stream(folder: Path) -> "Iterator[Stream]":
     made = Stream(folder, limit=ReadLimit(num_documents=4, num_bytes=2000))
     yield made
     made.close()
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the folders of programs lie: a place of this test's own."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory.facts import echo_of, extract_facts, paraphrase_of, question_of
+from memory.facts import extract_facts
+from memory.questions import echo_of, paraphrase_of, question_of
 from memory.types import Fact
 
 
