@@ -34,6 +34,7 @@ QUESTIONS_PER_DOMAIN, LEAST_QUESTIONS, EARLIER_SOURCES = 24, 8, 4
 NEWEST_BATCHES, EARLIER_EPISODES = 3, 1024
 """The batches that are a domain together; most episodes whose sources are looked at."""
 NO_LIMIT = 1_000_000
+"""Of lessons: more than so many episodes can hold."""
 REPLAY_CHOICE, LEAST_SALIENCE = 4, 1e-3
 """Replayed episodes are chosen from so many times as many, by salience, of which this is the least."""
 UNDECIDED_STATES = (State.CANDIDATE, State.EVALUATING, State.GATED, State.SHADOW)

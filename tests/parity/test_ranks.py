@@ -289,9 +289,9 @@ def test_ranks_end_with_the_process_of_the_tests(tmp_path: Path):
     program += f"t.run_ranks(t._writes_its_pid_and_sleeps, 2, pathlib.Path({str(tmp_path)!r}))"
     tests = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
     try:
-        while len(pids := [int(file.name) for file in tmp_path.iterdir()]) < 2:
-            assert tests.poll() is None
-            time.sleep(0.05)
+        until(lambda: len(list(tmp_path.iterdir())) == 2 or tests.poll() is not None, timeout_s=60)
+        pids = [int(file.name) for file in tmp_path.iterdir()]
+        assert len(pids) == 2
     finally:
         tests.kill()
         tests.wait()
