@@ -60,7 +60,7 @@ async def _live(context: BenchContext, *, hours: int) -> list[dict[str, Any]]:
     now = START_S
     config = AutonomousConfig(
         human_oversight_required=False,
-        learning=LearningConfig(interval_s=0, max_batch_episodes=8, max_batch_items=18),
+        learning=LearningConfig(interval_s=0, max_batch_episodes=8),
     )
     documents = iter(make_documents(DOCUMENTS_PER_HOUR * hours, seed=11))
     rows = []
