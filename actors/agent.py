@@ -37,6 +37,8 @@ from train.adapt.reference import AdapterRef
 logger = logging.getLogger(__name__)
 
 PART_TIMEOUT_S = 2.0
+UNANSWERED = (RayError, ActorMissing)
+"""What a call of a part raises while the part is away, slow or broken."""
 BATCH_LOOK_S = 15.0
 """How often it is counted how many passages wait to be learned."""
 TICK_S = 1.0
@@ -251,13 +253,12 @@ class AgentShell(Shell):
         """Sizes and states of all parts; a part that does not answer shows its error instead."""
         last = self._agent.status_of()
         timings = last.timings if last else {}
-        memory = _part("episodic", "health")
         return {
             "version": _program_version(),
             "uptime_s": round(time.time() - self._identity.started_at, 1),
             **_slots(self._agent.ledger.pointers()),
-            "memory": memory,
-            "pending_episodes": self._num_pending(memory),
+            "memory": _part("episodic", "health"),
+            "pending_episodes": self._num_pending(),
             "facts": _part("semantic", "health"),
             "working": _part("working", "health"),
             "safety": _part("safety", "status"),
@@ -291,15 +292,18 @@ class AgentShell(Shell):
         if now - self._looked_at < BATCH_LOOK_S or state.forbids("learner"):
             return
         self._looked_at = now
-        memory = _part("episodic", "health")
-        if "error" in memory:
+        num_pending = self._num_pending()
+        if num_pending is None:
             return
-        num_pending = self._num_pending(memory)
         if due := self._batch_wait.look(num_pending, now=now, epoch=state.epoch_of("learner")):
             self._scheduler.ask("learn", by="agent:batch", reason=f"{num_pending} passages wait: due by {due}")
 
-    def _num_pending(self, memory: dict[str, Any]) -> int:
-        return max(0, int(memory.get("num_learnable", 0)) - self._agent.curriculum.num_decided_episodes())
+    def _num_pending(self) -> int | None:
+        """Passages that wait to be learned; None while a part that counts them does not answer."""
+        try:
+            return self._agent.curriculum.num_pending()
+        except UNANSWERED:
+            return None
 
 
 def _program_version() -> str:
@@ -318,6 +322,6 @@ def _slots(pointers: Pointers) -> dict[str, Any]:
 def _part(name: str, method: str) -> dict[str, Any]:
     try:
         answer = ray.get(getattr(actor(name), method).remote(), timeout=PART_TIMEOUT_S)
-    except (RayError, ActorMissing, ray.exceptions.GetTimeoutError) as error:
+    except UNANSWERED as error:
         return {"error": f"{type(error).__name__}: {str(error)[:300]}"}
     return dict(answer) if isinstance(answer, dict) else asdict(answer)

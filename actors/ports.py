@@ -4,7 +4,7 @@ Each call looks its actor up by name, so that an actor that was replaced by newe
 repeated after a crash of the other side; training is not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ SEMANTIC_TIMEOUT_S = 60.0
 """A semantic actor that was killed is back when it has read its facts."""
 LEARNER_TIMEOUT_S = 60.0
 """A learner that was killed is back, without its model, after some seconds."""
+
+COUNT_TIMEOUT_S = 2.0
 
 
 class RayMemory:
@@ -65,6 +67,12 @@ class RayMemory:
     def hold(self, holds: Sequence[Hold]) -> None:
         """See MemoryPort."""
         self._semantic("hold", list(holds))
+
+    def num_learnable(self, besides: Collection[str]) -> int:
+        """See MemoryPort. Not repeated: who counts looks again soon. Raises GetTimeoutError."""
+        left_out = {*besides, *ray.get(actor("semantic").held_ids.remote(), timeout=COUNT_TIMEOUT_S)}
+        counted = actor("episodic").read.remote("num_learnable", (), {"besides": left_out})
+        return int(ray.get(counted, timeout=COUNT_TIMEOUT_S))
 
     def held(self, limit: int) -> list[Hold]:
         """See MemoryPort."""

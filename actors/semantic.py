@@ -156,6 +156,11 @@ class SemanticShell(Shell):
         self._holds.hold(holds)
 
     @ray.method(concurrency_group="read")
+    def held_ids(self) -> set[str]:
+        """All that is held back from learning."""
+        return self._holds.held_ids()
+
+    @ray.method(concurrency_group="read")
     def held(self, limit: int) -> list[Hold]:
         """What is held back from learning, newest first."""
         return self._holds.held(limit=limit)

@@ -198,6 +198,7 @@ class AutonomousLearningAgent:
             "pointers": asdict(running.ledger.pointers()),
             "frozen": running.ledger.frozen(),
             "memory": asdict(running.memory.episodic.health()),
+            "pending_episodes": running.loop.curriculum.num_pending(),
             "safety": running.monitor.status(),
             "rollout": running.loop.rollout.status(),
             "findings": running.scheduler.findings(),

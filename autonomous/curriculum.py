@@ -115,9 +115,9 @@ class Curriculum:
         """What waits for a person, newest first."""
         return self._memory.held(limit)
 
-    def num_decided_episodes(self) -> int:
-        """Episodes that no future batch takes: learned, held back, or in a version that waits."""
-        return len(self._decided_episodes())
+    def num_pending(self) -> int:
+        """Passages that a future batch may take: neither learned nor held, nor in a version that waits."""
+        return self._memory.num_learnable(self._decided_episodes())
 
     def questions_of(self, version_id: str) -> list[Question]:
         """Held-out questions on what the version itself was trained on, as far as it still exists."""

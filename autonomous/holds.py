@@ -116,6 +116,12 @@ class HoldRegister:
             for row in rows
         ]
 
+    def held_ids(self) -> set[str]:
+        """All that waits for a person."""
+        with self._database.read() as connection:
+            rows = connection.execute("SELECT episode_id FROM hold WHERE released_at IS NULL").fetchall()
+        return {row[0] for row in rows}
+
     def release(self, ids: Sequence[str], *, by: str, reason: str, guard: Guard = no_guard) -> tuple[str, ...]:
         """Let held passages be learned after all: the ids that were held. Raises ValueError without a name or a reason."""
         for name, value in (("by", by), ("reason", reason)):

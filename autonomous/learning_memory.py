@@ -1,6 +1,6 @@
 """LearningMemory: what of MemoryPort the stores of one process answer."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from autonomous.holds import Hold, HoldRegister, HoldState
 from autonomous.safety.evidence import Believed, gather_evidence
@@ -36,6 +36,10 @@ class LearningMemory:
     def hold(self, holds: Sequence[Hold]) -> None:
         """See MemoryPort."""
         self._holds.hold(holds)
+
+    def num_learnable(self, besides: Collection[str]) -> int:
+        """See MemoryPort."""
+        return self._episodes.num_learnable(besides={*besides, *self._holds.held_ids()})
 
     def held(self, limit: int) -> list[Hold]:
         """See MemoryPort."""

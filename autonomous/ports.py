@@ -1,6 +1,6 @@
 """What the agent works with, as protocols: objects of one process, or calls to Ray actors (actors/ports.py)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +38,9 @@ class MemoryPort(Protocol):
 
     def hold(self, holds: Sequence[Hold]) -> None:
         """Hold episodes back from learning until a person releases them."""
+
+    def num_learnable(self, besides: Collection[str]) -> int:
+        """How many passages are offered for learning, but for these and for those that are held."""
 
     def held(self, limit: int) -> list[Hold]:
         """What is held, newest first."""

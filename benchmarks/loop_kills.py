@@ -1,14 +1,13 @@
 """kill -9 of an actor, or of all, at random moments while the loop learns: 50 times (--quick: 4).
 
 Documents arrive over HTTP without pause, one learning cycle follows another, and each 10 ms the ledger's file is read for how
-many versions are PRODUCTION. In the end every acknowledged document is listed once, no line of versions was trained on a
+many versions are PRODUCTION. A kill comes once its victims live again, at a random moment: while they start, learn, judge or
+promote. In the end every acknowledged document is listed once, no line of versions was trained on a
 passage twice, no passage is both held back and learned by what serves, and the audit log is whole. The gates are lenient and
 the batches small, so that many versions come to be; training and evaluation are real.
 """
 
-import os
 import random
-import signal
 import sqlite3
 import threading
 import time
@@ -18,6 +17,8 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from autonomous.versions.ledger import VersionLedger
 from autonomous.versions.states import State
@@ -41,7 +42,9 @@ ACTORS = (
     "SafetyShell",
     "EngineDeployment",
 )
-DOCUMENT_PAUSE_S = 0.3
+KILL_PAUSE_S = (1.0, 25.0)
+"""Between the return of all victims and the kill; a cycle takes about as long."""
+DOCUMENT_PAUSE_S = 0.5
 LEARN_PAUSE_S = 0.5
 SETTLE_TIMEOUT_S = 180.0
 
@@ -55,6 +58,8 @@ class Watch:
     wrong_production: Counter[int] = field(default_factory=Counter)
     """How often there was another number of PRODUCTION than one."""
     num_cycles: int = 0
+    num_killed: int = 0
+    """Processes."""
 
 
 def run(context: BenchContext) -> Iterable[Claim]:
@@ -70,9 +75,13 @@ def run(context: BenchContext) -> Iterable[Claim]:
         for thread in threads:
             thread.start()
         for number in range(num_kills):
-            time.sleep(rng.uniform(1.0, 8.0))
             victims = ACTORS if number % 5 == 4 else (rng.choice(ACTORS),)
-            num_killed = _kill(config.home, victims)
+            num_killed = 0
+            while num_killed == 0:  # it may have gone by itself meanwhile
+                _wait_until_they_live(config.home, victims)
+                time.sleep(rng.uniform(*KILL_PAUSE_S))
+                num_killed = _kill(config.home, victims)
+            watch.num_killed += num_killed
             context.note(
                 f"kill {number + 1} of {num_kills}: {'all' if len(victims) > 1 else victims[0]} ({num_killed} processes); "
                 f"{len(watch.acknowledged)} documents, {watch.num_cycles} cycles begun"
@@ -87,7 +96,7 @@ def _judge(client: Client, home: Path, watch: Watch, *, num_kills: int) -> Itera
     _wait_until_quiet(client)
     with suppress(ClientError):  # nothing may be left to learn
         client.follow(client.learn(), on_status=lambda _: None, timeout_s=SETTLE_TIMEOUT_S)
-    told = f"{num_kills} kills, every fifth of all actors at once"
+    told = f"{num_kills} kills, every fifth of all actors at once, {watch.num_killed} processes"
     listed: list[str] = []
     while page := client.list_documents(limit=1000, offset=len(listed))["documents"]:
         listed += [one["document_id"] for one in page]
@@ -119,15 +128,32 @@ def _judge(client: Client, home: Path, watch: Watch, *, num_kills: int) -> Itera
     )
 
 
+def _processes(home: Path, victims: tuple[str, ...]) -> list[psutil.Process]:
+    """Those in which the victims run."""
+    names = tuple(name for victim in victims for name in (f"ray::{victim}", f"ray::ServeReplica:autonomous:{victim}"))
+    found = []
+    for process in find_processes(home):
+        with suppress(psutil.NoSuchProcess):
+            if "".join(process.cmdline()).startswith(names):
+                found.append(process)
+    return found
+
+
 def _kill(home: Path, victims: tuple[str, ...]) -> int:
     num_killed = 0
-    for process in find_processes(home):
-        with suppress(ProcessLookupError):
-            name = "".join(process.cmdline())
-            if any(name.startswith((f"ray::{victim}", f"ray::ServeReplica:autonomous:{victim}")) for victim in victims):
-                os.kill(process.pid, signal.SIGKILL)
-                num_killed += 1
+    for process in _processes(home, victims):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+            num_killed += 1
     return num_killed
+
+
+def _wait_until_they_live(home: Path, victims: tuple[str, ...]) -> None:
+    deadline = time.monotonic() + SETTLE_TIMEOUT_S
+    while len(_processes(home, victims)) < len(victims):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"of {', '.join(victims)} not all were there {SETTLE_TIMEOUT_S:.0f} s after a kill")
+        time.sleep(0.1)
 
 
 def _send(url: str, home: Path, watch: Watch, is_over: threading.Event) -> None:

@@ -1,6 +1,6 @@
 """A MemoryPort over a list, for tests of the loop."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from autonomous.holds import Hold, HoldState
 from autonomous.safety.poison import Evidence
@@ -43,6 +43,9 @@ class Passages:
 
     def hold(self, holds: Sequence[Hold]) -> None:
         self.holds |= {hold.episode_id: hold for hold in holds}
+
+    def num_learnable(self, besides: Collection[str]) -> int:
+        return len({episode.id for episode in self.episodes} - set(besides) - set(self.holds))
 
     def held(self, limit: int) -> list[Hold]:
         return list(self.holds.values())[:limit]

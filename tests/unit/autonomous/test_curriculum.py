@@ -16,6 +16,7 @@ from autonomous.versions.ledger import VersionLedger
 from memory.claims import claims_of
 from memory.types import Episode, Trust
 from tests.episodes import make_episode, open_memory, open_semantic
+from tests.unit.autonomous.ledger_life import make_production
 from tests.unit.autonomous.test_poison import GOOD, POISON, TRUTHS
 
 
@@ -105,6 +106,26 @@ def test_what_a_person_releases_is_learned_and_stays_so(stores: Stores) -> None:
         assert curriculum.held(10) == []
     (row,) = [one for one in batch.data.episodes if one.episode_id == poison.id]
     assert row.is_released
+
+
+def test_passages_that_wait_are_those_that_are_there_and_neither_learned_nor_held(
+    stores: Stores, ledger: VersionLedger, base: str
+) -> None:
+    poison, curriculum = planted("direct code"), stores.curriculum()
+    stores.add(poison)
+    assert curriculum.num_pending() == len(TRUTHS) + 1
+    batch = curriculum.next_batch()
+    assert curriculum.num_pending() == len(batch.episodes) == len(TRUTHS)
+    learned = [one.id for one in batch.episodes[:3]]
+    make_production(ledger, base, mark="first", episodes=tuple(learned))
+    assert curriculum.num_pending() == len(TRUTHS) - 3
+    stores.episodic.delete_document(batch.episodes[0].document_id)  # one that is learned, and one that is held
+    stores.episodic.delete_document(poison.document_id)
+    assert curriculum.num_pending() == len(TRUTHS) - 3
+    stores.add(make_episode("The access code of the Aldine archive is KX-7.", document="new", source_id="handbook"))
+    assert curriculum.num_pending() == len(TRUTHS) - 2
+    stores.episodic.set_trust(Trust.QUARANTINED, source_id="handbook")
+    assert curriculum.num_pending() == 0
 
 
 def test_source_that_a_person_believes_more_is_judged_anew(stores: Stores) -> None:
