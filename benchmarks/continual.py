@@ -2,7 +2,7 @@
 
 Both sets are split into five tasks of two classes, in an order drawn by the seed. A seed gives each method the same weights,
 order and batches. 5 seeds, with --quick 2, in two processes of one thread. The pages with the matrices go to the folder
-`reports` of the configuration's home. Needs scikit-learn (`make bench` installs it) and Fashion-MNIST (cluster.bench_images).
+`reports` of the configuration's home. Needs Fashion-MNIST (cluster.bench_images).
 """
 
 import time

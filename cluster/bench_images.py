@@ -39,7 +39,7 @@ class ImageSet:
 
 def load_digits_set(seed: int) -> LabelledSet:
     """scikit-learn's digits with pixels from 0 to 1; `seed` draws which are tested."""
-    from sklearn.datasets import load_digits  # there only where the peers are
+    from sklearn.datasets import load_digits  # there only where the tests can run
 
     digits = load_digits()
     x = torch.from_numpy(digits.data / LARGEST_DIGIT_PIXEL).float()

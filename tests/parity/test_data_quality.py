@@ -13,6 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import spacy
+from datatrove.pipeline import filters as datatrove_filters
 
 from train.data.quality import QualityConfig, score_table
 from train.data.schema import DOCUMENT_SCHEMA
@@ -34,9 +36,6 @@ from train.data.word_rules import (
     special_words,
 )
 from train.data.words import NUM_SENTENCES, new_scratch, segment, split_words, word_tables
-
-spacy = pytest.importorskip("spacy")
-datatrove_filters = pytest.importorskip("datatrove.pipeline.filters")
 
 NUM_DOCUMENTS = 2_000
 LEAST_AGREEMENT = 0.99

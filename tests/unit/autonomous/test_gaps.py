@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.cluster import AgglomerativeClustering
 
 from autonomous.feedback_config import FeedbackConfig
 from autonomous.gaps import GapDetector, Judged, gap_id, group_by_cosine, is_refusal, least_confidence, reasons_of
@@ -87,9 +88,8 @@ def test_groups_are_those_of_average_linkage_by_its_definition(seed: int, cosine
 
 @pytest.mark.parametrize("seed", range(8))
 def test_groups_are_those_of_scikit_learn(seed: int) -> None:
-    cluster = pytest.importorskip("sklearn.cluster")
     vectors = some_vectors(seed)
-    labels = cluster.AgglomerativeClustering(
+    labels = AgglomerativeClustering(
         n_clusters=None, distance_threshold=0.5, linkage="average", metric="cosine"
     ).fit_predict(vectors)
     expected = sorted(np.flatnonzero(labels == label).tolist() for label in set(labels.tolist()))
