@@ -7,11 +7,12 @@ made up (seeded; names and codes that no model has seen) and erased again. Nothi
 import statistics
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from autonomous.lessons import answer_hits
 from cluster.bench import BenchContext, Claim, percentile
-from cluster.bench_documents import MadeUp, make_documents
+from cluster.bench_documents import DOCUMENTS_PER_BATCH, MadeUp, make_documents
 from cluster.client import Client
 from cluster.client_errors import ClientError
 
@@ -68,6 +69,17 @@ def retrieval_delays(client: Client, stored: list[str], *, count: int, note: Any
     )  # fmt: skip
 
 
+@dataclass
+class _Learned:
+    """Over all batches."""
+
+    delays_s: list[float] = field(default_factory=list)
+    swaps_s: list[float] = field(default_factory=list)
+    num_hits: int = 0
+    num_asked: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
 def learning_delays(client: Client, stored: list[str], *, is_own: bool, repeats: int, note: Any) -> Iterator[Claim]:
     """POST of documents -> the promoted adapter answers with retrieval off; and the hot swap within it."""
     waiting = client.next_batch()["episodes"]
@@ -79,44 +91,60 @@ def learning_delays(client: Client, stored: list[str], *, is_own: bool, repeats:
         yield Claim("learning delay, document -> weights", "< 300 s", None, "s", None, why)
         yield Claim("hot swap", "< 5 s", None, "s", None, why)
         return
-    delays, swaps, hits, asked, problems = [], [], 0, 0, []
+    learned = _Learned()
     for turn in range(repeats):
-        start = time.monotonic()
-        for document in make_documents(8, seed=SEED + 1 + turn):
-            _store(client, document, stored)
-        questions = client.next_batch()["questions"]
         before = client.versions.all()["pointers"]["v2"]
-        status = client.follow(client.learn(), on_status=lambda _: None, timeout_s=LEARNING_GIVE_UP_S)
-        note(f"learning run {turn + 1} of {repeats}: {status['phase']}, {status.get('state')}")
-        if status.get("state") != "PRODUCTION":
-            failed = [f"{g['name']} {g['verdict']}" for g in status.get("gates") or [] if g["verdict"] != "pass"]
-            problems.append(
-                f"run {turn + 1} was not promoted ({status.get('error') or ', '.join(failed) or status.get('state')})"
-            )
-            continue
-        for number, question in enumerate(questions):
-            answer = client.ask(question["paraphrase"], retrieval=False, max_tokens=32)
-            if number == 0 and answer.version == status["version"]:
-                delays.append(time.monotonic() - start)
-            hits += answer_hits(answer.text, question["key"])
-            asked += 1
-        if (swap_s := (status.get("timings") or {}).get("swap_s")) is not None:
-            swaps.append(float(swap_s))
+        state = _learn_batch(client, stored, learned, seed=SEED + 1 + turn)
+        note(f"learning run {turn + 1} of {repeats}: {state}")
         if not is_own:
-            _undo(client, before=before, problems=problems)
-    trouble = f"; {'; '.join(problems)}" if problems else ""
-    slowest = max(delays) if delays else None
-    how = f"{len(delays)} of {repeats} runs of 8 made-up documents, slowest; {hits} of {asked} reworded questions hit"
+            _undo(client, before=before, problems=learned.problems)
+    num_met, trouble = len(learned.delays_s), "".join(f"; {problem}" for problem in learned.problems)
+    slowest = max(learned.delays_s, default=None)
     yield Claim(
         "learning delay, document -> weights", "< 300 s", None if slowest is None else round(slowest, 1), "s",
-        None if slowest is None else slowest < 300, f"{how}{trouble}",
+        None if slowest is None else num_met == repeats and slowest < 300,
+        f"{num_met} of {repeats} runs of {DOCUMENTS_PER_BATCH} made-up documents, which one batch takes, slowest; "
+        f"{learned.num_hits} of {learned.num_asked} reworded questions hit{trouble}",
     )  # fmt: skip
-    slowest = max(swaps) if swaps else None
+    yield Claim(
+        "facts learned in a minute", "reported",
+        None if slowest is None else round(60 * learned.num_asked / sum(learned.delays_s), 1), "", None,
+        f"those of {num_met} batches, one after another; what comes faster waits",
+    )  # fmt: skip
+    slowest = max(learned.swaps_s, default=None)
     yield Claim(
         "hot swap", "< 5 s", None if slowest is None else round(slowest, 3), "s",
         None if slowest is None else slowest < 5,
-        f"gates' decision -> version serves, as the agent timed it; slowest of {len(swaps)}{trouble}",
+        f"gates' decision -> version serves, as the agent timed it; slowest of {len(learned.swaps_s)}{trouble}",
     )  # fmt: skip
+
+
+def _learn_batch(client: Client, stored: list[str], learned: _Learned, *, seed: int) -> str:
+    """Store documents, learn them, ask; how it ended."""
+    start = time.monotonic()
+    for document in make_documents(DOCUMENTS_PER_BATCH, seed=seed):
+        _store(client, document, stored)
+    questions = client.next_batch()["questions"]
+    status = client.follow(client.learn(), on_status=lambda _: None, timeout_s=LEARNING_GIVE_UP_S)
+    state = str(status.get("state"))
+    if state != "PRODUCTION":
+        failed = [
+            f"{gate['name']} {gate['verdict']}" for gate in status.get("gates") or [] if gate["verdict"] != "pass"
+        ]
+        learned.problems.append(f"a batch was not promoted ({status.get('error') or ', '.join(failed) or state})")
+        return state
+    for number, question in enumerate(questions):
+        answer = client.ask(question["paraphrase"], retrieval=False, max_tokens=32)
+        if answer.version != status["version"]:
+            learned.problems.append(f"{answer.version} answered and not {status['version']}, which was promoted")
+            return state
+        if number == 0:
+            learned.delays_s.append(time.monotonic() - start)
+        learned.num_hits += answer_hits(answer.text, question["key"])
+        learned.num_asked += 1
+    if (swap_s := (status.get("timings") or {}).get("swap_s")) is not None:
+        learned.swaps_s.append(float(swap_s))
+    return state
 
 
 def _undo(client: Client, *, before: str, problems: list[str]) -> None:

@@ -17,10 +17,8 @@ from autonomous.lessons import answer_hits
 from autonomous.runs import CycleStatus
 from autonomous.safety.rules import RulesConfig
 from cluster.bench import BenchContext, Claim
-from cluster.bench_documents import MadeUp, make_documents
+from cluster.bench_documents import DOCUMENTS_PER_BATCH, FACTS_PER_DOCUMENT, MadeUp, make_documents
 
-DOCUMENTS_PER_BATCH = 2
-"""Of three facts each: what one batch takes."""
 BY = "bench person"
 RULES = SafetyConfig(rules=RulesConfig(actions_per_hour={"promotion": 1000}), two_people=False)
 """More promotions in an hour than a system has."""
@@ -67,7 +65,8 @@ def run(context: BenchContext) -> Iterable[Claim]:
     others = ", ".join(f"{name} ({number})" for name, number in good.causes.most_common(4)) or "none held back"
     yield Claim(
         "versions that are really better: promoted unattended", f"{count} of {count}", promoted, f"of {count}",
-        promoted == count, f"one after another, {3 * DOCUMENTS_PER_BATCH} new facts each; open gates: {others}",
+        promoted == count,
+        f"one after another, {FACTS_PER_DOCUMENT * DOCUMENTS_PER_BATCH} new facts each; open gates: {others}",
     )  # fmt: skip
     share = good.num_hits / max(good.num_asked, 1)
     yield Claim(

@@ -22,6 +22,9 @@ _SYLLABLES = (
     "tal",
 )
 _CITIES = ("Oslo", "Quito", "Hanoi", "Accra", "Perth", "Sofia", "Lima", "Turku", "Porto", "Nairobi")
+FACTS_PER_DOCUMENT = 3
+DOCUMENTS_PER_BATCH = 2
+"""What one batch of the default size takes whole."""
 
 
 @dataclass(frozen=True)

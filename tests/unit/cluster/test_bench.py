@@ -12,10 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autonomous.config import LearningConfig
+from autonomous.lessons import build_lessons
 from cluster import bench
+from cluster.bench_documents import DOCUMENTS_PER_BATCH, FACTS_PER_DOCUMENT, make_documents
 from cluster.cli import run
 from cluster.client import Client
 from cluster.config import load_config
+from memory.types import Episode
 
 CLAIM = (
     "from cluster.bench import Claim\ndef run(context):\n    yield Claim('speed', '< 2 s', 1.5, 's', True, 'once')\n"
@@ -130,19 +134,19 @@ def test_the_interval_lies_between_the_smallest_and_the_largest_possible_ratio(
 
 
 def test_made_up_documents_are_the_same_for_a_seed_and_differ_between_seeds() -> None:
-    make = bench.load_benchmark(bench.FOLDER / "loop_delays.py").make_documents
-    assert make(5, seed=1) == make(5, seed=1)
-    names = [document.name for document in itertools.chain(make(50, seed=1), make(50, seed=2))]
+    assert make_documents(5, seed=1) == make_documents(5, seed=1)
+    names = [document.name for document in itertools.chain(make_documents(50, seed=1), make_documents(50, seed=2))]
     assert len(set(names)) == 100
 
 
-def test_made_up_documents_teach_a_fact_with_a_question() -> None:
-    from autonomous.lessons import build_lessons
-    from memory.types import Episode
-
-    document = bench.load_benchmark(bench.FOLDER / "loop_delays.py").make_documents(1, seed=1)[0]
-    lessons = build_lessons([Episode("e", "d", "s", document.name, document.text, 0, 0.0)], max_items=8)
-    assert any(document.name in question.question for question in lessons.questions)
+def test_made_up_documents_of_a_batch_teach_as_much_as_it_takes() -> None:
+    documents = make_documents(DOCUMENTS_PER_BATCH, seed=1)
+    lessons = build_lessons(
+        [Episode(one.name, one.name, "s", one.name, one.text, 0, 0.0) for one in documents], max_items=99
+    )
+    assert all(any(one.name in asked.question for asked in lessons.questions) for one in documents)
+    assert len(lessons.questions) == FACTS_PER_DOCUMENT * DOCUMENTS_PER_BATCH
+    assert len(lessons.items) == LearningConfig().max_batch_items
 
 
 def test_retrieval_delays_are_measured_on_a_running_system(client: Client) -> None:
@@ -161,9 +165,10 @@ def test_a_measurement_on_a_running_system_leaves_its_version_and_its_memory_as_
         quick=True, config=config, config_path=system.config_path, folder=tmp_path, client=client
     )
     claims = {claim.name: claim for claim in bench.load_benchmark(bench.FOLDER / "loop_delays.py").run(context)}
-    assert all(claim.ok for claim in claims.values()), claims
+    assert all(claim.ok for claim in claims.values() if claim.target != "reported"), claims
+    assert claims["facts learned in a minute"].measured > 0
     assert claims["hot swap"].measured == 0.05
-    assert "24 of 24 reworded questions hit" in claims["learning delay, document -> weights"].conditions
+    assert "18 of 18 reworded questions hit" in claims["learning delay, document -> weights"].conditions
     assert client.versions.all()["pointers"]["v2"] == "ver-base"
     assert client.list_documents()["documents"] == []
 
