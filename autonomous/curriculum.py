@@ -14,11 +14,13 @@ import numpy as np
 from autonomous.config import LearningConfig
 from autonomous.data_gate import DataGateConfig, DataReport, decide_batch
 from autonomous.data_report import BatchInspector
+from autonomous.filling import Filling, Room, fill
 from autonomous.holds import Hold
 from autonomous.lessons import Lessons, Question, build_lessons
 from autonomous.ports import MemoryPort
 from autonomous.safety.poison import Conflict, Evidence
 from autonomous.safety.screen import Level
+from autonomous.statistics import MIN_PAIRS
 from autonomous.versions.ledger import VersionLedger
 from autonomous.versions.states import State
 from memory.types import Episode
@@ -27,14 +29,13 @@ from train.continual.replay import ExperienceReplay
 from train.replay_share import num_replay
 
 PAGE = 256
-MAX_ROUNDS = 16
-"""Of filling a batch whose passages are held. What is held is not looked at again, so a flood of it delays learning only."""
+MAX_ROUNDS, MAX_LOOKED = 16, 4096
+"""Of filling a batch: rounds of judging, passages that are looked at. What is held is not looked at again, so a flood of it
+delays learning only."""
 QUESTIONS_PER_DOMAIN, LEAST_QUESTIONS, EARLIER_SOURCES = 24, 8, 4
 """Of what must not be forgotten: most questions of a domain, fewest of a source that is one of its own, most such sources."""
 NEWEST_BATCHES, EARLIER_EPISODES = 3, 1024
 """The batches that are a domain together; most episodes whose sources are looked at."""
-NO_LIMIT = 1_000_000
-"""Of lessons: more than so many episodes can hold."""
 REPLAY_CHOICE, LEAST_SALIENCE = 4, 1e-3
 """Replayed episodes are chosen from so many times as many, by salience, of which this is the least."""
 UNDECIDED_STATES = (State.CANDIDATE, State.EVALUATING, State.GATED, State.SHADOW)
@@ -56,15 +57,17 @@ class Batch:
     """Passages that could not be judged, with the reason: they are offered again."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Choice:
-    """What the data gate let pass, and what is needed to measure it again."""
+    """What a batch takes of what the data gate let pass, and what is needed to measure it again."""
 
-    accepted: list[tuple[int, Episode]]
-    undecided: dict[str, str]
-    released: set[str]
-    evidence: Evidence
-    conflicts: list[Conflict]
+    filling: Filling
+    places: dict[str, int] = field(default_factory=dict)
+    """Commit orders by id."""
+    undecided: dict[str, str] = field(default_factory=dict)
+    released: set[str] = field(default_factory=set)
+    evidence: Evidence = field(default_factory=Evidence)
+    conflicts: list[Conflict] = field(default_factory=list)
 
 
 class Curriculum:
@@ -87,26 +90,19 @@ class Curriculum:
 
     def next_batch(self) -> Batch:
         """The freshest passages that neither V2's line nor a quarantined or waiting version has learned, and that the data
-        gate lets pass.
-
-        A passage counts as learned afterwards, so no more are taken than `max_batch_items` can teach whole; at least one.
+        gate lets pass; as many as a batch can teach whole.
         """
         learned = self._ledger.learned_episodes(self._ledger.pointers().v2)
         choice = self._choose(learned)
-        chosen = choice.accepted
-        limit = self._config.max_batch_items
-        while len(chosen) > 1 and len(_lessons_of(chosen, max_items=limit + 1).items) > limit:
-            chosen.pop()
-        report, _ = self._inspector.inspect(
-            [episode for _, episode in chosen], choice.evidence, learned=learned, conflicts=choice.conflicts
-        )
+        chosen = choice.filling.chosen
+        report, _ = self._inspector.inspect(chosen, choice.evidence, learned=learned, conflicts=choice.conflicts)
         report = report.with_released(choice.released)
         if late := decide_batch(report, self._data).undecided:
-            chosen, report = [], DataReport()
+            chosen, report = (), DataReport()
         return Batch(
-            episodes=tuple(episode for _, episode in chosen),
-            lessons=_lessons_of(chosen, max_items=limit),
-            stream_offset=max((seq for seq, _ in chosen), default=0),
+            episodes=chosen,
+            lessons=build_lessons(chosen),
+            stream_offset=max((choice.places[episode.id] for episode in chosen), default=0),
             data=report,
             undecided={**choice.undecided, **late},
         )
@@ -122,14 +118,14 @@ class Curriculum:
     def questions_of(self, version_id: str) -> list[Question]:
         """Held-out questions on what the version itself was trained on, as far as it still exists."""
         episodes = self._memory.get(self._ledger.episodes_of(version_id))
-        return list(build_lessons(episodes, max_items=self._config.max_batch_items).questions)
+        return list(build_lessons(episodes).questions)
 
     def earlier_questions(self, parent: str, *, most: int = QUESTIONS_PER_DOMAIN) -> list[tuple[str, list[Question]]]:
         """What a child of this version must not forget: (domain, held-out questions), at most so many of each domain.
 
         The newest batches of the line are one domain, because they are lost first; then the sources of all that the line has
-        learned and that still exists, the smallest ones together. A sample keeps its questions while others join
-        (`ExperienceReplay`), so what the parent was asked is not asked again.
+        learned and that still exists, the smallest ones together. What is too little for a verdict joins the largest domain.
+        A sample keeps its questions while others join (`ExperienceReplay`), so what the parent was asked is not asked again.
         """
         line = [version for version in self._ledger.lineage(parent) if version.adapter_number is not None]
         if not line:
@@ -142,15 +138,12 @@ class Curriculum:
         by_source: dict[str, list[Episode]] = {}
         for episode in self._memory.get(list(known.items())):
             by_source.setdefault(episode.source_id, []).append(episode)
-        found = {
-            name: self._sample(build_lessons(own, max_items=NO_LIMIT).questions, most)
-            for name, own in by_source.items()
-        }
+        found = {name: self._sample(build_lessons(own).questions, most) for name, own in by_source.items()}
         large = sorted(found, key=lambda name: (-len(found[name]), name))[:EARLIER_SOURCES]
         apart = [name for name in large if len(found[name]) >= LEAST_QUESTIONS]
         rest = [question for name in sorted(found) if name not in apart for question in found[name]]
         domains = [("the newest batches", self._sample(newest, most)), *((name, found[name]) for name in apart)]
-        return [*domains, ("other sources", self._sample(rest, most))] if rest else domains
+        return _decidable([*domains, ("other sources", self._sample(rest, most))])
 
     def _sample(self, questions: Sequence[Question], most: int) -> list[Question]:
         kept: ExperienceReplay[Question] = ExperienceReplay(most, seed=self._config.seed)
@@ -180,28 +173,29 @@ class Curriculum:
 
     def _choose(self, learned: Collection[str]) -> _Choice:
         """Fill a batch from the freshest passages, holding those that the data gate holds."""
-        wanted = self._config.max_batch_episodes
-        choice = _Choice([], {}, set(), Evidence(), [])
-        stream = self._offered(choice.released)
+        config = self._config
+        room = Room(config.max_batch_episodes, config.max_batch_items, self._data.min_sources)
+        choice = _Choice(Filling(room))
+        stream = islice(self._offered(choice.released), MAX_LOOKED)
         for _ in range(MAX_ROUNDS):
-            fresh = list(islice(stream, wanted - len(choice.accepted)))
+            if choice.filling.is_done:
+                break
+            wanted = (one for one in stream if choice.filling.wants(one[1]))
+            fresh = list(islice(wanted, config.max_batch_episodes))
             if not fresh:
                 break
-            offered = [*choice.accepted, *fresh]
-            episodes = [episode for _, episode in offered]
+            choice.places.update((episode.id, seq) for seq, episode in fresh)
+            episodes = [*choice.filling.chosen, *choice.filling.spare, *(episode for _, episode in fresh)]
             evidence = self._memory.contradicted(episodes)
             report, conflicts = self._inspector.inspect(episodes, evidence, learned=learned)
             decision = decide_batch(report.with_released(choice.released), self._data, is_whole=False)
             if decision.held:
                 self._memory.hold([Hold.of(one, decision.held[one.id]) for one in episodes if one.id in decision.held])
             accepted = set(decision.accepted)
-            choice = _Choice(
-                accepted=[(seq, episode) for seq, episode in offered if episode.id in accepted],
-                undecided={**choice.undecided, **decision.undecided},
-                released=choice.released,
-                evidence=_merged(choice.evidence, evidence),
-                conflicts=[*choice.conflicts, *(one for one in conflicts if one.episode_id in decision.held)],
-            )
+            choice.filling = fill([episode for episode in episodes if episode.id in accepted], room)
+            choice.undecided.update(decision.undecided)
+            choice.evidence = _merged(choice.evidence, evidence)
+            choice.conflicts += [one for one in conflicts if one.episode_id in decision.held]
         return choice
 
     def _offered(self, released: set[str]) -> Iterator[tuple[int, Episode]]:
@@ -228,5 +222,12 @@ def _merged(earlier: Evidence, later: Evidence) -> Evidence:
     return Evidence(tuple(beliefs.values()), is_current=later.is_current)
 
 
-def _lessons_of(chosen: Sequence[tuple[int, Episode]], *, max_items: int) -> Lessons:
-    return build_lessons([episode for _, episode in chosen], max_items=max_items)
+def _decidable(domains: Sequence[tuple[str, list[Question]]]) -> list[tuple[str, list[Question]]]:
+    """Domains with enough questions for a verdict; those of the others join the largest, which may have too few itself."""
+    name, largest = max(domains, key=lambda domain: len(domain[1]))
+    asked = {question.paraphrase: question for question in largest}
+    for _, few in domains:
+        if len(few) < MIN_PAIRS:
+            asked |= {question.paraphrase: question for question in few}
+    whole = [(other, list(asked.values()) if other == name else questions) for other, questions in domains]
+    return [(other, questions) for other, questions in whole if len(questions) >= MIN_PAIRS]

@@ -17,7 +17,7 @@ from autonomous.safety.poison_limits import PoisonConfig
 from autonomous.safety.probes import build_probes
 from autonomous.safety.screen import Level
 from autonomous.safety.statements import statements_of
-from autonomous.suite import load_suite
+from autonomous.suite import EVALUATION_SUITES, asked_texts, load_suite
 from autonomous.versions.audit import sha256_of
 from memory.facts import extract_facts
 from memory.types import Episode
@@ -25,8 +25,6 @@ from train.data.decontaminate import Contamination, DecontaminationConfig, count
 from train.data.minhash import MinHashConfig, shingles_of
 from train.data.pii import find_sensitive_all
 
-EXAMINED = ("control", "instructions", "safety")
-"""Suites that the learner must never read."""
 _LICENCE_KEYS = ("licence", "license")
 _SHINGLES = MinHashConfig()
 
@@ -75,14 +73,14 @@ class BatchInspector:
             episodes=tuple(rows),
             label_agreement=_label_agreement(episodes),
             num_beliefs=len(evidence.beliefs),
-            suites_sha256=sha256_of([load_suite(name).sha256 for name in EXAMINED]),
+            suites_sha256=sha256_of([load_suite(name).sha256 for name in EVALUATION_SUITES]),
             probes=tuple(probe.to_dict() for probe in probes),
         )
         return report, found.conflicts
 
     @cached_property
     def _contamination(self) -> Contamination:
-        texts = {name: [row.get("text") or row["prompt"] for row in load_suite(name).rows] for name in EXAMINED}
+        texts = {name: list(asked_texts(load_suite(name)).values()) for name in EVALUATION_SUITES}
         return Contamination.build(texts, DecontaminationConfig())
 
 

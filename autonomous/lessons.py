@@ -51,8 +51,8 @@ class Lessons:
     questions: list[Question]
 
 
-def build_lessons(episodes: Sequence[Episode], *, max_items: int) -> Lessons:
-    """Items and questions of the episodes, in turn, so that a small `max_items` still takes from every episode.
+def build_lessons(episodes: Sequence[Episode], *, max_items: int | None = None) -> Lessons:
+    """Items and questions of the episodes, in turn, so that a small `max_items` still takes from every episode. None: all.
 
     A question is asked only if it was taught. Of facts with the same question only the first counts: two answers to one
     question teach neither.
@@ -92,15 +92,23 @@ def key_of(fact: Fact) -> str:
     return " ".join([word for word in words if word.casefold() not in known] or words)
 
 
+def states_facts(episode: Episode) -> bool:
+    """Whether there is something to ask about a passage."""
+    return bool(_facts_of(episode))
+
+
+def _facts_of(episode: Episode) -> list[tuple[Fact, str]]:
+    """The facts that are taught, each with its key."""
+    facts = extract_facts(episode.text, title=episode.title, episode_id=episode.id)
+    keyed = ((fact, key_of(fact)) for fact in facts)
+    return [(fact, key) for fact, key in keyed if len(key) >= MIN_KEY_CHARS]
+
+
 def _teach(episode: Episode, *, seen: set[str]) -> Iterator[tuple[LearningItem, Question | None]]:
     """The items of one episode; the first item of a fact carries its question. `seen` holds questions asked already."""
-    facts = extract_facts(episode.text, title=episode.title, episode_id=episode.id)
-    has_facts = False
-    for fact in facts:
-        question, key = question_of(fact), key_of(fact)
-        if len(key) < MIN_KEY_CHARS:
-            continue
-        has_facts = True
+    facts = _facts_of(episode)
+    for fact, key in facts:
+        question = question_of(fact)
         if question.casefold() in seen:
             continue
         seen.add(question.casefold())
@@ -120,7 +128,7 @@ def _teach(episode: Episode, *, seen: set[str]) -> Iterator[tuple[LearningItem, 
         yield _item(episode, f"{fact.id}/completion", prompt=begun, answer=answer), None
         echo = f"{echo_of(fact)} Answer in one sentence."
         yield _item(episode, f"{fact.id}/echo", prompt=echo, answer=answer), None
-    if not has_facts and (text := _cut(episode.text)):
+    if not facts and (text := _cut(episode.text)):
         yield _item(episode, "text", prompt=None, answer=text), None
 
 

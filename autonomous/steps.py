@@ -32,7 +32,8 @@ class StepPlan:
     """The steps of a batch, one after another. A round of `num_parts` steps that learn shows every new item once.
 
     While the new items are learned, `replay_ratio` of a step's items are old. In a step that consolidates what the line has
-    learned the shares change places. All are dealt from shuffled decks, so that each of a kind is seen equally often.
+    learned the shares change places, where fewer were old. All are dealt from shuffled decks, so that each of a kind is seen
+    equally often; a round that consolidates deals from a deck of its own, and moves no item out of the round after it.
     """
 
     def __init__(
@@ -46,7 +47,8 @@ class StepPlan:
         self._config = config
         self._num_new, self._num_old, self._num_anchors = len(items), len(replay), len(anchors)
         rng = random.Random(config.seed)
-        self._new_deck, self._old_deck, self._anchor_deck = (_deal(kind, rng=rng) for kind in (items, replay, anchors))
+        kinds = (items, items, replay, anchors)
+        self._new_deck, self._known_deck, self._old_deck, self._anchor_deck = (_deal(kind, rng=rng) for kind in kinds)
         self._number = 0
         self.num_parts = math.ceil(len(items) / config.items_per_step)
 
@@ -61,10 +63,10 @@ class StepPlan:
         self._number += 1
         num_new = self._num_new * (part + 1) // self.num_parts - self._num_new * part // self.num_parts
         num_old = num_replay(num_new, self._config.replay_ratio)
-        if consolidates:
+        if consolidates and num_old < num_new:
             num_new, num_old = max(num_old, 1), num_new
         return PlannedStep(
-            new=tuple(islice(self._new_deck, num_new)),
+            new=tuple(islice(self._known_deck if consolidates else self._new_deck, num_new)),
             replayed=tuple(islice(self._old_deck, min(num_old, self._num_old))),
             anchors=tuple(islice(self._anchor_deck, min(self._config.kl_texts_per_step, self._num_anchors))),
         )

@@ -11,7 +11,7 @@ from autonomous.data_gate import DataGateConfig
 from autonomous.holds import Hold, HoldRegister
 from autonomous.learning_memory import LearningMemory
 from autonomous.safety.poison_limits import CONTRADICTION, Finding
-from autonomous.suite import load_suite
+from autonomous.suite import EVALUATION_SUITES, asked_texts, load_suite
 from autonomous.versions.ledger import VersionLedger
 from memory.claims import claims_of
 from memory.types import Episode, Trust
@@ -57,6 +57,10 @@ def stores(folder: Path, ledger: VersionLedger, base: str) -> Iterator[Stores]:
     stores.close()
 
 
+def fact(name: str, *, source_id: str) -> Episode:
+    return make_episode(f"The access code of the {name} archive is KX-7.", document=name, source_id=source_id)
+
+
 def planted(name: str) -> Episode:
     return make_episode(POISON[name], document=f"planted {name}", source_id="web")
 
@@ -92,6 +96,31 @@ def test_flood_of_poison_that_is_fresher_than_all_else_keeps_nothing_from_being_
     assert len(batch.episodes) == 8
 
 
+def test_salient_prose_without_facts_keeps_no_facts_from_being_learned(stores: Stores) -> None:
+    prose = [make_episode(f"Perhaps nobody knows what happened on night {n}.", document=f"p{n}") for n in range(40)]
+    stores.add(*prose)
+    stores.episodic.revise("x", "raise", saliences=dict.fromkeys([one.id for one in prose], 5.0))
+    batch = stores.curriculum(max_batch_episodes=8).next_batch()
+    assert ([one.source_id for one in batch.episodes], len(batch.lessons.questions)) == (["handbook"] * 8, 8)
+
+
+def test_a_batch_waits_for_no_source_whose_passages_lie_behind_many_of_another(stores: Stores) -> None:
+    stores.add(*(fact(f"Bodoni {number}", source_id="mine") for number in range(30)))
+    batch = stores.curriculum(DataGateConfig(min_sources=2), max_batch_episodes=4).next_batch()
+    assert [one.source_id for one in batch.episodes] == ["mine"] * 3 + ["handbook"]
+    assert batch.undecided == {}
+
+
+def test_all_that_a_dense_passage_states_is_taught_and_asked(stores: Stores, ledger: VersionLedger, base: str) -> None:
+    told = " ".join(f"The access code of the Bodoni {number} archive is KX-{number}." for number in range(10))
+    stores.add(make_episode(told, document="dense", source_id="handbook"))
+    curriculum = stores.curriculum(max_batch_items=18)
+    batch = curriculum.next_batch()
+    assert (len(batch.episodes), len(batch.lessons.items), len(batch.lessons.questions)) == (1, 30, 10)
+    name = make_production(ledger, base, mark="first", episodes=(batch.episodes[0].id,))
+    assert len(curriculum.questions_of(name)) == 10
+
+
 def test_what_a_person_releases_is_learned_and_stays_so(stores: Stores) -> None:
     poison = planted("direct code")
     stores.add(poison)
@@ -122,7 +151,7 @@ def test_passages_that_wait_are_those_that_are_there_and_neither_learned_nor_hel
     stores.episodic.delete_document(batch.episodes[0].document_id)  # one that is learned, and one that is held
     stores.episodic.delete_document(poison.document_id)
     assert curriculum.num_pending() == len(TRUTHS) - 3
-    stores.add(make_episode("The access code of the Aldine archive is KX-7.", document="new", source_id="handbook"))
+    stores.add(fact("Aldine", source_id="handbook"))
     assert curriculum.num_pending() == len(TRUTHS) - 2
     stores.episodic.set_trust(Trust.QUARANTINED, source_id="handbook")
     assert curriculum.num_pending() == 0
@@ -156,11 +185,14 @@ def test_holds_outlive_the_process_keep_their_newest_reasons_and_are_forgotten_o
 
 
 def test_evaluation_text_is_in_no_batch(stores: Stores) -> None:
-    leak = make_episode(load_suite("control").rows[3]["text"], document="leak", source_id="handbook")
-    stores.add(leak)
+    leaks = [
+        make_episode(max(asked_texts(load_suite(name)).values(), key=len), document=name, source_id="handbook")
+        for name in EVALUATION_SUITES
+    ]
+    stores.add(*leaks)
     curriculum = stores.curriculum(max_batch_episodes=64)
-    assert leak.id not in {one.id for one in curriculum.next_batch().episodes}
-    assert [one.episode_id for one in curriculum.held(10)] == [leak.id]
+    assert not {one.id for one in leaks} & {one.id for one in curriculum.next_batch().episodes}
+    assert {one.episode_id for one in curriculum.held(10)} == {one.id for one in leaks}
 
 
 def test_batch_of_too_few_sources_is_empty_and_says_why(stores: Stores) -> None:

@@ -75,3 +75,36 @@ def test_a_line_is_asked_by_its_newest_batches_and_by_source(
     episodic.delete_document("notes 0")
     again = dict(curriculum.earlier_questions(parent))
     assert len(again["notes"]) == 8
+
+
+def test_what_is_too_little_for_a_verdict_of_its_own_blocks_no_later_version(
+    stores: tuple[EpisodicMemory, LearningMemory], ledger: VersionLedger, base: str
+) -> None:
+    episodic, memory = stores
+    curriculum = Curriculum(LearningConfig(), memory=memory, ledger=ledger)
+    handbook, mail = [fact("handbook", number) for number in range(11)], fact("mail", 0)
+    episodic.append([*handbook, mail])
+    parent = learn(ledger, learn(ledger, base, handbook), [mail])
+    domains = dict(curriculum.earlier_questions(parent))
+    assert {name: len(asked) for name, asked in domains.items()} == {"the newest batches": 12, "handbook": 11}
+    for one in handbook[:-1]:
+        episodic.delete_document(one.document_id)
+    assert [len(asked) for _, asked in curriculum.earlier_questions(parent)] == [2, 2]
+    episodic.delete_document(handbook[-1].document_id)
+    assert curriculum.earlier_questions(parent) == []
+    episodic.delete_document(mail.document_id)
+    assert curriculum.earlier_questions(parent) == []
+
+
+def test_newest_batches_that_were_erased_leave_the_others_to_be_asked(
+    stores: tuple[EpisodicMemory, LearningMemory], ledger: VersionLedger, base: str
+) -> None:
+    episodic, memory = stores
+    parent, batches = base, [[fact("handbook", 10 * batch + number) for number in range(4)] for batch in range(5)]
+    for batch in batches:
+        episodic.append(batch)
+        parent = learn(ledger, parent, batch)
+    for one in (one for batch in batches[2:] for one in batch):
+        episodic.delete_document(one.document_id)
+    curriculum = Curriculum(LearningConfig(), memory=memory, ledger=ledger)
+    assert [(name, len(asked)) for name, asked in curriculum.earlier_questions(parent)] == [("handbook", 8)]

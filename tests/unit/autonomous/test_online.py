@@ -1,5 +1,6 @@
 """OnlineLearningModule on a tiny random Llama: it learns, obeys the stop, leaves the base alone and repeats exactly."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,26 @@ def test_a_step_that_consolidates_shows_as_many_old_items_as_others_new_ones() -
     assert not StepPlan(encoded(1), replay=[], anchors=[], config=config).has_replay
     none = config.model_copy(update={"replay_ratio": 0.0})
     assert not StepPlan(encoded(1), replay=encoded(2), anchors=[], config=none).has_replay
+
+
+def test_a_round_that_learns_shows_every_new_item_once_whatever_came_before_it() -> None:
+    config = LearningConfig(items_per_step=8, replay_ratio=0.2)
+    items = encoded(*range(18))
+    plan = StepPlan(items, replay=encoded(*range(100, 140)), anchors=[], config=config)
+    seen = []
+    for consolidates in (False, True, False, True, True, False):
+        steps = [plan.draw(consolidates=consolidates) for _ in range(plan.num_parts)]
+        if not consolidates:
+            assert Counter(item for step in steps for item in step.new) == Counter(items)
+        else:
+            seen += [item for step in steps for item in step.new]
+    assert Counter(seen) == Counter(items)  # three rounds of six
+
+
+def test_where_more_items_are_replayed_than_learned_a_step_that_consolidates_takes_no_fewer() -> None:
+    config = LearningConfig(items_per_step=8, replay_ratio=0.8)
+    plan = StepPlan(encoded(*range(8)), replay=encoded(*range(100, 140)), anchors=[], config=config)
+    assert [len(plan.draw(consolidates=which).replayed) for which in (False, True)] == [32, 32]
 
 
 def test_once_the_new_items_are_learned_the_rest_of_the_steps_consolidates(base_folder: Path, tmp_path: Path) -> None:
