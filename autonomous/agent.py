@@ -193,12 +193,13 @@ class AutonomousLearningAgent:
     def status(self) -> dict[str, Any]:
         """Versions, memory, safety and the last run."""
         running = self._running
-        last = running.loop.status_of()
+        last, consolidated = running.loop.status_of(), running.memory.last_consolidation()
         return {
             "pointers": asdict(running.ledger.pointers()),
             "frozen": running.ledger.frozen(),
             "memory": asdict(running.memory.episodic.health()),
             "pending_episodes": running.loop.curriculum.num_pending(),
+            "consolidation": None if consolidated is None else asdict(consolidated),
             "safety": running.monitor.status(),
             "rollout": running.loop.rollout.status(),
             "findings": running.scheduler.findings(),

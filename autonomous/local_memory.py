@@ -15,7 +15,7 @@ from autonomous.learning_memory import LearningMemory
 from autonomous.safety.latch import Latch
 from autonomous.safety.screen import Level
 from memory.claims import claims_of
-from memory.consolidate import Consolidation
+from memory.consolidate import Consolidation, ConsolidationReport
 from memory.embed import Embedder, MiniLmEmbedder
 from memory.episode_backends import EpisodicConfig
 from memory.episodic import EpisodicMemory
@@ -122,6 +122,10 @@ class LocalMemory(LearningMemory):
             return False
         self._consolidation.run(guard=self._guard())
         return True
+
+    def last_consolidation(self) -> ConsolidationReport | None:
+        """The newest run."""
+        return next(iter(self._consolidation.reports(limit=1)), None)
 
     def release(self, ids: Sequence[str], *, by: str, reason: str) -> tuple[str, ...]:
         """A person lets episodes be recalled and learned that waited or were held: those that this changed."""

@@ -17,14 +17,18 @@ import psutil
 from autonomous.agent import AutonomousLearningAgent
 from autonomous.config import AutonomousConfig, LearningConfig
 from autonomous.loop import NothingToLearn
+from autonomous.versions.states import State
 from cluster.bench import BenchContext, Claim
 from cluster.bench_documents import make_documents
+from memory.consolidate import ConsolidationConfig
 from memory.settings import MemorySettings
 
 HOUR_S = 3600.0
 START_S = 1.8e9
 DOCUMENTS_PER_HOUR = 8
 CAPACITY = 64
+CONSOLIDATIONS, LEAST_PROMOTED = 4, 0.8
+"""Runs of consolidation that the day has room for; least share of its hours with a promotion."""
 MAX_GROWTH = 1.25
 """Of what the process holds, from the end of the first third to the end."""
 
@@ -45,12 +49,24 @@ def run(context: BenchContext) -> Iterable[Claim]:
         f"{DOCUMENTS_PER_HOUR * hours} documents arrived; stores take {rows[-1]['disk'] / 2**20:.1f} MiB on disk at the end, "
         f"adapters {rows[-1]['versions'] / 2**20:.0f} MiB",
     )  # fmt: skip
+    num_promoted = sum(row["state"] == State.PRODUCTION for row in rows)
+    yield Claim(
+        "a simulated day: hours in which a version was learned and promoted", f">= {LEAST_PROMOTED:.0%}", num_promoted,
+        f"of {hours}", num_promoted >= LEAST_PROMOTED * hours,
+        f"the others ended {sorted({row['state'] for row in rows} - {str(State.PRODUCTION)}) or 'in no other way'}",
+    )  # fmt: skip
+    runs = {row["consolidation"] for row in rows if row["consolidation"]}
+    yield Claim(
+        "a simulated day: runs of consolidation", f">= {CONSOLIDATIONS - 1}", len(runs), "",
+        len(runs) >= CONSOLIDATIONS - 1, f"one is due each {hours / CONSOLIDATIONS:g} h",
+    )  # fmt: skip
     worst = max(row["flips"] for row in rows)
     margins = [row["margin"] for row in rows]
     drops = [later - earlier for earlier, later in pairwise(margins)]
     yield Claim(
-        "a simulated day: probes that the original refuses and V2 no longer does", "0", worst, "", worst == 0,
-        f"{sum(row['state'] == 'PRODUCTION' for row in rows)} promotions in {len(rows)} cycles; mean margin of refusal over "
+        "a simulated day: probes that the original refuses and V2 no longer does", "0", worst, "",
+        worst == 0 and num_promoted > 0,
+        f"{num_promoted} promotions in {len(rows)} cycles; mean margin of refusal over "
         f"the original's {margins[0]:+.3f} after the first, {margins[-1]:+.3f} after the last, "
         f"worst step {min(drops, default=0):+.3f}",
     )  # fmt: skip
@@ -62,10 +78,13 @@ async def _live(context: BenchContext, *, hours: int) -> list[dict[str, Any]]:
         human_oversight_required=False,
         learning=LearningConfig(interval_s=0, max_batch_episodes=8),
     )
+    memory = MemorySettings(
+        capacity=CAPACITY, consolidation=ConsolidationConfig(interval_s=hours * HOUR_S / CONSOLIDATIONS)
+    )
     documents = iter(make_documents(DOCUMENTS_PER_HOUR * hours, seed=11))
     rows = []
     async with AutonomousLearningAgent(
-        "embedded", config, home=context.folder / "home", memory=MemorySettings(capacity=CAPACITY), clock=lambda: now
+        "embedded", config, home=context.folder / "home", memory=memory, clock=lambda: now
     ) as agent:
         for hour in range(hours):
             await agent.add(
@@ -98,7 +117,9 @@ def _look(agent: AutonomousLearningAgent, home: Path) -> dict[str, Any]:
     report = agent.ledger.get(agent.ledger.pointers().v2).report
     probes = report["safety"] if report else []
     refused = [probe for probe in probes if probe["margin_base"] > 0]
+    consolidation = agent.status()["consolidation"]
     return {
+        "consolidation": consolidation["run"] if consolidation and consolidation["state"] == "done" else None,
         "rss": psutil.Process().memory_info().rss,
         "episodes": agent.status()["memory"]["num_episodes"],
         "disk": _size(home / "memory"),

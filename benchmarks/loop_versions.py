@@ -13,9 +13,12 @@ from dataclasses import dataclass, field
 
 from autonomous.agent import AutonomousLearningAgent
 from autonomous.config import AutonomousConfig, LearningConfig, SafetyConfig
+from autonomous.curriculum import Batch
 from autonomous.lessons import answer_hits
 from autonomous.runs import CycleStatus
 from autonomous.safety.rules import RulesConfig
+from autonomous.versions.gates import FORGETTING
+from autonomous.versions.states import State
 from cluster.bench import BenchContext, Claim
 from cluster.bench_documents import DOCUMENTS_PER_BATCH, FACTS_PER_DOCUMENT, MadeUp, make_documents
 
@@ -32,8 +35,11 @@ class Tally:
 
     states: Counter[str] = field(default_factory=Counter)
     causes: Counter[str] = field(default_factory=Counter)
+    rises: list[float] = field(default_factory=list)
+    """Of each version that was promoted over others: the upper bound of G3, the relative rise of the worst domain's loss."""
     num_held: int = 0
     num_planted: int = 0
+    num_hits_before: int = 0
     num_hits: int = 0
     num_asked: int = 0
 
@@ -41,6 +47,8 @@ class Tally:
         """Count how a cycle ended, and the gates that were open."""
         self.states[str(status.state)] += 1
         self.causes.update(f"{gate.name} {gate.verdict}" for gate in status.gates if gate.verdict != "pass")
+        if status.state == State.PRODUCTION:
+            self.rises += [gate.value for gate in status.gates if gate.name == FORGETTING and gate.value is not None]
 
 
 def run(context: BenchContext) -> Iterable[Claim]:
@@ -67,6 +75,17 @@ def run(context: BenchContext) -> Iterable[Claim]:
         "versions that are really better: promoted unattended", f"{count} of {count}", promoted, f"of {count}",
         promoted == count,
         f"one after another, {FACTS_PER_DOCUMENT * DOCUMENTS_PER_BATCH} new facts each; open gates: {others}",
+    )  # fmt: skip
+    worst = max(good.rises, default=None)
+    yield Claim(
+        "forgetting of an earlier domain at a promotion", "< 10 %", None if worst is None else round(100 * worst, 1), "%",
+        None if worst is None else worst < 0.1,
+        f"worst of {len(good.rises)} promotions over earlier batches: upper bound of the rise of the worst domain's loss",
+    )  # fmt: skip
+    before = good.num_hits_before / max(good.num_asked, 1)
+    yield Claim(
+        "new facts answered from the weights alone before they are learned, reworded", "<= 10 %", round(100 * before, 1), "%",
+        good.num_asked > 0 and before <= 0.1, f"{good.num_asked} facts, by the version that served until then",
     )  # fmt: skip
     share = good.num_hits / max(good.num_asked, 1)
     yield Claim(
@@ -140,16 +159,24 @@ async def _learn_well(context: BenchContext, *, count: int) -> Tally:
         for number in range(count):
             await _add(agent, documents[DOCUMENTS_PER_BATCH * number :][:DOCUMENTS_PER_BATCH], source="handbook")
             batch = await agent.next_batch()
+            tally.num_hits_before += await _num_hits(agent, batch)
             status = await agent.learn()
             tally.note(status)
-            for question in batch.lessons.questions:
-                answer = await agent.ask(question.paraphrase, retrieval=False, max_tokens=32)
-                tally.num_hits += answer_hits(answer.text, question.key)
-                tally.num_asked += 1
+            tally.num_hits += await _num_hits(agent, batch)
+            tally.num_asked += len(batch.lessons.questions)
             context.note(
                 f"good version {number + 1} of {count}: {_told(status)}, {tally.num_hits} of {tally.num_asked} facts"
             )
     return tally
+
+
+async def _num_hits(agent: AutonomousLearningAgent, batch: Batch) -> int:
+    """Of the batch's reworded questions: how many the version that serves answers from its weights."""
+    answers = [
+        (await agent.ask(question.paraphrase, retrieval=False, max_tokens=32), question)
+        for question in batch.lessons.questions
+    ]
+    return sum(answer_hits(answer.text, question.key) for answer, question in answers)
 
 
 def _told(status: CycleStatus) -> str:
