@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from autonomous.versions.approval import PromotionRefused
-from autonomous.versions.bundle import version_id_of
+from autonomous.versions.bundle import digest_of, version_id_of
 from autonomous.versions.gates import GateResult
 from autonomous.versions.governance import Governance
 from autonomous.versions.promotions import (
@@ -149,9 +149,14 @@ class VersionLedger(Governance):
         """TRAINING -> CANDIDATE: name, folder, data and stream offset in one transaction; returns the adapter number.
 
         From here on the version is immutable. Raises: StaleTransition, DuplicateVersion, ValueError for a name that is
-        not the manifest's hash or a manifest with another parent.
+        not the manifest's hash or a manifest with another parent or other episodes.
         """
         _check_name(version_id, manifest)
+        if (named := manifest["data"]["episodes_sha256"]) != (given := digest_of(episode_ids)):
+            raise ValueError(
+                f"manifest.data.episodes_sha256 is {named}, the digest of episode_ids is {given}: name the episodes that "
+                "the version was trained on"
+            )
         with self._write(guard) as transaction:
             record = find_record(transaction.connection, run_id)
             transaction.check(record, expected=State.TRAINING, to=State.CANDIDATE, by=by)

@@ -122,9 +122,9 @@ class Promotions(LedgerWriter):
             if record.state not in (State.SHADOW, State.CANARY):
                 raise StaleTransition(record.name, expected="SHADOW or CANARY", actual=record.state)
             action = "rollback" if is_breach else "quarantine"
-            transaction.quarantine(record, by=by, reason=reason, evidence=evidence, action=action)
-            if not is_breach:
-                transaction.connection.execute("DELETE FROM held_back WHERE version = ?", (record.row_id,))
+            transaction.quarantine(
+                record, by=by, reason=reason, evidence=evidence, action=action, hold_back=is_breach
+            )
 
     def check_approval(self, version_id: str, approval: Approval) -> None:
         """Whether a person may approve what waits; `promote` asks again. Raises what `approve_step` raises."""
@@ -190,9 +190,7 @@ class Promotions(LedgerWriter):
                     f"version {record.name} is {record.state}: quarantine leads from {one_of(QUARANTINE_PATHS)}. "
                     "PRODUCTION leaves by rollback, a run without a bundle ends FAILED"
                 )
-            transaction.quarantine(record, by=by, reason=reason, evidence=evidence)
-            if not hold_back:
-                transaction.connection.execute("DELETE FROM held_back WHERE version = ?", (record.row_id,))
+            transaction.quarantine(record, by=by, reason=reason, evidence=evidence, hold_back=hold_back)
 
     def rollback(
         self, *, by: str, reason: str, expected: str | None = None, is_suspect: bool = False

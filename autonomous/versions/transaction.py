@@ -16,7 +16,7 @@ from autonomous.versions.schema import VersionRecord, find_record, learned_by_li
 from autonomous.versions.states import QUARANTINE_PATHS, IllegalTransition, State, decide_transition
 
 ACTION_PREFIX = "version."
-"""Of the ledger's own audit actions: from these rows alone the state of each version can be derived (verify.py)."""
+"""Of the ledger's own audit actions: from these rows alone all that is known of a version can be derived (logged.py)."""
 HOLDING_STATES = frozenset({State.REJECTED, State.ROLLED_BACK, State.QUARANTINED})
 """On arrival in these, the version's episodes are held back."""
 
@@ -95,41 +95,51 @@ class Transaction:
         evidence: Body | None = None,
         serving: VersionRecord | None = None,
         details: Body | None = None,
+        hold_back: bool = True,
     ) -> None:
         """One checked step with its audit row and what follows from it for held back episodes.
 
         `serving` is the version that serves after the transaction, where that is not the present PRODUCTION; `details`
-        go into the audit row.
+        go into the audit row. Without `hold_back` a version that is put away leaves its episodes free.
         """
         check_text("reason", reason)
         self.check(record, expected=record.state, to=to, by=by, evidence=evidence)
+        held: Body = {}
+        if to in HOLDING_STATES:
+            held = {"hold_back": hold_back, **self._hold_back(record, serving=serving, is_held=hold_back)}
+        elif record.state is State.QUARANTINED:
+            held = self._hold_back(record, serving=serving, is_held=False)
         report = {} if record.report_sha256 is None else {"report_sha256": record.report_sha256}
         row = self.audit(
             ACTION_PREFIX + action,
             by=by,
             subject=record.name,
             before={"state": record.state.value, **report},
-            after={"state": to.value, "reason": reason, **(details or {}), **report},
+            after={"state": to.value, "reason": reason, **(details or {}), **held, **report},
             evidence=evidence,
         )
         self.connection.execute(
             "UPDATE versions SET state = ?, changed_at = ?, changed_seq = ? WHERE id = ? AND state = ?",
             (to.value, self.now, row.seq, record.row_id, record.state.value),
         )
-        if to in HOLDING_STATES:
-            self._hold_back(record, serving=serving)
-        if (record.state, to) == (State.QUARANTINED, State.CANDIDATE):
-            self.connection.execute("DELETE FROM held_back WHERE version = ?", (record.row_id,))
+        if record.state is State.QUARANTINED:
             self.connection.execute(
                 "UPDATE versions SET report_sha256 = NULL, gates_sha256 = NULL WHERE id = ?", (record.row_id,)
             )
 
     def quarantine(
-        self, record: VersionRecord, *, by: str, reason: str, evidence: Body | None, action: str = "quarantine"
+        self,
+        record: VersionRecord,
+        *,
+        by: str,
+        reason: str,
+        evidence: Body | None,
+        action: str = "quarantine",
+        hold_back: bool = True,
     ) -> None:
         """All steps from where the version is to QUARANTINED; `action` names the first in the audit log."""
         for to in QUARANTINE_PATHS[record.state]:
-            self.move(record, to, action=action, by=by, reason=reason, evidence=evidence)
+            self.move(record, to, action=action, by=by, reason=reason, evidence=evidence, hold_back=hold_back)
             action = "quarantine"
             record = find_record(self.connection, record.name)
 
@@ -159,6 +169,7 @@ class Transaction:
                 "state": State.CANDIDATE.value,
                 "run_id": record.run_id,
                 "parent": record.parent,
+                "folder": str(folder),
                 "adapter_number": number,
                 "stream_offset": stream_offset,
                 "episodes_sha256": digest_of(episodes),
@@ -206,18 +217,25 @@ class Transaction:
         )
         return report_sha256
 
-    def _hold_back(self, record: VersionRecord, *, serving: VersionRecord | None) -> None:
-        """The version's own episodes, but for those that the serving line learned too: there they passed the gates."""
-        known: set[str] = set()
-        for production in [serving] if serving else select_in_states(self.connection, [State.PRODUCTION]):
-            known |= learned_by_line(self.connection, production)
-        episodes = self.connection.execute(
-            "SELECT episode_id FROM version_episodes WHERE version = ?", (record.row_id,)
-        ).fetchall()
-        self.connection.executemany(
-            "INSERT OR IGNORE INTO held_back VALUES (?, ?)",
-            [(episode, record.row_id) for (episode,) in episodes if episode not in known],
-        )
+    def _hold_back(self, record: VersionRecord, *, serving: VersionRecord | None, is_held: bool) -> dict[str, Any]:
+        """Hold the version's own episodes back, but for those that the serving line learned too: there they passed the
+        gates. Or free all of them. Returns what is held back on its account then, for the audit row.
+        """
+        if is_held:
+            known: set[str] = set()
+            for production in [serving] if serving else select_in_states(self.connection, [State.PRODUCTION]):
+                known |= learned_by_line(self.connection, production)
+            query = "SELECT episode_id FROM version_episodes WHERE version = ?"
+            episodes = self.connection.execute(query, (record.row_id,)).fetchall()
+            self.connection.executemany(
+                "INSERT OR IGNORE INTO held_back VALUES (?, ?)",
+                [(episode, record.row_id) for (episode,) in episodes if episode not in known],
+            )
+        else:
+            self.connection.execute("DELETE FROM held_back WHERE version = ?", (record.row_id,))
+        query = "SELECT episode_id FROM held_back WHERE version = ?"
+        held = [episode for (episode,) in self.connection.execute(query, (record.row_id,))]
+        return {"num_held": len(held), "held_sha256": digest_of(held)}
 
 
 def check_text(name: str, text: str) -> None:

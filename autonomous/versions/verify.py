@@ -1,17 +1,18 @@
 """Whether a ledger's file still says what was written: the audit chain, its checkpoint, and the tables beside it.
 
-In: the database and the checkpoint files. Out: an AuditReport that names the first bad row. The states of the versions
-are derived once more from the audit rows alone and compared, so a table that was edited by hand is noticed too.
+In: the database and the checkpoint files. Out: an AuditReport that names the first bad row. What the tables say of each
+version is derived once more from the audit rows alone (logged.py) and compared, so a table that was edited by hand is noticed too.
 """
 
 import hashlib
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Protocol
 
-from autonomous.versions.audit import AuditReport, Checkpoint, row_of, verify_rows
+from autonomous.versions.audit import AuditReport, Checkpoint, verify_rows
 from autonomous.versions.checkpoint import CheckpointFile
+from autonomous.versions.logged import Facts, LoggedVersion, logged_versions, stored_versions
 from autonomous.versions.transaction import ACTION_PREFIX
 
 CHECKPOINT_OPENED = "audit.checkpoint-opened"
@@ -46,7 +47,7 @@ def verify_ledger(database: Readable, *, checkpoint_files: Sequence[CheckpointFi
         chain = verify_rows(connection.execute("SELECT * FROM audit ORDER BY seq"), checkpoints=checkpoints)
         if not chain.ok:
             return chain
-        for seq, reason in (*_bad_evidence(connection), *_bad_states(connection)):
+        for seq, reason in (*_bad_evidence(connection), *_bad_versions(connection)):
             return AuditReport(False, chain.num_rows, seq, reason)
     return chain
 
@@ -68,40 +69,35 @@ def _bad_evidence(connection: sqlite3.Connection) -> Iterator[tuple[int | None, 
             yield seq, f"the evidence of row {seq} is missing"
         elif hashlib.sha256(str(body).encode()).hexdigest() != sha256:
             yield seq, f"the evidence of row {seq} was altered"
+    query = """
+        SELECT seq FROM audit WHERE action = ? AND
+            (SELECT count(*) FROM evidence
+             WHERE sha256 IN (json_extract(after, '$.report_sha256'), json_extract(after, '$.gates_sha256'))) < 2
+        ORDER BY seq
+    """
+    for (seq,) in connection.execute(query, (ACTION_PREFIX + "bind_report",)):
+        yield seq, f"the report or the gates that row {seq} bound are missing"
     for sha256, body in connection.execute("SELECT sha256, body FROM evidence"):
         if hashlib.sha256(str(body).encode()).hexdigest() != sha256:
             yield None, f"evidence {sha256} was altered"
 
 
-def _bad_states(connection: sqlite3.Connection) -> Iterator[tuple[int | None, str]]:
-    """Versions whose row is not what the audit log leads to."""
-    logged = derive_versions(connection)
-    query = "SELECT coalesce(version_id, run_id), state, report_sha256, gates_sha256 FROM versions"
-    stored = {name: (state, report, gates) for name, state, report, gates in connection.execute(query)}
-    for name in sorted({*logged, *stored}):
-        seq, *expected = logged.get(name, (None, None, None, None))
-        found = stored.get(name, (None, None, None))
-        if tuple(expected) != found:
-            yield (
-                seq,
-                f"version {name} was edited: its row says {found[0]}, {found[1]}, the log {expected[0]}, {expected[1]}",
-            )
-
-
-def derive_versions(connection: sqlite3.Connection) -> dict[str, tuple[int, str, str | None, str | None]]:
-    """Name -> (seq of its last row, state, report hash, gates hash), from the ledger's own audit rows alone."""
-    versions: dict[str, tuple[int, str, str | None, str | None]] = {}
-    for values in connection.execute("SELECT * FROM audit WHERE action GLOB ? ORDER BY seq", (ACTION_PREFIX + "*",)):
-        row = row_of(values)
-        after: dict[str, Any] = row.after or {}
-        _, state, report, gates = versions.get(row.subject, (0, "", None, None))
-        if row.action == ACTION_PREFIX + "fix_bundle":
-            versions.pop(after["run_id"], None)
-        if row.action == ACTION_PREFIX + "bind_report":
-            report, gates = after["report_sha256"], after["gates_sha256"]
+def _bad_versions(connection: sqlite3.Connection) -> Iterator[tuple[int | None, str]]:
+    """Versions whose rows, episodes and held back episodes are not what the audit log leads to."""
+    logged, stored = logged_versions(connection), stored_versions(connection)
+    for name in {**logged, **stored}:
+        if name not in logged:
+            yield None, f"version {name} was added by hand: no row of the log names it"
+        elif name not in stored:
+            seq = logged[name].said_by["state"]
+            yield seq, f"version {name} was removed by hand: row {seq} says that it is {logged[name].facts['state']}"
         else:
-            if (state, after["state"]) == ("QUARANTINED", "CANDIDATE"):
-                report = gates = None
-            state = after["state"]
-        versions[row.subject] = (row.seq, state, report, gates)
-    return versions
+            yield from _edited(name, logged[name], stored[name])
+
+
+def _edited(name: str, logged: LoggedVersion, stored: Facts) -> Iterator[tuple[int | None, str]]:
+    for fact, expected in logged.facts.items():
+        if stored[fact] != expected:
+            seq = logged.said_by[fact]
+            told = f"its {fact} is {stored[fact]!r} in the table, and {expected!r} by row {seq}"
+            yield seq, f"version {name} was edited by hand: {told}"

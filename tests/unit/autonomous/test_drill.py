@@ -65,7 +65,7 @@ class Home:
         making.mkdir()
         (making / "adapter_model.safetensors").write_bytes(mark.encode())
         (making / "adapter_config.json").write_text(json.dumps({"mark": mark}))
-        bundle = make_bundle(parent, mark=mark).model_copy(update={"adapter_sha256": adapter_sha256(making)})
+        bundle = make_bundle(parent, mark=mark, episodes=(mark,)).model_copy(update={"adapter_sha256": adapter_sha256(making)})
         name = write_bundle(making, bundle)
         run = self.ledger.start_run(parent=parent, config={})
         self.ledger.transition(run, expected=State.DRAFT, to=State.TRAINING, by="agent", reason="batch")

@@ -59,7 +59,7 @@ def test_the_guard_refuses_every_mutation_right_before_its_commit_and_nothing_is
     ledger.transition(trained, expected=State.DRAFT, to=State.TRAINING, by="agent", reason="batch")
     evaluating = advance(ledger, make_candidate(ledger, base, mark="one", episodes=("a",)), State.EVALUATING)
     shadow = advance(ledger, make_candidate(ledger, base, mark="two"), State.SHADOW)
-    bundle = make_bundle(base, mark="three")
+    bundle = make_bundle(base, mark="three", episodes=("x",))
     manifest = bundle.model_dump(mode="json")
     before = everything(ledger)
     with pytest.raises(Stopped):
