@@ -18,6 +18,7 @@ from autonomous.safety.monitor import SafetyMonitor
 from autonomous.safety.processes import register
 from autonomous.safety.screen import Level
 from autonomous.tools.config import KnowledgeConfig
+from autonomous.tools.plan import BY_MODEL
 from autonomous.tools.tool import ToolResult
 from autonomous.versions.ledger import VersionLedger
 from memory.types import EpisodeFilter, RecallHit
@@ -69,9 +70,10 @@ class ToolsShell(Shell):
         """Call a tool. Raises UnknownTool, ToolError, ToolUnavailable, LearningStopped."""
         return self._knowledge.call(tool, arguments, timeout_s=timeout_s, by=by)
 
-    def _count(self) -> None:
-        """Before each call. Raises BudgetExceeded."""
-        self._monitor.observe_action("tool")
+    def _count(self, by: str) -> None:
+        """Before each call; people's calls are bounded by the budget alone. Raises BudgetExceeded."""
+        if by == BY_MODEL:
+            self._monitor.observe_action("tool")
         reservation = self._budget.reserve("tool_calls", 1, f"tool-{secrets.token_hex(6)}")
         self._budget.settle(reservation, {"tool_calls": 1})
 

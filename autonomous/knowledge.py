@@ -17,14 +17,13 @@ from autonomous.tools.calculator import Calculator
 from autonomous.tools.code_search import CodeSearch
 from autonomous.tools.config import KnowledgeConfig, ToolName
 from autonomous.tools.documentation import DocumentationLookup
-from autonomous.tools.plan import Ask, Call, KnowledgeAnswer, Message, Plan
+from autonomous.tools.plan import BY_PLAN, Ask, Call, KnowledgeAnswer, Message, Plan
 from autonomous.tools.python_sandbox import PythonSandbox
 from autonomous.tools.quoting import shortened
 from autonomous.tools.tool import Arguments, Retrieve, Tool, ToolError, ToolResult, ToolUnavailable, UnknownTool
 from autonomous.versions.audit import sha256_of
 from train.data.pii import SECRET_KINDS, mask_sensitive
 
-BY = "system:tools"
 Json = dict[str, Any]
 
 
@@ -63,10 +62,10 @@ class KnowledgeIntegration:
         latch: Latch,
         audit: Callable[..., Any],
         level: Level = "high",
-        on_call: Callable[[], object] = lambda: None,
+        on_call: Callable[[str], object] = lambda by: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_call` is told before each call: the monitor counts them."""
+        """`on_call` is told before each call by whom it is made."""
         self._on_call = on_call
         self._config = config
         self._tools = {tool.name: tool for tool in tools}
@@ -79,7 +78,7 @@ class KnowledgeIntegration:
         """The tools as OpenAI's `tools` lists them."""
         return describe_tools(self._tools.values())
 
-    def call(self, tool: str, arguments: Arguments, *, timeout_s: float | None = None, by: str = BY) -> ToolResult:
+    def call(self, tool: str, arguments: Arguments, *, timeout_s: float | None = None, by: str = BY_PLAN) -> ToolResult:
         """Call a tool, within what a question may use if no time is given.
 
         Raises UnknownTool, ToolError, ToolUnavailable, LearningStopped (also if it is stopped meanwhile: there is no result).
@@ -87,7 +86,7 @@ class KnowledgeIntegration:
         if tool not in self._tools:
             raise UnknownTool(f"there is no tool {tool[:50]!r}; GET /v1/tools lists {', '.join(self._tools) or 'none'}")
         permit = self._latch.permit("tool call")
-        self._on_call()
+        self._on_call(by)
         asked = {"tool": tool, "arguments_sha256": sha256_of(dict(arguments))}
         limit_s = self._config.max_seconds if timeout_s is None else min(timeout_s, self._config.max_seconds)
         if limit_s <= 0:
@@ -116,9 +115,9 @@ class KnowledgeIntegration:
         plan = Plan(question, config=self._config, tools=self._tools.values(), clock=self._clock)
         while True:
             match plan.next():
-                case Call(call=call, timeout_s=timeout_s):
+                case Call(call=call, timeout_s=timeout_s, by=by):
                     try:
-                        plan.add_result(self.call(call.tool, call.arguments, timeout_s=timeout_s))
+                        plan.add_result(self.call(call.tool, call.arguments, timeout_s=timeout_s, by=by))
                     except (ToolError, ToolUnavailable) as error:
                         plan.add_failure(str(error))
                 case Ask(messages=messages):

@@ -16,15 +16,14 @@ from autonomous.config import AutonomousConfig, LearningConfig, SafetyConfig
 from autonomous.curriculum import Batch
 from autonomous.lessons import answer_hits
 from autonomous.runs import CycleStatus
-from autonomous.safety.rules import RulesConfig
 from autonomous.versions.gates import FORGETTING
 from autonomous.versions.states import State
 from cluster.bench import BenchContext, Claim
 from cluster.bench_documents import DOCUMENTS_PER_BATCH, FACTS_PER_DOCUMENT, MadeUp, make_documents
 
 BY = "bench person"
-RULES = SafetyConfig(rules=RulesConfig(actions_per_hour={"promotion": 1000}), two_people=False)
-"""More promotions in an hour than a system has."""
+SAFETY = SafetyConfig(two_people=False)
+"""The one person here releases and resets alone."""
 FORGETFUL = {"kl_weight": 0.0, "learning_rate": 2e-2, "max_steps": 16, "target_loss": 1e-6}
 """Settings under which the 135M model loses its language."""
 
@@ -96,7 +95,7 @@ def run(context: BenchContext) -> Iterable[Claim]:
 
 def _config(**learning: float) -> AutonomousConfig:
     return AutonomousConfig(
-        human_oversight_required=False, safety=RULES, learning=LearningConfig(interval_s=0, **learning)
+        human_oversight_required=False, safety=SAFETY, learning=LearningConfig(interval_s=0, **learning)
     )
 
 

@@ -6,12 +6,11 @@ or only warns depends on the level (STOPS). A number that is not finite always s
 
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -36,6 +35,7 @@ MIN_STEPS = 8
 """Of a run before its losses say what is usual."""
 MAX_STEPS_KEPT = 512
 MAX_TIMES_KEPT = 1024
+"""Of each kind; so no limit may be larger: it would never be reached."""
 MAD_TO_SIGMA = 1.4826
 """Of a normal distribution: standard deviation over median absolute deviation."""
 
@@ -55,16 +55,20 @@ class RulesConfig(BaseModel):
     """Least MAD that a spike is measured by, nats per token: the losses of a batch that is nearly learned hardly differ."""
     max_safety_drop: int = Field(0, ge=0)
     """Probes that the frozen original refuses and an evaluated version no longer does."""
-    storm_alarms: int = Field(3, ge=1)
+    storm_alarms: int = Field(3, ge=1, le=MAX_TIMES_KEPT)
     """So many drift alarms"""
     storm_window_s: float = Field(3600.0, gt=0)
     """within so many seconds are a storm."""
-    max_rollbacks: int = Field(2, ge=1)
+    max_rollbacks: int = Field(2, ge=1, le=MAX_TIMES_KEPT)
     """So many rollbacks"""
     rollback_window_s: float = Field(7 * 86_400.0, gt=0)
     """within so many seconds are too many. Promotions freeze at two in seven days by themselves; this ends learning too."""
-    actions_per_hour: Mapping[str, int] = Field(default_factory=lambda: {"promotion": 12, "tool": 600})
-    """Most actions of a kind that the agent takes within an hour. Kinds that are not named are not bounded."""
+    actions_per_hour: Mapping[str, Annotated[int, Field(ge=0, le=MAX_TIMES_KEPT)]] = Field(
+        default_factory=lambda: {"promotion": 60, "tool": 600}
+    )
+    """Most actions of a kind that the agent takes within an hour; leave a kind out to bound it not at all. A healthy
+    retraining promotes a version every 2 to 4 minutes, so 60 promotions are twice of what it needs. "tool": calls that a model
+    asked for; those of people are bounded by `agent.budget` alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +128,7 @@ class AuditSeen:
 
 @dataclass(frozen=True, slots=True)
 class ActionSeen:
-    """The agent acts: "promotion", "rollback", "tool" and what else there is. `at` in seconds since the epoch."""
+    """The agent acts: "promotion", "rollback", "tool" (a call that a model asked for). `at` in seconds since the epoch."""
 
     action: str
     at: float
@@ -153,7 +157,8 @@ class History:
     """Of the run that goes on."""
     drifts: tuple[float, ...] = ()
     """Times, oldest first."""
-    actions: tuple[tuple[str, float], ...] = field(default=())
+    actions: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Times by kind, oldest first: many actions of one kind do not push those of another out."""
     policy: str = ""
     """The hash that held when the process started; a person changes it by a restart."""
 
@@ -173,7 +178,8 @@ def remember(history: History, seen: Observation) -> History:
         case DriftSeen(at=at):
             return replace(history, drifts=(*history.drifts, at)[-MAX_TIMES_KEPT:])
         case ActionSeen(action=action, at=at):
-            return replace(history, actions=(*history.actions, (action, at))[-MAX_TIMES_KEPT:])
+            times = (*history.actions.get(action, ()), at)[-MAX_TIMES_KEPT:]
+            return replace(history, actions={**history.actions, action: times})
         case PolicySeen(sha256=sha256):
             return replace(history, policy=history.policy or sha256)
         case _:
@@ -254,8 +260,7 @@ def _decide_evaluation(seen: EvaluationSeen, config: RulesConfig) -> tuple[str, 
 
 def _decide_action(seen: ActionSeen, history: History, config: RulesConfig) -> tuple[str, str] | None:
     def count(window_s: float) -> int:
-        recent = Counter(action for action, at in history.actions if seen.at - at < window_s)
-        return recent[seen.action] + 1
+        return 1 + sum(seen.at - at < window_s for at in history.actions.get(seen.action, ()))
 
     if seen.action == "rollback":
         num = count(config.rollback_window_s)

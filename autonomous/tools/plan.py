@@ -18,6 +18,8 @@ from autonomous.tools.routing import ToolCall, decide_tool, holds_call, read_cal
 from autonomous.tools.tool import Citation, Described, ToolResult
 
 RequestedBy = Literal["rule", "fallback", "model"]
+BY_PLAN, BY_MODEL = "system:tools", "agent:model"
+"""Who calls, in the audit log. Only what a model asks for is an action of the agent (safety.rules, "action-rate")."""
 Message = dict[str, str]
 STOPS = ("\nQuestion:", "\nFound by ")
 """A small model that has answered goes on in the prompt's own form."""
@@ -32,10 +34,11 @@ _OFFER = 'To use a tool, reply with one line and nothing else: CALL name {"argum
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """To be done: call a tool within `timeout_s` seconds, then `add_result` or `add_failure`."""
+    """To be done: call a tool within `timeout_s` seconds in the name of `by`, then `add_result` or `add_failure`."""
 
     call: ToolCall
     timeout_s: float
+    by: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,9 @@ class Plan:
             return self._answer
         if self._pending is not None:
             self._began = self._clock()
-            return Call(self._pending[0], max(0.0, self._config.max_seconds - self._spent_s))
+            call, requested_by = self._pending
+            by = BY_MODEL if requested_by == "model" else BY_PLAN
+            return Call(call, max(0.0, self._config.max_seconds - self._spent_s), by)
         self._num_rounds += 1
         return Ask(self._messages(has_offer=self._may_offer()))
 

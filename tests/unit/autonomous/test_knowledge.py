@@ -4,7 +4,7 @@ the real ones; what stands for the model is a list of replies.
 
 import json
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from autonomous.config import AutonomousConfig
 from autonomous.knowledge import KnowledgeIntegration, build_tools
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.tools.config import CodeConfig, KnowledgeConfig, SandboxConfig
-from autonomous.tools.plan import UNKNOWN, Message
+from autonomous.tools.plan import BY_MODEL, BY_PLAN, UNKNOWN, Message
 from autonomous.tools.tool import Arguments, Tool, ToolError, ToolResult, UnknownTool
 from autonomous.versions.ledger import VersionLedger
 from memory.episode_backends import EpisodicConfig
@@ -76,7 +76,12 @@ class Model:
 
 @pytest.fixture
 def build(home: Path, latch: Latch, ledger: VersionLedger, memory: EpisodicMemory) -> Any:
-    def make(level: str = "high", tools: Sequence[Tool] | None = None, **settings: Any) -> KnowledgeIntegration:
+    def make(
+        level: str = "high",
+        tools: Sequence[Tool] | None = None,
+        on_call: Callable[[str], object] = lambda by: None,
+        **settings: Any,
+    ) -> KnowledgeIntegration:
         sandbox = SandboxConfig(min_isolation="interpreter")
         config = KnowledgeConfig(**{"min_cosine": -1.0, "num_passages": 1, "sandbox": sandbox, **settings})
         made = build_tools(config, retrieve=memory.recall, safety_folder=home / "safety")
@@ -86,6 +91,7 @@ def build(home: Path, latch: Latch, ledger: VersionLedger, memory: EpisodicMemor
             latch=latch,
             audit=ledger.append_audit,
             level=level,  # type: ignore[arg-type]
+            on_call=on_call,
         )
 
     return make
@@ -260,6 +266,16 @@ def test_a_model_may_ask_for_a_tool_and_answers_with_what_it_found(build: Any) -
         ("documentation", "fallback", ""), ("calculator", "model", ""),
     ]  # fmt: skip
     assert "4471 * 2 = 8942" in model.prompt(1)
+
+
+def test_what_a_model_asked_for_is_told_from_what_rules_and_people_asked_for(build: Any, ledger: VersionLedger) -> None:
+    told: list[str] = []
+    knowledge = build(on_call=told.append)
+    knowledge.call("calculator", {"expression": "1 + 1"}, by="api")
+    knowledge.answer("12 * 12 = ?", generate=Model())
+    knowledge.answer("Who keeps the gate?", generate=Model('CALL calculator {"expression": "4471 * 2"}', "8942."))
+    assert told == ["api", BY_PLAN, BY_PLAN, BY_MODEL]
+    assert [row.actor for row in reversed(ledger.audit(100)) if row.action == "tool.call"] == told
 
 
 def test_a_tool_that_fails_tells_the_model_why_and_it_may_go_on(build: Any) -> None:

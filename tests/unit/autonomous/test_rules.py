@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from autonomous.safety.latch import Latch
 from autonomous.safety.monitor import SafetyMonitor
@@ -135,7 +136,35 @@ def test_history_is_bounded() -> None:
         for seen in (StepSeen(number + 2, 1.0, 1.0, 0.0), ActionSeen("x", 0.0), DriftSeen("task", 0.0)):
             history = remember(history, seen)
     assert len(history.losses) == MAX_STEPS_KEPT
-    assert len(history.actions) == len(history.drifts) == MAX_TIMES_KEPT
+    assert len(history.actions["x"]) == len(history.drifts) == MAX_TIMES_KEPT
+
+
+def test_the_largest_limit_is_reached_and_a_larger_one_is_refused_because_it_never_would_be() -> None:
+    config, history = RulesConfig(actions_per_hour={"x": MAX_TIMES_KEPT}), History()
+    for _ in range(MAX_TIMES_KEPT):
+        assert decide_rules(ActionSeen("x", 1.0), history, config, level="high") is None
+        history = remember(history, ActionSeen("x", 1.0))
+    assert decide_rules(ActionSeen("x", 1.0), history, config, level="high") is not None
+    for bound in ({"actions_per_hour": {"x": MAX_TIMES_KEPT + 1}}, {"storm_alarms": 9999}, {"max_rollbacks": 9999}):
+        with pytest.raises(ValidationError, match=next(iter(bound))):
+            RulesConfig(**bound)
+
+
+def test_many_actions_of_one_kind_do_not_hide_the_rollbacks_of_the_week() -> None:
+    history = remember(History(), ActionSeen("rollback", 0.0))
+    for second in range(2 * MAX_TIMES_KEPT):
+        history = remember(history, ActionSeen("tool", float(second)))
+    hit = decide_rules(ActionSeen("rollback", 86_400.0), history, RulesConfig(), level="high")
+    assert hit is not None
+    assert hit.rule == ROLLBACKS
+
+
+def test_a_day_of_retraining_with_a_promotion_every_two_minutes_is_healthy() -> None:
+    history = History()
+    for number in range(24 * 30):
+        seen = ActionSeen("promotion", 120.0 * number)
+        assert decide_rules(seen, history, RulesConfig(), level="high") is None
+        history = remember(history, seen)
 
 
 def test_policy_hash_knows_thresholds_and_every_file_of_what_evaluates(tmp_path: Path) -> None:
