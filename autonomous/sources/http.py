@@ -1,7 +1,7 @@
 """An address as a source: a JSON list page by page, JSON Lines, or one page of text.
 
-One answer is held as it came and read batch by batch. The cursor is the page, the item in it, and what tells whether the
-first page is a new one (ETag, Last-Modified, else its hash). A page that is fetched again after a restart is read from its
+One answer is held as it came and read batch by batch. The cursor is the page, the item in it, and what tells whether a first
+page without a next one is new (ETag, Last-Modified, else its hash): behind one that stays the same, others may grow. A page that is fetched again after a restart is read from its
 first item: what was handed on before is known by its hash and left out.
 """
 
@@ -83,12 +83,12 @@ class HttpReader:
         index = int(cursor.get("index", 0))
         if index == 0 or self._held is None or self._held.asked != url:
             index = 0
-            validators = cursor.get("validators", {}) if not cursor.get("page") else {}
+            validators = cursor.get("validators", {})
             same = validators if validators.get("url") == url else {}
             answer = self._fetcher.fetch(
                 url, etag=same.get("etag", ""), last_modified=same.get("last_modified", ""), guard=guard
             )
-            if answer.is_unchanged or (same and not same["has_next"] and same["sha256"] == _sha256(answer.body)):
+            if answer.is_unchanged or (same and same["sha256"] == _sha256(answer.body)):
                 self._held = None
                 return SourceBatch(cursor)
             self._held = _Held(url, answer)
@@ -118,9 +118,8 @@ class HttpReader:
         page = int(cursor.get("page", 0))
         token = str(cursor.get("token", ""))
         new_token, next_url = self._next(answer, parsed, token)
-        validators = cursor.get("validators", {}) if page else {
-            "url": cursor["url"], "etag": answer.etag, "last_modified": answer.last_modified,
-            "sha256": _sha256(answer.body), "has_next": bool(next_url),
+        validators = {} if page or next_url else {
+            "url": cursor["url"], "etag": answer.etag, "last_modified": answer.last_modified, "sha256": _sha256(answer.body),
         }  # fmt: skip
         behind = {"validators": validators, "token": new_token}
         if not next_url or next_url == cursor["url"] or is_empty or page + 1 >= MAX_PAGES:

@@ -53,6 +53,20 @@ def test_next_links_are_followed_from_the_body_and_from_the_header(site: Site, c
     assert "url" not in cursor
 
 
+def test_a_page_behind_a_first_one_that_stays_the_same_is_read_when_it_grows(site: Site, cursors: CursorStore) -> None:
+    site.page("/a", items("one", next="/b"), ETag='"same"')
+    site.page("/b", items("two"), ETag='"1"')
+    feed = reader(site, "/a", cursors)
+    cursor, _ = read_all(feed, cursors, cursor={}, limit=LIMIT)
+    site.page("/b", items("two", "three"), ETag='"2"')
+    cursor, batches = read_all(feed, cursors, cursor=cursor, limit=LIMIT)
+    assert texts(batches) == ["three"]
+    site.page("/a", items("one", next=None), ETag='"alone"')
+    cursor, _ = read_all(feed, cursors, cursor=cursor, limit=LIMIT)
+    assert texts(read_all(feed, cursors, cursor=cursor, limit=LIMIT)[1]) == []
+    assert site.asked[-1][1]["If-None-Match"] == '"alone"', "a feed of one page is asked for only if it is new"
+
+
 def test_a_chain_of_pages_that_leads_back_ends(site: Site, cursors: CursorStore) -> None:
     site.page("/a", items("one", next="/a"))
     assert texts(read_all(reader(site, "/a", cursors), cursors, cursor={}, limit=LIMIT)[1]) == ["one"]
