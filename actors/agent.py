@@ -19,6 +19,7 @@ from autonomous.batching import BatchWait
 from autonomous.code import code_sha256
 from autonomous.config import AutonomousConfig
 from autonomous.cycle_watch import CycleWatch, open_budget
+from autonomous.home_lock import own_home
 from autonomous.loop import LearningLoop
 from autonomous.oversight import Oversight
 from autonomous.ports import AgentParts
@@ -43,6 +44,8 @@ BATCH_LOOK_S = 15.0
 """How often it is counted how many passages wait to be learned."""
 TICK_S = 1.0
 """How often the rollout and the effects of the ledger are looked after."""
+TAKEOVER_S = 60.0
+"""How long the process of the actor that this one takes the place of may take to end."""
 BY_API = "agent:api"
 """Who asked for a run, where no person gave a name."""
 HELD_SHOWN = 100
@@ -54,6 +57,7 @@ class AgentShell(Shell):
 
     def __init__(self, settings_sha256: str, *, config: AutonomousConfig, home: Path, base_folder: Path) -> None:
         super().__init__("agent", settings_sha256)
+        self._owner = own_home(home, wait_s=TAKEOVER_S)  # held until this process ends
         self._config = config
         latch = self._latch = Latch.open(home / "safety" / "latch")
         memory, engine = RayMemory(), RayEngine()

@@ -40,7 +40,8 @@ candidates   a batch in, a trained version in the ledger out; run_board: where r
 cycle_watch  the budget of learning cycles and the rules that stop them
 local_learner, local_evaluator, local_engine, local_memory  the parts as objects of one process; learning_memory: its stores
 permits      what a process that trains or judges asks at each commit
-agent        all of it in one process (AutonomousLearningAgent); agent_home: what it holds over the files of a home
+agent        all of it in one process (AutonomousLearningAgent); agent_home: what it holds over the files of a home;
+             home_lock: one agent at a time in a home
 code         the hash of the source that runs
 
 requests     answered requests, masked, with the model's confidence (RequestLog); tables: feedback_tables

@@ -1,11 +1,9 @@
 """What a started agent of one process holds, over the files of its home."""
 
-import fcntl
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO
 
 from autonomous.benchmark import Benchmark
 from autonomous.benchmark_job import benchmark_job
@@ -13,6 +11,7 @@ from autonomous.code import code_sha256
 from autonomous.config import AutonomousConfig
 from autonomous.cycle_watch import CycleWatch, open_budget
 from autonomous.evaluation import SelfEvaluationSystem
+from autonomous.home_lock import HomeInUse, own_home
 from autonomous.ingest import IngestConfig
 from autonomous.learn_until_done import LearnUntilDone
 from autonomous.local_engine import LocalEngine
@@ -36,22 +35,7 @@ from memory.settings import MemorySettings
 from memory.types import Episode
 
 
-class HomeInUse(RuntimeError):
-    """Another process owns the home."""
-
-
-def own_home(home: Path) -> IO[str]:
-    """The lock of a home, which is made if need be; closing it, or the end of the process, frees it. Raises HomeInUse."""
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = (home / ".agent.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise HomeInUse(
-            f"home = {home}: another agent of this machine works in it; stop it, or give another home"
-        ) from error
-    return lock
+__all__ = ["AgentHome", "HomeInUse", "own_home"]
 
 
 class AgentHome:

@@ -24,6 +24,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from autonomous.home_lock import HomeInUse, own_home
 from autonomous.safety.heartbeat import Heartbeat
 from autonomous.safety.latch import Latch
 from autonomous.safety.processes import forget_all
@@ -166,6 +167,10 @@ def _refuse_if_up(home: Path) -> None:
             f"{len(leftovers)} processes of a crashed system of {home} are left (pids {leftovers[:5]}); end them with: "
             "autonomous down"
         )
+    try:
+        own_home(home).close()  # the agent actor takes it
+    except HomeInUse as error:
+        raise BringUpError(str(error)) from error
     forget_all(home / "safety")  # nothing of them is left
 
 

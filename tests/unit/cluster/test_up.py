@@ -12,6 +12,8 @@ import psutil
 import pytest
 
 from actors.registry import note_num_shards
+from autonomous.home_lock import own_home
+from autonomous.safety.processes import register, registered
 from cluster.config import SystemConfig, load_config
 from cluster.processes import HOME_VARIABLE, end_processes, find_processes
 from cluster.state import RunningState, read_state, write_state
@@ -67,6 +69,16 @@ def test_a_memory_that_cannot_be_opened_is_told_before_an_actor_is_created(tmp_p
     note_num_shards(tmp_path / "home" / "memory", num_shards=2)
     with pytest.raises(BringUpError, match=r"memory.num_shards = 3.*were written with 2: set it back"):
         deployed(num_shards=3)
+
+
+def test_the_home_of_a_live_one_process_agent_is_refused_and_its_processes_stay_registered(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    with own_home(config.home):
+        register(config.home / "safety", role="learner", within="learner")
+        with pytest.raises(BringUpError, match="another agent works in it.*give another home"):
+            bring_up(config, on_stage=quiet)
+        assert registered(config.home / "safety")
+    assert find_processes(config.home) == []
 
 
 def test_running_system_and_left_processes_refuse_a_second_start_and_down_ends_exactly_them(tmp_path: Path) -> None:
