@@ -34,7 +34,6 @@ from memory.embed import Embedder
 from memory.settings import MemorySettings
 from memory.types import Episode
 
-
 __all__ = ["AgentHome", "HomeInUse", "own_home"]
 
 

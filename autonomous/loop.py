@@ -31,7 +31,7 @@ from autonomous.run_board import RunBoard
 from autonomous.runs import NUM_TOKENS, CycleStatus
 from autonomous.safety.latch import Latch, LearningStopped, Permit
 from autonomous.versions.approval import Approval
-from autonomous.versions.bundle import Bundle, kind_of, version_id_of, write_bundle
+from autonomous.versions.bundle import Bundle, version_id_of, write_bundle
 from autonomous.versions.gates import (
     MIN_PAIRS,
     Decision,
@@ -44,6 +44,7 @@ from autonomous.versions.ledger import (
     VersionLedger,
     VersionRecord,
 )
+from autonomous.versions.reference import reference_of
 from autonomous.versions.states import StaleTransition, State
 from train.adapt.reference import AdapterRef
 
@@ -373,7 +374,7 @@ class LearningLoop:
         for name in self.ledger.recover(by=BY):
             logger.warning("%s was cut off before its gates were decided; it does not serve", name)
         for leftover in self._folder.glob(".run-*"):
-            shutil.rmtree(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)  # a learner that outlived the crash may still write there
 
     def _close_failed(self, run_id: str, error: str) -> None:
         record = self.ledger.get(run_id)
@@ -386,12 +387,3 @@ class LearningLoop:
 
     def _move(self, name: str, expected: State, to: State, reason: str, permit: Permit) -> None:
         self.ledger.transition(name, expected=expected, to=to, by=BY, reason=reason, guard=permit.check)
-
-
-def reference_of(record: VersionRecord) -> AdapterRef | None:
-    """The adapter of a version; None for the frozen original and for a run."""
-    if record.adapter_number is None:
-        return None
-    return AdapterRef(
-        name=record.name, number=record.adapter_number, folder=str(record.folder), kind=kind_of(record.manifest)
-    )

@@ -24,6 +24,7 @@ from autonomous.schedule_rows import OutcomeName
 from autonomous.versions.bundle import BundleProblem, load_bundle
 from autonomous.versions.gates import Verdict, gate_probe_parity
 from autonomous.versions.ledger import LedgerNotReady, NothingToRollBack, VersionLedger, VersionRecord
+from autonomous.versions.reference import reference_of
 from autonomous.versions.report import EvaluationReport
 from autonomous.versions.states import State
 from memory.store import no_guard
@@ -128,9 +129,10 @@ class RollbackDrill:
         predecessor = ledger.get(name)
         bundle, _ = self._timed("bundle", lambda: _verify_bundle(predecessor))
         checks = [rolled_back, bundle]
-        if bundle.verdict is Verdict.PASS and predecessor.adapter_number is not None:
+        reference = reference_of(predecessor)
+        if bundle.verdict is Verdict.PASS and reference is not None:
             guard()
-            checks.append(self._timed("engine", lambda: self._load(predecessor))[0])
+            checks.append(self._timed("engine", lambda: self._load(predecessor, reference))[0])
         return serving.name, name, checks
 
     def _timed(self, name: str, check: Callable[[], "_Found"]) -> tuple[DrillCheck, str | None]:
@@ -138,13 +140,11 @@ class RollbackDrill:
         verdict, reason, found = check()
         return DrillCheck(name, verdict, reason, round(self._monotonic() - start, 4)), found
 
-    def _load(self, record: VersionRecord) -> "_Found":
-        """Load the adapter on every replica, and compare with what was measured before it served."""
-        assert record.adapter_number is not None, "asked by the caller"
+    def _load(self, record: VersionRecord, reference: AdapterRef) -> "_Found":
+        """Load its adapter or weights on every replica, and compare with what was measured before it served."""
         if record.report is None:
             return Verdict.INCONCLUSIVE, f"{record.name} has no report to compare with", None
         report = EvaluationReport.from_dict(record.report)
-        reference = AdapterRef(name=record.name, number=record.adapter_number, folder=str(record.folder))
         try:
             replicas = self._engine.prepare(reference, report.probe["text"])
         except LearningStopped:
@@ -192,10 +192,10 @@ def _roll_back(ledger: VersionLedger, serving: VersionRecord) -> _Found:
 
 def _verify_bundle(record: VersionRecord) -> _Found:
     try:
-        bundle = load_bundle(record.folder, version_id=record.name)
+        load_bundle(record.folder, version_id=record.name)
     except (BundleProblem, OSError, ValueError) as error:
         return Verdict.FAIL, str(error), None
-    if bundle.adapter_sha256 is None:
+    if record.is_genesis:
         return (
             Verdict.PASS,
             f"{record.name} is the frozen original, which every replica holds and no adapter changes",

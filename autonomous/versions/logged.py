@@ -101,6 +101,6 @@ def stored_versions(connection: sqlite3.Connection) -> dict[str, Facts]:
 def _ids_of(connection: sqlite3.Connection, table: str) -> dict[int, list[str]]:
     """Episode ids by the row id of their version."""
     found: dict[int, list[str]] = {}
-    for row_id, episode in connection.execute(f"SELECT version, episode_id FROM {table}"):  # noqa: S608 - our own names
+    for row_id, episode in connection.execute(f"SELECT version, episode_id FROM {table}"):
         found.setdefault(row_id, []).append(episode)
     return found

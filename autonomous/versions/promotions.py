@@ -122,9 +122,7 @@ class Promotions(LedgerWriter):
             if record.state not in (State.SHADOW, State.CANARY):
                 raise StaleTransition(record.name, expected="SHADOW or CANARY", actual=record.state)
             action = "rollback" if is_breach else "quarantine"
-            transaction.quarantine(
-                record, by=by, reason=reason, evidence=evidence, action=action, hold_back=is_breach
-            )
+            transaction.quarantine(record, by=by, reason=reason, evidence=evidence, action=action, hold_back=is_breach)
 
     def check_approval(self, version_id: str, approval: Approval) -> None:
         """Whether a person may approve what waits; `promote` asks again. Raises what `approve_step` raises."""

@@ -1,7 +1,7 @@
 """Whether a ledger's file still says what was written: the audit chain, its checkpoint, and the tables beside it.
 
 In: the database and the checkpoint files. Out: an AuditReport that names the first bad row. What the tables say of each
-version is derived once more from the audit rows alone (logged.py) and compared, so a table that was edited by hand is noticed too.
+version is derived once more from the audit rows alone (logged.py) and compared, so an edit of a table by hand is noticed too.
 """
 
 import hashlib

@@ -16,9 +16,11 @@ from autonomous.versions.gates import Verdict
 from autonomous.versions.ledger import VersionLedger
 from autonomous.versions.report import EvaluationReport, ProbeScores
 from autonomous.versions.states import State
+from tests.tiny_model import write_tiny_llama
 from tests.unit.autonomous.ledger_life import PASSED, make_bundle, make_genesis, quick_folder
 from train.adapt.lora import adapter_sha256
-from train.adapt.reference import AdapterRef
+from train.adapt.reference import MODEL_FOLDER, AdapterRef
+from train.adapt.weights import hash_weights
 
 SCORES = [-1.0, -2.0, -0.5]
 PROBE = ProbeScores(text="The lamp of Cape Dorn is red.", candidate_logprobs=SCORES, base_logprobs=[-3.0, -4.0, -2.0])
@@ -36,7 +38,8 @@ class Engine:
         self.asked.append((adapter.name, probe))
         if self.error is not None:
             raise self.error
-        assert (Path(adapter.folder) / "adapter_model.safetensors").is_file()
+        files = {"adapter": "adapter_model.safetensors", "weights": f"{MODEL_FOLDER}/model.safetensors"}
+        assert (Path(adapter.folder) / files[adapter.kind]).is_file()
         return [self.scores, SCORES]
 
     def drop(self, adapter: AdapterRef) -> None:
@@ -58,14 +61,19 @@ class Home:
         self.engine = Engine()
         self.drill = RollbackDrill(self.ledger, path=self.path, engine=self.engine, gates=GateConfig())
 
-    def promote(self, mark: str) -> str:
-        """One more version in production, with an adapter on disk and a report."""
+    def promote(self, mark: str, *, kind: str = "adapter") -> str:
+        """One more version in production, with an adapter or weights on disk and a report."""
         parent = self.ledger.pointers().v2
         making = self.folder / mark
         making.mkdir()
-        (making / "adapter_model.safetensors").write_bytes(mark.encode())
-        (making / "adapter_config.json").write_text(json.dumps({"mark": mark}))
-        bundle = make_bundle(parent, mark=mark, episodes=(mark,)).model_copy(update={"adapter_sha256": adapter_sha256(making)})
+        if kind == "weights":
+            write_tiny_llama(making / MODEL_FOLDER)
+            weights = {"adapter_sha256": None, "weights_sha256": hash_weights(making)}
+        else:
+            (making / "adapter_model.safetensors").write_bytes(mark.encode())
+            (making / "adapter_config.json").write_text(json.dumps({"mark": mark}))
+            weights = {"adapter_sha256": adapter_sha256(making)}
+        bundle = make_bundle(parent, mark=mark, episodes=(mark,)).model_copy(update=weights)
         name = write_bundle(making, bundle)
         run = self.ledger.start_run(parent=parent, config={})
         self.ledger.transition(run, expected=State.DRAFT, to=State.TRAINING, by="agent", reason="batch")
@@ -111,6 +119,17 @@ def test_a_good_rollback_is_proven_and_nothing_changes_but_the_audit_row(home: H
     assert row.after == {"verdict": "pass", "reason": report.reason, "predecessor": first}
     assert home.ledger.verify_audit().ok
     assert home.ledger.rollback(by="ann", reason="the real one") == (second, first)  # it told the truth
+
+
+def test_a_predecessor_of_full_weights_is_loaded_as_such_and_not_taken_for_the_original(home: Home) -> None:
+    first = home.promote("one", kind="weights")
+    home.promote("two", kind="weights")
+    report = home.drill.run()
+    assert report.verdict is Verdict.PASS, report.reason
+    assert home.engine.asked == [(first, PROBE["text"])]
+    assert f"every file of {first}" in report.reason
+    home.overwrite(first, f"{MODEL_FOLDER}/model.safetensors")
+    assert home.drill.run().verdict is Verdict.FAIL
 
 
 def test_the_frozen_original_is_a_predecessor_that_needs_no_adapter(home: Home) -> None:

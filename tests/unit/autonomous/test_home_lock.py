@@ -40,7 +40,9 @@ def test_a_successor_waits_for_its_predecessor_but_not_for_ever(tmp_path: Path) 
     ending.join()
 
 
-def test_a_killed_process_leaves_the_home_free_at_once_also_if_a_program_that_it_started_lives_on(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_the_home_free_at_once_also_if_a_program_that_it_started_lives_on(
+    tmp_path: Path,
+) -> None:
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     child = int(process.stdout.readline())

@@ -92,6 +92,15 @@ def test_stop_in_the_middle_of_training_ends_the_run_and_leaves_nothing_behind(w
     assert world.learn().phase == "done"
 
 
+def test_what_a_crash_left_and_cannot_be_removed_does_not_keep_the_agent_from_starting(
+    world: World, tmp_path: Path
+) -> None:
+    (tmp_path / "versions" / ".run-1").mkdir()
+    (tmp_path / "versions" / ".run-2").write_text("not a folder: it cannot be removed as one")
+    world.start()
+    assert [path.name for path in (tmp_path / "versions").glob(".run-*")] == [".run-2"]
+
+
 def test_candidate_that_a_crash_left_open_is_taken_up_by_the_next_cycle_without_training_again(world: World) -> None:
     world.evaluator.fails = True
     failed = world.learn()

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from autonomous.config import RolloutConfig
-from autonomous.loop import reference_of
 from autonomous.reconciler import Reconciler
 from autonomous.rollout import Rollout
 from autonomous.safety.latch import Latch
 from autonomous.versions.ledger import PromotionRefused, VersionLedger
+from autonomous.versions.reference import reference_of
 from autonomous.versions.rollout import Outcome
 from autonomous.versions.states import State
 from memory.store import no_guard

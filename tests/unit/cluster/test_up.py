@@ -75,7 +75,7 @@ def test_the_home_of_a_live_one_process_agent_is_refused_and_its_processes_stay_
     config = config_of(tmp_path)
     with own_home(config.home):
         register(config.home / "safety", role="learner", within="learner")
-        with pytest.raises(BringUpError, match="another agent works in it.*give another home"):
+        with pytest.raises(BringUpError, match=r"another agent works in it.*give another home"):
             bring_up(config, on_stage=quiet)
         assert registered(config.home / "safety")
     assert find_processes(config.home) == []
