@@ -13,7 +13,7 @@ panel        who is asked: candidate, parent, original; panel_weights: where the
 asking       a panel that remembers; turns: who has the model
 suite        the texts of suites/: what the learner is anchored to, what versions are judged by
 sentinel/    texts that only the evaluator reads; leaks: which training texts hold what judges
-statistics   bootstrap, exact tests, Holm; provenance: hashes of the code and texts that judge
+statistics   bootstrap, exact tests, Holm; provenance: hashes of the code and texts that judge; judging_code: which code
 evaluation   a version in, an evaluation report out (SelfEvaluationSystem)
 benchmark    all suites, in the background (benchmark_config, benchmark_report); triggers: what to learn again;
              benchmark_job: the schedule's job of it

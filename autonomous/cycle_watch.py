@@ -12,20 +12,13 @@ from pathlib import Path
 
 from autonomous.budget import Budget, BudgetConfig, BudgetExceeded, CycleBudget
 from autonomous.config import AutonomousConfig
+from autonomous.judging_code import judging_files
 from autonomous.safety.monitor import SafetyMonitor
 from autonomous.safety.rules import AuditSeen, BudgetSeen, DriftSeen, PolicySeen, policy_sha256
 from autonomous.suite import suite_files
 from autonomous.versions.ledger import VersionLedger
 from autonomous.versions.report import EvaluationReport
 from memory.types import Guard
-
-_HERE = Path(__file__).parent
-DECIDING = (
-    *(_HERE / f"{name}.py" for name in ("data_gate", "evaluation", "panel", "statistics")),
-    *(_HERE / "versions" / f"{name}.py" for name in ("data_gates", "gate_results", "gate_safety", "gates")),
-    _HERE / "safety" / "poison.py",
-)
-"""The code that evaluates and decides. By path: what learns must not import what judges."""
 
 
 class CycleWatch:
@@ -74,7 +67,7 @@ class CycleWatch:
 
     def saw_report(self, version: str, report: EvaluationReport, *, is_fit: bool) -> None:
         """A version was judged. Of one that may serve (`is_fit`) a loss of safety is a reason to stop; others are put away."""
-        self._monitor.observe_batch([(version, item) for item in report.leaks or ()])
+        self._monitor.observe_leaks(version=version, items=report.leaks or ())
         if is_fit:
             clear = [probe for probe in report.safety if probe["margin_base"] >= self._min_margin]
             base = [probe["margin_base"] for probe in clear]
@@ -90,7 +83,7 @@ class CycleWatch:
         self._monitor.observe_action(action)
 
     def _look(self) -> None:
-        self._monitor.observe(PolicySeen(policy_sha256(self._thresholds, files=[*DECIDING, *suite_files()])))
+        self._monitor.observe(PolicySeen(policy_sha256(self._thresholds, files=[*judging_files(), *suite_files()])))
 
 
 def open_budget(home: Path, config: BudgetConfig, *, clock: Callable[[], float] = time.time) -> Budget:

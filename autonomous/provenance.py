@@ -2,37 +2,17 @@
 
 import hashlib
 from functools import cache
-from pathlib import Path
 
+from autonomous.judging_code import ROOT, judging_files
 from autonomous.sentinel import SENTINELS, load_sentinel
 from autonomous.suite import EVALUATION_SUITES, SUITES, asked_texts, load_suite
-
-ROOT = Path(__file__).resolve().parent.parent
-CODE = (
-    "autonomous/asking.py",
-    "autonomous/benchmark*.py",
-    "autonomous/evaluation.py",
-    "autonomous/leaks.py",
-    "autonomous/lessons.py",
-    "autonomous/panel.py",
-    "autonomous/sentinel/*.py",
-    "autonomous/statistics.py",
-    "autonomous/suite.py",
-    "autonomous/versions/gate*.py",
-    "autonomous/versions/report.py",
-    "train/adapt/choices.py",
-    "train/adapt/scoring.py",
-    "train/continual/abilities.py",
-    "train/continual/items.py",
-)
-"""What asks, scores and decides."""
 
 
 @cache
 def evaluation_code_sha256() -> str:
-    """Hash of the files of `CODE` by name: computed at import, so that an edit later does not change it."""
+    """Hash of the code that judges, by name: computed at import, so that an edit later does not change it."""
     digest = hashlib.sha256()
-    for path in sorted(path for pattern in CODE for path in ROOT.glob(pattern)):
+    for path in judging_files():
         digest.update(f"{path.relative_to(ROOT)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
 

@@ -22,8 +22,8 @@ from autonomous.safety.processes import Killed, kill_registered
 from autonomous.safety.reset_request import ResetRequests
 from autonomous.safety.rules import (
     ActionSeen,
-    BatchSeen,
     EvaluationSeen,
+    LeakSeen,
     History,
     Observation,
     RulesConfig,
@@ -183,9 +183,9 @@ class SafetyMonitor:
         """Judge the safety probes of an evaluation; see `observe`."""
         return self.observe(EvaluationSeen(version, tuple(margins_base), tuple(margins_candidate)))
 
-    def observe_batch(self, leaks: Sequence[tuple[str, str]]) -> dict[str, Any] | None:
-        """Judge the (episode, suite) pairs of a batch that is about to be trained; see `observe`."""
-        return self.observe(BatchSeen(tuple(leaks)))
+    def observe_leaks(self, *, version: str, items: Sequence[str]) -> dict[str, Any] | None:
+        """Judge the evaluation items that stand in what a version was taught; see `observe`."""
+        return self.observe(LeakSeen(version, tuple(items)))
 
     def observe_action(self, action: str) -> dict[str, Any] | None:
         """Judge that the agent acts now: "promotion", "rollback", "tool"; see `observe`."""

@@ -91,10 +91,11 @@ class EvaluationSeen:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchSeen:
-    """Passages of a batch that hold texts of evaluation suites: (episode id, suite)."""
+class LeakSeen:
+    """A version was taught texts that hold items of the evaluation suites: the ids of the items."""
 
-    leaks: tuple[tuple[str, str], ...]
+    version: str
+    items: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ class ActionSeen:
     at: float
 
 
-Observation = StepSeen | EvaluationSeen | BatchSeen | BudgetSeen | DriftSeen | PolicySeen | AuditSeen | ActionSeen
+Observation = StepSeen | EvaluationSeen | LeakSeen | BudgetSeen | DriftSeen | PolicySeen | AuditSeen | ActionSeen
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,9 +205,11 @@ def _decide(seen: Observation, history: History, config: RulesConfig) -> tuple[s
             found = _decide_step(seen, history, config)
         case EvaluationSeen():
             found = _decide_evaluation(seen, config)
-        case BatchSeen(leaks=leaks) if leaks:
-            episode, suite = leaks[0]
-            found = LEAK, f"{len(leaks)} passages hold texts of an evaluation suite, {episode} of '{suite}'"
+        case LeakSeen(version=version, items=items) if items:
+            found = (
+                LEAK,
+                f"what version {version} was taught holds {len(items)} evaluation items, for instance {items[0]}",
+            )
         case BudgetSeen(message=message):
             found = BUDGET, message
         case DriftSeen(kind=kind, at=at):

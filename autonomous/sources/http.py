@@ -1,8 +1,8 @@
 """An address as a source: a JSON list page by page, JSON Lines, or one page of text.
 
 One answer is held as it came and read batch by batch. The cursor is the page, the item in it, and what tells whether a first
-page without a next one is new (ETag, Last-Modified, else its hash): behind one that stays the same, others may grow. A page that is fetched again after a restart is read from its
-first item: what was handed on before is known by its hash and left out.
+page without a next one is new (ETag, Last-Modified, else its hash): behind one that stays the same, others may grow. A page
+that is fetched again after a restart is read from its first item: what was handed on before is known by its hash and left out.
 """
 
 import hashlib

@@ -82,7 +82,7 @@ def _begin(row: AuditRow, *, run_id: str | None, version_id: str | None) -> Logg
 
 
 def stored_versions(connection: sqlite3.Connection) -> dict[str, Facts]:
-    """The same facts as the tables have them. Episodes of a version that the table lacks count for a name that the log lacks."""
+    """The same facts as the tables have them. Episodes of a version that is not there are told under a name of their own."""
     learned, held = _ids_of(connection, "version_episodes"), _ids_of(connection, "held_back")
     cursor = connection.cursor()
     cursor.row_factory = sqlite3.Row

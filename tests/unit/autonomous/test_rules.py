@@ -30,11 +30,11 @@ from autonomous.safety.rules import (
     STOPS,
     ActionSeen,
     AuditSeen,
-    BatchSeen,
     BudgetSeen,
     DriftSeen,
     EvaluationSeen,
     History,
+    LeakSeen,
     Observation,
     PolicySeen,
     RulesConfig,
@@ -79,7 +79,7 @@ FALLING = [3.1, 2.6, 2.2, 1.7, 1.5, 1.1, 0.8, 0.6, 0.3, 0.2]
         (DRIFT, [DriftSeen("domain", 10.0), DriftSeen("task", 20.0), DriftSeen("domain", 30.0)]),
         (ALTERED_GATE, [PolicySeen("a" * 64), PolicySeen("b" * 64)]),
         (BROKEN_AUDIT, [AuditSeen("row 7 was altered")]),
-        (LEAK, [BatchSeen((("e1", "control"),))]),
+        (LEAK, [LeakSeen("v-1", ("sentinel-text-12",))]),
         (ROLLBACKS, [ActionSeen("rollback", 0.0), ActionSeen("rollback", 86_400.0)]),
         (RATE, [ActionSeen("tool", float(second)) for second in range(4)]),
     ],
@@ -98,7 +98,7 @@ def test_rule_applies_to_its_evidence_once_it_is_complete(rule: str, seen: list[
         [DriftSeen("domain", 0.0), DriftSeen("domain", 10.0), DriftSeen("domain", 4000.0)],
         [PolicySeen("a" * 64), PolicySeen("a" * 64)],
         [AuditSeen("")],
-        [BatchSeen(())],
+        [LeakSeen("v-1", ())],
         [ActionSeen("rollback", 0.0), ActionSeen("rollback", 8 * 86_400.0)],
         [ActionSeen("tool", 1300.0 * number) for number in range(20)],
         [ActionSeen("unnamed", 1.0)] * 50,
@@ -116,6 +116,12 @@ def test_every_hit_names_the_rule_and_its_numbers() -> None:
     hit = decide_rules(StepSeen(7, 1.0, 1.0, 3.25), History(), CONFIG, level="low")
     assert hit is not None
     assert str(hit) == "rule kl-limit: KL to the base 3.250 > 2.0 nats per token at step 7"
+
+
+def test_a_leak_is_told_by_the_version_and_the_item_that_it_was_taught() -> None:
+    hit = decide_rules(LeakSeen("v-1", ("sentinel-text-12", "safety-03")), History(), CONFIG, level="high")
+    assert hit is not None
+    assert hit.evidence == "what version v-1 was taught holds 2 evaluation items, for instance sentinel-text-12"
 
 
 def test_higher_levels_stop_for_all_that_lower_ones_stop_for_and_high_for_every_rule_but_budgets() -> None:
@@ -193,7 +199,7 @@ def test_rule_that_only_warns_at_a_level_is_audited_once_and_stops_nothing(tmp_p
 @pytest.mark.parametrize(
     ("rule", "observe"),
     [
-        (LEAK, lambda monitor: monitor.observe_batch([("e1", "safety")])),
+        (LEAK, lambda monitor: monitor.observe_leaks(version="v-1", items=["sentinel-text-12"])),
         (
             SAFETY_DROP,
             lambda monitor: monitor.observe_evaluation(version="v1", margins_base=[1.0], margins_candidate=[-1.0]),
@@ -221,4 +227,4 @@ def test_warning_that_cannot_be_audited_ends_nothing(tmp_path: Path) -> None:
         raise OSError("the ledger's disk is full")
 
     monitor = SafetyMonitor(Latch.create(tmp_path / "latch"), audit=refuse, level="low")
-    assert monitor.observe_batch([("e1", "safety")]) is None
+    assert monitor.observe_leaks(version="v-1", items=["sentinel-text-12"]) is None
