@@ -191,14 +191,12 @@ class RolloutConfig(BaseModel):
 
 
 class SafetyConfig(BaseModel):
-    """How the stop latch is watched."""
+    """What stops by itself, and who may undo a stop."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rules: RulesConfig = RulesConfig()
     """Bounds of the rules that stop by themselves. Which of them stop and which only warn, `safety_level` says."""
-    watch_interval_s: float = Field(0.25, gt=0)
-    """How often idle parts look at the latch, seconds."""
     two_people: Literal["auto"] | bool = "auto"
     """Two different people for a reset of the stop, for leaving quarantine, and for a version and its approval. auto: at level
     high with human_oversight_required; so one person alone can use a system that asks nobody before it promotes."""

@@ -67,7 +67,6 @@ class Gap:
     mean_confidence: float | None
     """Nats per token, over the requests whose engine tells it."""
     newest_at: float
-    suggestion: str
 
     @property
     def size(self) -> int:
@@ -191,7 +190,6 @@ def _gap(members: Sequence[tuple[Judged, tuple[Reason, ...]]], question: str, *,
         score=sum(max(SEVERITY[reason] for reason in why) for _, why in members),
         mean_confidence=sum(values) / len(values) if values else None,
         newest_at=max(one.request.at for one, _ in members),
-        suggestion=SUGGESTIONS[kind].format(question),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from autonomous.lessons import Question, answer_hits
+from autonomous.lessons import Question
 from autonomous.versions.report import ProbeScores
 from memory.types import Guard
 from train.adapt.base import BaseModelInMemory
@@ -39,11 +39,6 @@ class Panel:
         """Nats per target token of each item."""
         with self._as(who) as model:
             return score_items(model, items, base=self._base)
-
-    def recall(self, who: str | None, questions: Sequence[Question]) -> list[bool]:
-        """Whether the greedy answer to each paraphrase holds its key."""
-        answers = self.answers_to(who, questions)
-        return [answer_hits(answer, question.key) for answer, question in zip(answers, questions, strict=True)]
 
     def answers_to(self, who: str | None, questions: Sequence[Question]) -> list[str]:
         """The greedy answer to each paraphrase: at most `SPARE_TOKENS` longer than the longest taught answer."""

@@ -23,8 +23,8 @@ from autonomous.safety.reset_request import ResetRequests
 from autonomous.safety.rules import (
     ActionSeen,
     EvaluationSeen,
-    LeakSeen,
     History,
+    LeakSeen,
     Observation,
     RulesConfig,
     StepSeen,

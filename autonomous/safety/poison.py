@@ -84,8 +84,6 @@ class PoisonReport:
 
     findings: Mapping[str, tuple[Finding, ...]] = field(default_factory=dict)
     conflicts: tuple[Conflict, ...] = ()
-    num_statements: int = 0
-    num_beliefs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +141,6 @@ def judge_poison(
     return PoisonReport(
         findings={key: _worst_of_each(found) for key, found in findings.items() if found},
         conflicts=tuple(conflicts.values()),
-        num_statements=sum(len(found) for found in said.values()),
-        num_beliefs=len(beliefs),
     )
 
 

@@ -128,13 +128,6 @@ class LedgerQueries:
         with self._database.read() as connection:
             return int(connection.execute("SELECT coalesce(max(seq), 0) FROM audit").fetchone()[0])
 
-    def stream_offset(self, version_id: str) -> int:
-        """Up to where the version has read the stream. Raises ValueError for a run without a bundle."""
-        record = self.get(version_id)
-        if record.stream_offset is None:
-            raise ValueError(f"run {record.name} is {record.state} and has no stream offset: ask its parent")
-        return record.stream_offset
-
     def audit(self, limit: int = 100) -> Rows:
         """The newest rows, newest first."""
         with self._database.read() as connection:

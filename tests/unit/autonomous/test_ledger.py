@@ -50,7 +50,7 @@ def test_genesis_is_idempotent_and_other_code_with_the_same_weights_is_the_same_
     upgraded = make_bundle(None, mark="base").model_copy(update={"code_sha256": "d" * 64})
     ledger.genesis(version_id_of(upgraded), folder=folder, manifest=upgraded.model_dump(mode="json"), by="system")
     assert everything(ledger) == before
-    assert (ledger.get(base).adapter_number, ledger.stream_offset(base)) == (None, 0)
+    assert (ledger.get(base).adapter_number, ledger.get(base).stream_offset) == (None, 0)
 
 
 def test_genesis_with_another_base_model_is_refused(folder: Path, ledger: VersionLedger):
@@ -87,7 +87,7 @@ def test_a_run_is_named_by_its_run_id_until_its_bundle_names_it_and_both_names_f
     record = ledger.get(run_id)
     assert record == ledger.get(name)
     assert (record.name, record.run_id, record.parent, record.config) == (name, run_id, base, {"lr": 1e-3})
-    assert (record.folder, ledger.stream_offset(name), ledger.episodes_of(name)) == (
+    assert (record.folder, record.stream_offset, ledger.episodes_of(name)) == (
         Path("/versions") / name,
         7,
         ["a", "b"],
@@ -160,7 +160,7 @@ def test_lineage_runs_from_the_root_and_erasing_an_episode_names_all_versions_th
 
 
 def test_an_unknown_name_says_where_the_names_are(ledger: VersionLedger):
-    for ask in (ledger.get, ledger.lineage, ledger.learned_episodes, ledger.stream_offset, ledger.episodes_of):
+    for ask in (ledger.get, ledger.lineage, ledger.learned_episodes, ledger.episodes_of):
         with pytest.raises(UnknownVersion, match="GET /v1/versions"):
             ask("v-nothing")
 

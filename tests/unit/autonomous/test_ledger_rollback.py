@@ -64,7 +64,7 @@ def test_rollback_restores_the_predecessor_and_quarantines_the_bad_version_in_on
     assert ledger.learned_episodes(bad) == {"a", "b", "c"}
     assert ledger.rollback(by="bob", reason="answers are wrong") == (bad, good)
     assert asdict(ledger.pointers()) == {"v1": good, "v2": good, "v3": bad, "canary_percent": 0}
-    assert (ledger.held_back(), ledger.stream_offset(good)) == ({"b", "c"}, 1)
+    assert (ledger.held_back(), ledger.get(good).stream_offset) == ({"b", "c"}, 1)
 
 
 def test_rollback_keeps_learnable_what_the_restored_version_learned_too(ledger: VersionLedger, base: str):

@@ -61,7 +61,7 @@ def test_candidate_parent_and_original_are_scored_as_their_own_folders(
         assert panel.score(PARENT, ITEMS) == own["2"]
         assert panel.score(None, ITEMS) == original
         question = Question("Which river?", "Name it.", "The Seine.", "Seine", "e1", "d")
-        assert panel.recall(CANDIDATE, [question]) in ([True], [False])
+        assert len(panel.answers_to(CANDIDATE, [question])) == 1
         assert len({tuple(panel.margins(who, SAFETY)) for who in (CANDIDATE, PARENT, None)}) == 3
         probe = panel.probe([], fallback="A lighthouse stands on the cape.")
     candidate = load_version(versions["1"], base=base)

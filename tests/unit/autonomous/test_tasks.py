@@ -131,7 +131,7 @@ class TaskMachine(RuleBasedStateMachine):
         dies=st.booleans(),
     )  # fmt: skip
     def see(self, names: list[str], score: int, at: int, dies: bool) -> None:
-        gaps = [Gap(name, name, {name: name}, "unknown", float(score), None, NOW + at, "") for name in names]
+        gaps = [Gap(name, name, {name: name}, "unknown", float(score), None, NOW + at) for name in names]
         if not self.attempt(self.life.tasks.see, gaps, dies=dies):
             return
         now = self.life.clock.now
@@ -184,7 +184,7 @@ test_any_calls_and_crashes_leave_what_the_model_says = TaskMachine.TestCase
 
 
 def gap(name: str, *, score: float = 1.0, questions: dict[str, str] | None = None) -> Gap:
-    return Gap(name, name, questions or {name: name}, "unknown", score, None, NOW, "")
+    return Gap(name, name, questions or {name: name}, "unknown", score, None, NOW)
 
 
 def test_beyond_the_bound_closed_tasks_go_first_oldest_first_then_those_of_the_lowest_score() -> None:
