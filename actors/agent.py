@@ -15,7 +15,7 @@ from actors.base import Shell
 from actors.calls import ActorMissing, actor
 from actors.ports import RayEngine, RayEvaluator, RayLearner, RayMemory
 from actors.schedules import build_runners
-from autonomous.batching import BatchWait
+from autonomous.batching import BatchWatch
 from autonomous.code import code_sha256
 from autonomous.config import AutonomousConfig
 from autonomous.cycle_watch import CycleWatch, open_budget
@@ -40,8 +40,6 @@ logger = logging.getLogger(__name__)
 PART_TIMEOUT_S = 2.0
 UNANSWERED = (RayError, ActorMissing)
 """What a call of a part raises while the part is away, slow or broken."""
-BATCH_LOOK_S = 15.0
-"""How often it is counted how many passages wait to be learned."""
 TICK_S = 1.0
 """How often the rollout and the effects of the ledger are looked after."""
 TAKEOVER_S = 60.0
@@ -91,7 +89,9 @@ class AgentShell(Shell):
             latch=latch,
             runners=build_runners(self._agent, drill),
         )
-        self._batch_wait, self._looked_at = BatchWait(config.learning), time.monotonic()
+        self._batches = BatchWatch(
+            config.learning, num_pending=self._num_pending, scheduler=self._scheduler, latch=latch
+        )
         threading.Thread(target=self._tick_for_ever, name="tick", daemon=True).start()
         threading.Thread(
             target=self._scheduler.run_until, args=(threading.Event(),), name="schedule", daemon=True
@@ -284,23 +284,11 @@ class AgentShell(Shell):
             time.sleep(TICK_S)
             try:
                 self._agent.tick()
-                self._look_for_batch()
+                self._batches.look()
             except LearningStopped as error:
                 logger.info("what would follow waits: %s", error)
             except Exception:  # the thread must live: the next tick tries again
                 logger.exception("what follows from the ledger could not be done")
-
-    def _look_for_batch(self) -> None:
-        """Ask for a learning cycle when a batch is due by its size or by its wait."""
-        now, state = time.monotonic(), self._latch.state()
-        if now - self._looked_at < BATCH_LOOK_S or state.forbids("learner"):
-            return
-        self._looked_at = now
-        num_pending = self._num_pending()
-        if num_pending is None:
-            return
-        if due := self._batch_wait.look(num_pending, now=now, epoch=state.epoch_of("learner")):
-            self._scheduler.ask("learn", by="agent:batch", reason=f"{num_pending} passages wait: due by {due}")
 
     def _num_pending(self) -> int | None:
         """Passages that wait to be learned; None while a part that counts them does not answer."""

@@ -6,10 +6,11 @@ import ray
 
 from actors.calls import actor
 from autonomous.benchmark_job import benchmark_job
+from autonomous.consolidation_job import consolidation_job
 from autonomous.jobs import JobKind
 from autonomous.learn_until_done import LearnUntilDone
 from autonomous.loop import LearningLoop
-from autonomous.retraining import Job, Outcome, RunJob, select_before
+from autonomous.retraining import Job, RunJob, select_before
 from autonomous.versions.drill import RollbackDrill
 
 
@@ -19,7 +20,7 @@ def build_runners(agent: LearningLoop, drill: RollbackDrill) -> dict[JobKind, Ru
     retrain = select_before(select_for_labelling, learn)
     runners: dict[JobKind, RunJob] = {"learn": learn, "retrain": retrain, "drill": drill.run_job}
     evaluate = benchmark_job(agent.ledger, has_benchmark=has_benchmark, benchmark=begin_benchmark)
-    return {**runners, "consolidate": consolidate, "evaluate": evaluate}
+    return {**runners, "consolidate": consolidation_job(consolidate), "evaluate": evaluate}
 
 
 def select_for_labelling(budget: int) -> list[dict[str, Any]]:
@@ -39,10 +40,7 @@ def begin_benchmark(job: Job, version: str) -> str:
     return f"the benchmark of {version} has begun"
 
 
-def consolidate(job: Job) -> Outcome:
-    """The semantic actor's consolidation, which asks the emergency stop by itself at each step."""
-    job.check()
-    report = ray.get(actor("semantic").consolidate.remote())
-    if report["state"] != "done":
-        return Outcome("failed", report["problem"], (report["run"],))
-    return Outcome("done", "consolidated", (report["run"],))
+def consolidate() -> dict[str, Any]:
+    """A run of the semantic actor's consolidation."""
+    report: dict[str, Any] = ray.get(actor("semantic").consolidate.remote())
+    return report

@@ -1,8 +1,5 @@
 """The stream actor: reads the sources by itself, for as long as it runs. Its documents go to the episodic actor."""
 
-import logging
-import threading
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,18 +10,15 @@ from ray.exceptions import PendingCallsLimitExceeded, RayActorError, RayTaskErro
 
 from actors.base import Shell
 from actors.calls import ActorMissing, actor
+from autonomous.intake import encode_document
 from autonomous.safety.latch import Latch
 from autonomous.safety.processes import register
 from autonomous.sources.config import SourceConfig, shown
 from autonomous.sources.cursors import CursorStore
+from autonomous.sources.reading import ReadingThread
 from autonomous.sources.stream import IngestBusy, Outcome, StreamReader
 from autonomous.versions.ledger import VersionLedger
 from train.data.document import RawDocument
-
-logger = logging.getLogger(__name__)
-
-RETRY_S = 5.0
-MAX_WAIT_S = 60.0
 
 
 class StreamShell(Shell):
@@ -50,22 +44,19 @@ class StreamShell(Shell):
             home=home,
             max_document_bytes=max_document_bytes,
         )
-        self._error = ""
-        self._wake = threading.Event()
-        threading.Thread(target=self._read_for_ever, name="read", daemon=True).start()
+        self._reading = ReadingThread(self._stream)
 
     @ray.method(concurrency_group="control")
     def status(self) -> dict[str, Any]:
         """Every source with its counts and its last error, and what all of them wait for."""
-        status = self._stream.status(time.monotonic())
-        return {**status, "waits_for": self._error or status["waits_for"]}
+        return self._reading.status()
 
     @ray.method(concurrency_group="control")
     def add(self, config: SourceConfig, by: str, reason: str) -> None:
         """Read a source from now on. It is audited."""
         self._stream.add(config)
         self._audit("add source", config.id, by=by, reason=reason, config=shown(config))
-        self._wake.set()
+        self._reading.wake()
 
     @ray.method(concurrency_group="control")
     def remove(self, source_id: str, by: str, reason: str) -> None:
@@ -77,7 +68,7 @@ class StreamShell(Shell):
     def read_now(self, source_id: str) -> None:
         """Look at a source without waiting for its interval."""
         self._stream.read_now(source_id)
-        self._wake.set()
+        self._reading.wake()
 
     @ray.method(concurrency_group="control")
     def refused(self, source_id: str, limit: int) -> list[dict[str, Any]]:
@@ -87,22 +78,11 @@ class StreamShell(Shell):
     def _audit(self, action: str, subject: str, **after: Any) -> None:
         self._ledger.append_audit(actor="human", action=action, subject=subject, after=after)
 
-    def _read_for_ever(self) -> None:
-        while True:
-            try:
-                pause_s = min(MAX_WAIT_S, self._stream.step(time.monotonic()).wait_s)
-                self._error = ""
-            except Exception as error:  # the thread must live: the failure is shown by status() and retried
-                logger.exception("reading failed")
-                self._error, pause_s = f"{type(error).__name__}: {error}", RETRY_S
-            if pause_s > 0 and self._wake.wait(pause_s):
-                self._wake.clear()
-
 
 def _ingest(documents: Sequence[RawDocument], removed: Sequence[str]) -> list[Outcome]:
     """See autonomous.sources.stream.Ingest."""
     try:
-        answer = ray.get(actor("episodic").follow.remote([_encode(one) for one in documents], list(removed)))
+        answer = ray.get(actor("episodic").follow.remote([encode_document(one) for one in documents], list(removed)))
     except (PendingCallsLimitExceeded, ActorMissing, RayActorError) as error:
         raise IngestBusy(f"the store of passages takes nothing now ({error})") from error
     except RayTaskError as error:
@@ -110,16 +90,3 @@ def _ingest(documents: Sequence[RawDocument], removed: Sequence[str]) -> list[Ou
             raise IngestBusy(f"a part of the store of passages restarts ({error.cause})") from error
         raise error.cause if isinstance(error.cause, Exception) else error from error
     return [Outcome(row["status"], row["reason"]) for row in answer["documents"]]
-
-
-def _encode(document: RawDocument) -> dict[str, Any]:
-    """As the episodic actor takes it."""
-    return {
-        "id": document.id,
-        "source": document.source_id,
-        "title": document.title,
-        "text": document.content,
-        "media_type": document.media_type,
-        "happened_at": document.happened_at,
-        "metadata": dict(document.metadata),
-    }

@@ -3,7 +3,7 @@
 config       every setting of the parts below
 ingest       documents in, passages out: cleaned, screened, cut
 lessons      passages in, learning items and held-out questions out
-batching     when a batch is due by itself
+batching     when a batch is due by itself, and who asks for it then (BatchWatch)
 policy       what holds on to earlier batches, and what a drift changes
 online       learning items in, a trained adapter out (OnlineLearningModule); online_weights: full weights (WeightsLearner)
 steps        what each optimizer step of a batch sees
@@ -55,6 +55,6 @@ oversight    what people decide and ask about versions, beside the loop (Oversig
 schedule     when something is due, in UTC (Schedule)
 jobs         which work runs by itself, and what becomes of what was missed (SchedulesConfig)
 schedule_book, schedule_rows  which slots are settled, what waits, what ran: in SQLite
-retraining   what is due is begun once, one run at a time (RetrainingScheduler)
+retraining   what is due is begun once, one run at a time (RetrainingScheduler); consolidation_job: the memory's
 learn_until_done  a run of learning cycles in turn
 """

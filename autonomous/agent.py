@@ -97,9 +97,10 @@ class AutonomousLearningAgent:
     # -- life
 
     async def start(self) -> None:
-        """Load the model, open the home, begin to look after versions and to learn on schedule. Idempotent.
+        """Load the model, open the home, begin to read sources, look after versions and learn on schedule. Idempotent.
 
-        Raises HomeInUse; ModelFolderProblem for an unusable model; ValueError for a home that began with another.
+        Raises HomeInUse; ModelFolderProblem for an unusable model; ValueError for a home that began with another, and for
+        settings of what serves users.
         """
         if self._parts is None:
             await asyncio.to_thread(self._open)
@@ -191,7 +192,7 @@ class AutonomousLearningAgent:
         return self._running.monitor.reset(reason=reason, by=by)
 
     def status(self) -> dict[str, Any]:
-        """Versions, memory, safety and the last run."""
+        """Versions, memory, sources, safety and the last run."""
         running = self._running
         last, consolidated = running.loop.status_of(), running.memory.last_consolidation()
         return {
@@ -200,6 +201,7 @@ class AutonomousLearningAgent:
             "memory": asdict(running.memory.episodic.health()),
             "pending_episodes": running.loop.curriculum.num_pending(),
             "consolidation": None if consolidated is None else asdict(consolidated),
+            "sources": running.reading.status(),
             "safety": running.monitor.status(),
             "rollout": running.loop.rollout.status(),
             "findings": running.scheduler.findings(),
@@ -297,11 +299,12 @@ class AutonomousLearningAgent:
         return AgentAnswer(text, "base" if version == "base" else name, episodes)
 
     def _tend(self) -> None:
-        """What goes on beside the callers: rollout and reconciler each second, consolidation when it is due."""
+        """What goes on beside the callers: rollout and reconciler each second, batches and consolidation when they are due."""
         running = self._running
         while not self._ending.wait(TICK_S):
             try:
                 running.loop.tick()
+                running.batches.look()
                 running.memory.consolidate_if_due()
             except LearningStopped as error:
                 logger.info("the agent waits: %s", error)

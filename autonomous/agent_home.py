@@ -5,10 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from autonomous.batching import BatchWatch
 from autonomous.benchmark import Benchmark
 from autonomous.benchmark_job import benchmark_job
 from autonomous.code import code_sha256
 from autonomous.config import AutonomousConfig
+from autonomous.consolidation_job import consolidation_job
 from autonomous.cycle_watch import CycleWatch, open_budget
 from autonomous.evaluation import SelfEvaluationSystem
 from autonomous.home_lock import HomeInUse, own_home
@@ -25,6 +27,9 @@ from autonomous.retraining import Job, RetrainingScheduler
 from autonomous.safety.latch import Latch
 from autonomous.safety.monitor import SafetyMonitor
 from autonomous.sentinel import load_secret
+from autonomous.sources.cursors import CursorStore
+from autonomous.sources.reading import ReadingThread
+from autonomous.sources.stream import StreamReader
 from autonomous.triggers import Trigger
 from autonomous.version_reports import VersionReports
 from autonomous.versions.bundle import base_bundle
@@ -38,7 +43,7 @@ __all__ = ["AgentHome", "HomeInUse", "own_home"]
 
 
 class AgentHome:
-    """The memory, loop, ledger, latch and schedules of one home. `ending` is set when no step may be begun any more."""
+    """Memory, loop, ledger, latch, schedules and sources of one home. `ending` is set when no step may be begun any more."""
 
     def __init__(
         self,
@@ -52,12 +57,8 @@ class AgentHome:
         clock: Callable[[], float],
         ending: threading.Event,
     ) -> None:
-        """Raises ValueError for a rollout that compares users, and for a home that began with another model."""
-        if config.rollout.canary_percents or config.rollout.soak_s:
-            raise ValueError(
-                "rollout.canary_percents and rollout.soak_s compare how versions serve users, whom an agent of one process "
-                "does not have: leave them out, or use `autonomous up`"
-            )
+        """Raises ValueError for what only a system that serves users can do, and for a home that began with another model."""
+        _refuse_what_serves(config)
         for name in ("memory", "versions", "safety"):
             (home / name).mkdir(exist_ok=True)
         latch_path, ledger_path = home / "safety" / "latch", home / "ledger.sqlite"
@@ -131,12 +132,32 @@ class AgentHome:
                 "evaluate": benchmark_job(
                     self.ledger, has_benchmark=self._reports.has_benchmark, benchmark=self._benchmark
                 ),
+                "consolidate": consolidation_job(lambda: asdict(self.memory.consolidate())),
             },
             clock=clock,
         )
+        self.batches = BatchWatch(
+            config.learning,
+            num_pending=self.loop.curriculum.num_pending,
+            scheduler=self.scheduler,
+            latch=self.latch,
+        )
+        self._cursors = CursorStore(home / "sources" / "cursors.sqlite")
+        self._cursors.follow_file(config.sources)
+        stream = StreamReader(
+            self._cursors,
+            latch=self.latch,
+            ingest=self.memory.ingest_source,
+            home=home,
+            max_document_bytes=ingest.max_document_bytes,
+            ending=ending,
+        )
+        self.reading = ReadingThread(stream)  # the last: from here on it writes
 
     def close(self) -> None:
         """Close the files. A running cycle is ended by its next step, if `ending` is set."""
+        self.reading.close()
+        self._cursors.close()
         self.scheduler.close()
         self.loop.close()
         self.memory.close()
@@ -162,3 +183,22 @@ class AgentHome:
     def _surprise(self, episodes: Sequence[Episode]) -> Mapping[str, float]:
         adapter = self.loop.adapter_of(self.ledger.pointers().v2)
         return self._evaluator.surprise(episodes, adapter=None if adapter is None else Path(adapter.folder))
+
+
+def _refuse_what_serves(config: AutonomousConfig) -> None:
+    """Raises ValueError for settings that would do nothing here."""
+    if config.rollout.canary_percents or config.rollout.soak_s:
+        raise ValueError(
+            "rollout.canary_percents and rollout.soak_s compare how versions serve users, whom an agent of one process "
+            "does not have: leave them out, or use `autonomous up`"
+        )
+    for name, needs in (
+        ("feedback", "requests of users that are logged"),
+        ("knowledge", "the tools of the HTTP surface"),
+    ):
+        if given := getattr(config, name).model_dump(mode="json", exclude_defaults=True):
+            field, value = next(iter(given.items()))
+            raise ValueError(
+                f"{name}.{field} = {value!r} sets up {needs}, which an agent of one process does not have: leave it out, or "
+                "use `autonomous up`"
+            )

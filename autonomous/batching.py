@@ -1,10 +1,16 @@
 """When an online batch begins by itself: by its size, or by the time that its oldest episode has waited."""
 
+import time
+from collections.abc import Callable
 from typing import Literal
 
 from autonomous.config import LearningConfig
+from autonomous.retraining import RetrainingScheduler
+from autonomous.safety.latch import Latch
 
 BatchDue = Literal["size", "time"]
+LOOK_S = 15.0
+"""How often it is counted how many passages wait to be learned."""
 
 
 def decide_batch_due(num_pending: int, oldest_pending_s: float, config: LearningConfig) -> BatchDue | None:
@@ -48,3 +54,38 @@ class BatchWait:
         if due is not None:
             self._since, self._known = None, num_pending
         return due
+
+
+class BatchWatch:
+    """Looks now and then how many passages wait, and asks the scheduler for a cycle when a batch of them is due.
+
+    `num_pending` counts them, None while whoever counts does not answer. Called by one thread.
+    """
+
+    def __init__(
+        self,
+        config: LearningConfig,
+        *,
+        num_pending: Callable[[], int | None],
+        scheduler: RetrainingScheduler,
+        latch: Latch,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._wait = BatchWait(config)
+        self._num_pending = num_pending
+        self._scheduler = scheduler
+        self._latch = latch
+        self._monotonic = monotonic
+        self._looked_at = monotonic()
+
+    def look(self) -> None:
+        """Count, if the last time is `LOOK_S` ago and no stop stands. Raises LearningStopped."""
+        now, state = self._monotonic(), self._latch.state()
+        if now - self._looked_at < LOOK_S or state.forbids("learner"):
+            return
+        self._looked_at = now
+        num_pending = self._num_pending()
+        if num_pending is None:
+            return
+        if due := self._wait.look(num_pending, now=now, epoch=state.epoch_of("learner")):
+            self._scheduler.ask("learn", by="agent:batch", reason=f"{num_pending} passages wait: due by {due}")

@@ -80,6 +80,19 @@ def decode_document(document: Mapping[str, Any]) -> RawDocument:
     )
 
 
+def encode_document(document: RawDocument) -> dict[str, Any]:
+    """A document that a source gave, as Intake takes it."""
+    return {
+        "id": document.id,
+        "source": document.source_id,
+        "title": document.title,
+        "text": document.content,
+        "media_type": document.media_type,
+        "happened_at": document.happened_at,
+        "metadata": dict(document.metadata),
+    }
+
+
 def _row(prepared: Prepared, *, repeated: set[str], waiting: set[str]) -> dict[str, Any]:
     """One document of the answer to POST /v1/knowledge."""
     status: str = prepared.status

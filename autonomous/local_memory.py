@@ -3,6 +3,7 @@
 The same stores that the actors hold, in the same folders' layout, with one process as their owner.
 """
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 
 from autonomous.holds import HoldRegister
 from autonomous.ingest import IngestConfig
-from autonomous.intake import Intake
+from autonomous.intake import Intake, encode_document
 from autonomous.learning_memory import LearningMemory
 from autonomous.safety.latch import Latch
 from autonomous.safety.screen import Level
+from autonomous.sources.stream import Outcome
 from memory.claims import claims_of
 from memory.consolidate import Consolidation, ConsolidationReport
 from memory.embed import Embedder, MiniLmEmbedder
@@ -26,6 +28,7 @@ from memory.settings import MemorySettings
 from memory.trust import SourceTrusts
 from memory.types import Episode, Guard
 from memory.working import WorkingMemory
+from train.data.document import RawDocument
 
 FOLLOWED_AT_ONCE = 256
 
@@ -83,6 +86,7 @@ class LocalMemory(LearningMemory):
         )
         self._intake = Intake(ingest, store=self.episodic, trusts=self._trusts, level=level)
         self._indexer = Indexer(self.episodic, embedder=embedder)
+        self._taking, self._dreaming = threading.Lock(), threading.Lock()
 
     def close(self) -> None:
         """End the thread and close the stores."""
@@ -95,10 +99,19 @@ class LocalMemory(LearningMemory):
 
     def ingest(self, documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Store documents durably; see Intake. Their facts are known when this returns. Raises LearningStopped."""
-        answer = self._intake.ingest(documents, guard=self._guard())
+        with self._taking:
+            answer = self._intake.ingest(documents, guard=self._guard())
         self._indexer.wake()
         self.follow()
         return answer
+
+    def ingest_source(self, documents: Sequence[RawDocument], removed: Sequence[str]) -> list[Outcome]:
+        """See autonomous.sources.stream.Ingest."""
+        with self._taking:
+            answer = self._intake.follow([encode_document(one) for one in documents], removed, guard=self._guard())
+        self._indexer.wake()
+        self.follow()
+        return [Outcome(row["status"], row["reason"]) for row in answer["documents"]]
 
     def follow(self) -> None:
         """Take the claims of new passages into the semantic memory, and look for alarms. Idempotent."""
@@ -118,14 +131,20 @@ class LocalMemory(LearningMemory):
 
     def consolidate_if_due(self) -> bool:
         """The daily run of consolidation, if its time has come. Raises LearningStopped."""
-        if not self._consolidation.due(reset_at=self._latch.state().at) or not self.episodic.health().num_episodes:
-            return False
-        self._consolidation.run(guard=self._guard())
+        with self._dreaming:
+            if not self._consolidation.due(reset_at=self._latch.state().at) or not self.episodic.health().num_episodes:
+                return False
+            self._consolidation.run(guard=self._guard())
         return True
 
     def last_consolidation(self) -> ConsolidationReport | None:
         """The newest run."""
         return next(iter(self._consolidation.reports(limit=1)), None)
+
+    def consolidate(self) -> ConsolidationReport:
+        """A run of consolidation now, or the rest of one that was cut off. Raises LearningStopped."""
+        with self._dreaming:
+            return self._consolidation.run(guard=self._guard())
 
     def release(self, ids: Sequence[str], *, by: str, reason: str) -> tuple[str, ...]:
         """A person lets episodes be recalled and learned that waited or were held: those that this changed."""

@@ -1,8 +1,9 @@
-"""What a process that trains or judges asks at each commit: the stop latch, and whether the process itself is ending."""
+"""What a process that reads, trains or judges asks at each commit: the stop latch, and whether it is ending itself."""
 
 import threading
 
 from autonomous.safety.latch import Latch, LearningStopped
+from autonomous.safety.latch_state import Scope
 from memory.types import Guard
 
 
@@ -13,9 +14,9 @@ class Permits:
         self._latch = latch
         self._ending = ending or threading.Event()
 
-    def guard(self, action: str) -> Guard:
+    def guard(self, action: str, *, within: Scope = "learner") -> Guard:
         """To be asked at each commit. Raises LearningStopped."""
-        check = self._latch.permit(action, within="learner").check
+        check = self._latch.permit(action, within=within).check
 
         def guard() -> None:
             if self._ending.is_set():

@@ -10,4 +10,5 @@ readers     a configuration in, its reader out
 cursors     how far each source was read, in SQLite
 schedule    which source is read next, and when one that fails is tried again
 stream      a bounded batch of the next source into the store, then the cursor behind it (StreamReader)
+reading     the thread that does so for as long as its process lives (ReadingThread)
 """

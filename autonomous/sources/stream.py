@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from autonomous.permits import Permits
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.sources.batch import Reader, ReadLimit, SourceBatch, SourceProblem
 from autonomous.sources.config import SourceConfig, refuse_trusted_fields, shown
@@ -80,9 +81,11 @@ class StreamReader:
         max_document_bytes: int,
         limit: ReadLimit | None = None,
         open_reader: Callable[[SourceConfig], Reader] | None = None,
+        ending: threading.Event | None = None,
     ) -> None:
+        """`ending` is set when the process ends: what is being read then is not written."""
         self._cursors = cursors
-        self._latch = latch
+        self._permits = Permits(latch, ending=ending)
         self._ingest = ingest
         self._home = home
         self._limit = limit or ReadLimit()
@@ -104,7 +107,7 @@ class StreamReader:
     def step(self, now: float) -> Step:
         """Read one batch of the next source that is due. `now` in seconds of a clock that only goes forward."""
         try:
-            guard = self._latch.permit("reading sources").check
+            guard = self._permits.guard("reading sources", within="learning")
         except LearningStopped as error:
             return self._stopped(error)
         if now < self._held_until:
@@ -228,7 +231,7 @@ class StreamReader:
         """
         refuse_trusted_fields(config)
         check_place(config, home=self._home)
-        self._cursors.add(config, guard=self._latch.permit("adding a source").check)
+        self._cursors.add(config, guard=self._permits.guard("adding a source", within="learning"))
         with self._lock:
             self._sources[config.id] = config
             self._turns[config.id] = Turn()
