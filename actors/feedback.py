@@ -21,6 +21,7 @@ from autonomous.feedback_config import FeedbackConfig
 from autonomous.feedback_desk import FeedbackDesk
 from autonomous.feedback_tables import open_feedback
 from autonomous.gaps import Vectors
+from autonomous.label_queue import LabelQueue
 from autonomous.pipeline import Reply, TrainingPipelineIntegration
 from autonomous.pipeline_memory import StoredMemory
 from autonomous.requests import AnsweredRequest, RequestLog
@@ -76,7 +77,13 @@ class FeedbackShell(Shell):
             answer=self._answer,
         )
         self._desk = FeedbackDesk(
-            config, log=log, feedback=feedback, pipeline=pipeline, embed=_embed, guard=self._guard
+            config,
+            log=log,
+            feedback=feedback,
+            to_label=LabelQueue(database, clock=time.time),
+            pipeline=pipeline,
+            embed=_embed,
+            guard=self._guard,
         )
         self._error = ""
         threading.Thread(target=self._look_for_ever, name="gaps", daemon=True).start()
@@ -95,6 +102,11 @@ class FeedbackShell(Shell):
     def labelling_queue(self, limit: int) -> list[dict[str, Any]]:
         """Answers that people should look at next."""
         return self._desk.labelling_queue(limit)
+
+    @ray.method(concurrency_group="work")
+    def choose_to_label(self, most: int) -> list[str]:
+        """Fill the labelling queue up for a retraining; all that wait there."""
+        return self._desk.choose_to_label(most)
 
     @ray.method(concurrency_group="read")
     def gaps(self) -> dict[str, Any]:

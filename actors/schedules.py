@@ -10,23 +10,23 @@ from autonomous.consolidation_job import consolidation_job
 from autonomous.jobs import JobKind
 from autonomous.learn_until_done import LearnUntilDone
 from autonomous.loop import LearningLoop
-from autonomous.retraining import Job, RunJob, select_before
+from autonomous.retraining import Job, RunJob, choose_before
 from autonomous.versions.drill import RollbackDrill
 
 
 def build_runners(agent: LearningLoop, drill: RollbackDrill) -> dict[JobKind, RunJob]:
     """By kind of job. A kind that is not here fails with a sentence that says so."""
     learn = LearnUntilDone(agent)
-    retrain = select_before(select_for_labelling, learn)
+    retrain = choose_before(choose_to_label, learn)
     runners: dict[JobKind, RunJob] = {"learn": learn, "retrain": retrain, "drill": drill.run_job}
     evaluate = benchmark_job(agent.ledger, has_benchmark=has_benchmark, benchmark=begin_benchmark)
     return {**runners, "consolidate": consolidation_job(consolidate), "evaluate": evaluate}
 
 
-def select_for_labelling(budget: int) -> list[dict[str, Any]]:
-    """The answers that people should look at next, by the feedback actor."""
-    queue: list[dict[str, Any]] = ray.get(actor("feedback").labelling_queue.remote(budget))
-    return queue
+def choose_to_label(most: int) -> list[str]:
+    """Have the feedback actor fill the labelling queue up; the answers that wait there."""
+    waiting: list[str] = ray.get(actor("feedback").choose_to_label.remote(most))
+    return waiting
 
 
 def has_benchmark(version: str) -> bool:

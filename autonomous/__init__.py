@@ -47,7 +47,7 @@ code         the hash of the source that runs
 requests     answered requests, masked, with the model's confidence (RequestLog); tables: feedback_tables
 feedback     votes and corrections on answers (FeedbackStore)
 gaps         groups of badly answered questions (GapDetector)
-labelling    which answers people should look at next
+labelling    which answers people should look at next; label_queue: those that a retraining chose (LabelQueue)
 tasks        gaps as learning tasks, until they are answered (LearningTasks)
 pipeline     from feedback and gaps to data, a run, a version (TrainingPipelineIntegration); pipeline_memory: its stores
 feedback_desk  what the HTTP surface asks of all that (FeedbackDesk); feedback_config: its settings

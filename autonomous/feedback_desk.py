@@ -1,7 +1,7 @@
 """FeedbackDesk: the front of feedback. What people and the HTTP surface ask of it, as JSON, over the pipeline's parts."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from autonomous.feedback import Feedback, FeedbackStore, Receipt, UnknownResponse
 from autonomous.feedback_config import FeedbackConfig
 from autonomous.gaps import SUGGESTIONS, Embed
+from autonomous.label_queue import LabelQueue
 from autonomous.labelling import select_for_labelling
 from autonomous.pipeline import FollowUp, TrainingPipelineIntegration
 from autonomous.requests import AnsweredRequest, RequestLog
@@ -31,6 +32,7 @@ class FeedbackDesk:
         *,
         log: RequestLog,
         feedback: FeedbackStore,
+        to_label: LabelQueue,
         pipeline: TrainingPipelineIntegration,
         embed: Embed,
         guard: Callable[[], Guard],
@@ -38,6 +40,7 @@ class FeedbackDesk:
         self._config = config
         self._log = log
         self._feedback = feedback
+        self._to_label = to_label
         self._pipeline = pipeline
         self._embed = embed
         self._guard = guard
@@ -52,27 +55,49 @@ class FeedbackDesk:
         return self._feedback.submit(feedback, guard=self._guard())
 
     def labelling_queue(self, limit: int) -> list[dict[str, Any]]:
-        """Answers that people should look at next. The same log, the same queue."""
-        judged = self._pipeline.judged(LABELLED_FROM)
-        vectors_ND = self._embed([one.request.question for one in judged]) if judged else np.zeros((0, 1), np.float32)
-        chosen = select_for_labelling(
-            judged,
-            vectors_ND,
-            budget=limit,
-            explored_share=self._config.explored_share,
-            rng=np.random.default_rng(self._config.seed),
-        )
+        """Answers that people should look at next: first those that a retraining chose, then those that would be chosen now.
+
+        The same log, the same queue.
+        """
+        waiting = self._to_label.waiting()
+        kept = [request for key in waiting if (request := self._log.get(key)) is not None][:limit]
+        shown = [*kept, *self._choose(limit - len(kept), waiting=waiting)]
         return [
             {
-                "response_id": one.request.id,
-                "question": one.request.question,
-                "answer": one.request.answer,
-                "version": one.request.version,
-                "confidence": one.request.confidence,
-                "cosine": one.request.cosine,
+                "response_id": one.id,
+                "question": one.question,
+                "answer": one.answer,
+                "version": one.version,
+                "confidence": one.confidence,
+                "cosine": one.cosine,
+                "chosen_at": waiting.get(one.id),
             }
-            for one in chosen
+            for one in shown
         ]
+
+    def choose_to_label(self, most: int) -> list[str]:
+        """Put the most uncertain answers into the labelling queue, until `most` wait there; all that wait. So a second call
+        changes nothing.
+        """
+        waiting = self._to_label.waiting()
+        chosen = self._choose(most - len(waiting), waiting=waiting)
+        self._to_label.put([one.id for one in chosen], guard=self._guard())
+        return list(self._to_label.waiting())
+
+    def _choose(self, budget: int, *, waiting: Collection[str]) -> list[AnsweredRequest]:
+        """By uncertainty sampling, far from what waits or was voted on."""
+        judged = self._pipeline.judged(LABELLED_FROM) if budget > 0 else []
+        if not judged:
+            return []
+        chosen = select_for_labelling(
+            judged,
+            self._embed([one.request.question for one in judged]),
+            budget=budget,
+            explored_share=self._config.explored_share,
+            rng=np.random.default_rng(self._config.seed),
+            waiting=waiting,
+        )
+        return [one.request for one in chosen]
 
     def gaps(self) -> dict[str, Any]:
         """Tasks, worst first, and what the next learning run would get."""

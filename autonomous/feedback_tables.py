@@ -13,7 +13,7 @@ from pathlib import Path
 from autonomous.people import person_of
 from memory.store import Database
 
-VERSION = 1
+VERSION = 2
 _SCHEMA = """
 CREATE TABLE pseudonym_key (key BLOB NOT NULL);
 CREATE TABLE request (
@@ -28,6 +28,9 @@ CREATE TABLE vote (
   document_id TEXT NOT NULL, state TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (response_id, voter));
 CREATE INDEX vote_voter ON vote(voter);
 CREATE INDEX vote_state ON vote(state);
+CREATE TABLE to_label (
+  place INTEGER PRIMARY KEY, response_id TEXT NOT NULL UNIQUE REFERENCES request(id) ON DELETE CASCADE,
+  chosen_at REAL NOT NULL);
 CREATE TABLE unwanted_document (document_id TEXT PRIMARY KEY);
 CREATE TABLE learning_task (
   gap_id TEXT PRIMARY KEY, state TEXT NOT NULL, kind TEXT NOT NULL, question TEXT NOT NULL, score REAL NOT NULL,

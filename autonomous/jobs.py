@@ -43,7 +43,8 @@ class ScheduledJob(BaseModel):
     max_cycles: int = Field(50, ge=1)
     """retrain: most learning cycles of one run."""
     num_to_label: int = Field(20, ge=0)
-    """retrain: most uncertain answers that are put before people beforehand."""
+    """retrain: the labelling queue is filled with uncertain answers beforehand, until so many wait for people there. 0: it is
+    left as it is."""
 
 
 DEFAULT_JOBS: dict[str, ScheduledJob] = {

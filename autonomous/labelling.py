@@ -6,7 +6,7 @@ Sources: least confidence, Lewis and Gale 1994 (arXiv:cmp-lg/9407020); k-center 
 (arXiv:1708.00489).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -17,15 +17,24 @@ POOL = 4
 
 
 def select_for_labelling(
-    judged: Sequence[Judged], vectors_ND: Vectors, *, budget: int, explored_share: float, rng: np.random.Generator
+    judged: Sequence[Judged],
+    vectors_ND: Vectors,
+    *,
+    budget: int,
+    explored_share: float,
+    rng: np.random.Generator,
+    waiting: Collection[str] = (),
 ) -> list[Judged]:
     """At most `budget` requests that nobody has voted on, in the order in which they should be looked at.
 
-    Shapes: vectors_ND, unit rows, one per request. Of equal questions one is taken. Raises ValueError for other lengths.
+    Shapes: vectors_ND, unit rows, one per request. Of equal questions one is taken. Those of `waiting` (ids) are before
+    people already: they count as labelled. Raises ValueError for other lengths.
     """
     if len(vectors_ND) != len(judged):
         raise ValueError(f"{len(judged)} requests have {len(vectors_ND)} vectors: give one for each")
-    rated = [row for row, one in enumerate(judged) if one.votes.num_up or one.votes.num_down]
+    rated = [
+        row for row, one in enumerate(judged) if one.votes.num_up or one.votes.num_down or one.request.id in waiting
+    ]
     seen = {judged[row].request.question.casefold() for row in rated}
     free: list[int] = []
     for row, one in enumerate(judged):

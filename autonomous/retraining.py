@@ -56,20 +56,20 @@ RunJob = Callable[[Job], Outcome]
 """Does a job's work. What it raises is a failure, but for LearningStopped and LeaseLost."""
 
 
-class SelectForLabelling(Protocol):
-    """Chooses by uncertainty sampling what people should label before a retraining (autonomous/gaps.py)."""
+class ChooseToLabel(Protocol):
+    """Chooses by uncertainty sampling what people should label before a retraining (autonomous/labelling.py)."""
 
-    def __call__(self, budget: int, /) -> Sequence[Any]:
-        """Puts at most `budget` more uncertain items into the queue for people; all that wait there now."""
+    def __call__(self, most: int, /) -> Sequence[str]:
+        """Fills the queue for people with uncertain answers until `most` wait there; ids of all that wait now. Idempotent."""
 
 
-def select_before(select: SelectForLabelling, retrain: RunJob) -> RunJob:
-    """A retraining that first asks for labels. What goes wrong with that does not hold it up."""
+def choose_before(choose: ChooseToLabel, retrain: RunJob) -> RunJob:
+    """A retraining that first asks for labels, which count for the next one. What goes wrong with that does not hold it up."""
 
     def run(job: Job) -> Outcome:
         num_to_label = None
         try:
-            num_to_label = len(select(job.settings.num_to_label)) if job.settings.num_to_label else None
+            num_to_label = len(choose(job.settings.num_to_label)) if job.settings.num_to_label else None
         except LearningStopped:
             raise
         except Exception:

@@ -34,7 +34,10 @@ def build_feedback_router(feedback: FeedbackParts) -> APIRouter:
 
     @router.get("/feedback/queue", response_model=LabellingQueue)
     async def queue(limit: Limit = 20) -> Any:
-        """Answers that people should look at next: unsure ones, far apart. Answered by POST /v1/feedback."""
+        """Answers that people should look at next: those that a retraining chose, then unsure ones, far apart.
+
+        POST /v1/feedback answers them.
+        """
         return {"answers": await feedback.labelling_queue(limit=limit)}
 
     @router.post("/feedback/forget", response_model=Forgotten)

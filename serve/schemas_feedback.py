@@ -44,6 +44,9 @@ class Unlabelled(Response):
     """Mean log-probability of its tokens, nats; closer to 0 is surer."""
     cosine: float | None = None
     """Of the best passage in its prompt."""
+    chosen_at: float | None = None
+    """When a retraining put it before people, seconds since the epoch; it waits until somebody votes. None: it is what would
+    be chosen now."""
 
 
 class LabellingQueue(Response):

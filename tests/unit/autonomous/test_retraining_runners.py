@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 from autonomous.jobs import SchedulesConfig
-from autonomous.retraining import Job, Outcome, select_before
+from autonomous.retraining import Job, Outcome, choose_before
 from tests.unit.autonomous.scheduling import HOUR, HOURLY, Desk, outcomes, run_all
 
 
@@ -37,7 +37,7 @@ def test_a_retraining_first_asks_for_labels_and_goes_on_without_them(folder: Pat
             raise OSError("the queue is gone")
         return ["a", "b"]
 
-    desk.runners["retrain"] = select_before(select, desk.work)
+    desk.runners["retrain"] = choose_before(select, desk.work)
     scheduler = desk.open()
     for _ in range(2):
         scheduler.ask("retrain", by="ann", reason="now")

@@ -9,6 +9,7 @@ from autonomous.feedback import Feedback, FeedbackFull, FeedbackStore, Receipt, 
 from autonomous.feedback_config import FeedbackConfig
 from autonomous.feedback_desk import FeedbackDesk
 from autonomous.feedback_tables import open_feedback
+from autonomous.label_queue import LabelQueue
 from autonomous.pipeline import OnlyGenerated, Reply, TrainingPipelineIntegration
 from autonomous.pipeline_memory import StoredMemory
 from autonomous.requests import AnsweredRequest, RequestLog
@@ -62,6 +63,7 @@ class LocalFeedback:
             self.config,
             log=self.log,
             feedback=self.store,
+            to_label=LabelQueue(self.database, clock=time.time),
             pipeline=pipeline,
             embed=parts.embedder.embed,
             guard=self._guard,
