@@ -5,15 +5,17 @@ beyond a bound is held, with rule, value, threshold and fix; one of which someth
 neither learned nor put before a person, and is judged again next time. Pure.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from autonomous.safety.poison_limits import Finding, PoisonConfig
-from memory.types import Trust
+from memory.types import Episode, Trust
 
+ORIGIN, GENERATED_ORIGIN = "origin", "generated"
+"""Key of an episode's metadata: who wrote it; and its value for what the system wrote itself."""
 PROVENANCE, LICENCE, SENSITIVE, DUPLICATE, LEAK, TRUST = (
     "provenance", "licence", "sensitive", "duplicate", "evaluation leak", "trust",
 )  # fmt: skip
@@ -35,6 +37,9 @@ class DataGateConfig(BaseModel):
     """Licences that a document's metadata may name (`licence`). Empty: any, and none."""
     min_sources: int = Field(1, ge=1)
     """Least distinct sources of a batch. The documents of a laptop mostly have one."""
+    max_generated_share: float = Field(0.5, ge=0, lt=1)
+    """Most passages of a batch that the system wrote itself, as their metadata say (`origin = generated`); a batch of more
+    waits for documents of others. Models that are trained on their own text alone collapse (arXiv:2404.01413)."""
     min_label_agreement: float = Field(0.9, ge=0, le=1)
     """Least share of the things that a batch gives a value to which it gives one value."""
     max_belief_shift_nats: float = Field(0.1, ge=0)
@@ -185,3 +190,14 @@ def find_unknown(one: EpisodeReport) -> str:
     if one.poison is None and not one.is_released:
         return "the memory has not read yet all that came before it: it is judged again in the next cycle"
     return ""
+
+
+def find_generated(episodes: Sequence[Episode], config: DataGateConfig) -> str:
+    """Why a whole batch waits because the system wrote too much of it itself; empty if it does not."""
+    num_own = sum(episode.metadata.get(ORIGIN) == GENERATED_ORIGIN for episode in episodes)
+    if num_own <= config.max_generated_share * len(episodes):
+        return ""
+    return (
+        f"{num_own} of {len(episodes)} passages were written by the system itself, and data.max_generated_share = "
+        f"{config.max_generated_share:g}: wait for documents of others"
+    )

@@ -52,9 +52,6 @@ class FeedbackConfig(BaseModel):
     """Questions of a gap that are asked again after its data was learned."""
     min_answered: float = Field(0.5, gt=0, le=1)
     """Share of them that must be answered for the task to be closed."""
-    max_generated_share: float = Field(0.5, ge=0, lt=1)
-    """Most passages of a batch that the system wrote itself; models trained on their own text alone collapse
-    (arXiv:2404.01413)."""
     collect_interval_s: float = Field(3600.0, ge=0)
     """Seconds between two looks for gaps that start by themselves; 0: only on demand."""
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from autonomous.data_gate import ORIGIN
 from autonomous.feedback import SOURCE, Correction, FeedbackStore, Votes
 from autonomous.feedback_config import FeedbackConfig
 from autonomous.gaps import Embed, GapDetector, Judged, is_refusal
@@ -23,21 +24,13 @@ from memory.questions import question_of
 from memory.store import no_guard
 from memory.types import Episode, Guard, RecallHit, Trust
 
-ORIGIN = "origin"
-"""Key of an episode's metadata: who wrote it. Without it a document came from outside."""
-FEEDBACK_ORIGIN = "feedback"
-GENERATED_ORIGIN = "generated"
-"""The system wrote it itself."""
-DOCUMENT_ORIGIN = "document"
+FEEDBACK_ORIGIN, DOCUMENT_ORIGIN = "feedback", "document"
+"""Who wrote a passage, beside GENERATED_ORIGIN: users as a correction, or whoever else; the latter where nothing is said."""
 NO_DATA = "nothing is stored about it: add documents that answer it"
 WAITS = "corrections wait until a person releases them (GET /v1/memory/waiting)"
 ALL_LEARNED = (
     "what is stored about it was learned, and it is still badly answered: add other documents, or read the answers"
 )
-
-
-class OnlyGenerated(ValueError):
-    """A batch that holds too much of what the system wrote itself."""
 
 
 class PipelineMemory(Protocol):
@@ -104,11 +97,6 @@ class Preview:
     by_origin: Mapping[str, int]
     tasks: Mapping[str, tuple[str, ...]]
     """Episode ids by the task that asked for them."""
-
-    @property
-    def generated_share(self) -> float:
-        """Of the episodes, written by the system itself."""
-        return self.by_origin.get(GENERATED_ORIGIN, 0) / self.num_episodes if self.num_episodes else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,15 +190,9 @@ class TrainingPipelineIntegration:
     def train(self, *, by: str, guard: Guard = no_guard) -> str:
         """Start a learning run that `by` asked for; its id.
 
-        What the system wrote itself is only ever learned beside what others wrote.
-        Raises OnlyGenerated, and what the learning loop raises (NothingToLearn, AlreadyLearning, LearningStopped).
+        Raises what the learning loop raises (NothingToLearn, AlreadyLearning, LearningStopped).
         """
         preview = self.prepare()
-        if preview.generated_share > self._config.max_generated_share:
-            raise OnlyGenerated(
-                f"{preview.generated_share:.0%} of the next batch was written by the system itself, at most "
-                f"{self._config.max_generated_share:.0%} may be (agent.feedback.max_generated_share): add documents of others"
-            )
         guard()
         run_id = self._start_cycle(by)
         self.tasks.note_run(list(preview.tasks), run_id, guard=guard)

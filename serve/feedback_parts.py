@@ -34,7 +34,7 @@ class FeedbackParts(Protocol):
         """Look for gaps now."""
 
     async def learn(self, *, by: str | None) -> str:
-        """Start a learning run unless it would learn too much of what the system wrote; its id. Raises as Parts.learn."""
+        """Start a learning run, and note which tasks it learns for; its id. Raises as Parts.learn."""
 
     async def forget_response(self, response_id: str) -> Json:
         """Erase a request with its feedback and the documents made of it. Raises NotFoundError."""

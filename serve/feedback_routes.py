@@ -62,9 +62,7 @@ def build_feedback_router(feedback: FeedbackParts) -> APIRouter:
 
     @router.post("/gaps/learn", status_code=202, response_model=LearnStarted)
     async def learn(body: Annotated[LearnRequest | None, Body()] = None) -> Any:
-        """Learn the next batch, which begins with the passages that gaps ask for. As POST /v1/learn, but 409 too if the system
-        itself wrote too much of it.
-        """
+        """As POST /v1/learn, and the tasks whose passages the batch holds name the run."""
         return {"run_id": await feedback.learn(by=None if body is None else body.by)}
 
     return router

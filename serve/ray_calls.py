@@ -55,7 +55,6 @@ CAUSES: Mapping[str, type[Exception]] = {
     "ToolUnavailable": NotReadyError,
     "UnknownResponse": NotFoundError,
     "FeedbackFull": OverloadedError,
-    "OnlyGenerated": ConflictError,
 }
 """The actors' typed errors by class name: importing them would load the learner's torch into the HTTP process."""
 

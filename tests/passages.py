@@ -1,6 +1,6 @@
 """A MemoryPort over a list, for tests of the loop."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from autonomous.holds import Hold, HoldState
 from autonomous.safety.poison import Evidence
@@ -16,11 +16,20 @@ class Passages:
         self.holds: dict[str, Hold] = {}
         self.add(*texts)
 
-    def add(self, *texts: str) -> None:
+    def add(self, *texts: str, metadata: Mapping[str, str] | None = None) -> None:
         for text in texts:
             key = episode_id(text, 0, text)
             self.episodes.append(
-                Episode(id=key, document_id=key, source_id="test", title="note", text=text, position=0, happened_at=0.0)
+                Episode(
+                    id=key,
+                    document_id=key,
+                    source_id="test",
+                    title="note",
+                    text=text,
+                    position=0,
+                    happened_at=0.0,
+                    metadata=metadata or {},
+                )
             )
 
     def freshest(self, limit: int, offset: int) -> list[tuple[int, Episode]]:

@@ -244,6 +244,22 @@ def test_passages_are_taken_only_as_far_as_all_that_they_teach_fits(world: World
     assert len(batch.lessons.questions) == 2 * len(batch.episodes)
 
 
+def test_what_the_system_wrote_itself_is_learned_only_beside_what_others_wrote(tmp_path: Path, base: Path) -> None:
+    world = World(tmp_path, base, gates=LENIENT)
+    world.memory.add(*FACTS[:2], metadata={"origin": "generated"})
+    world.memory.add(FACTS[2])
+    reason = "2 of 3 passages were written by the system itself, and data.max_generated_share = 0.5"
+    for by in ("agent:schedule", "agent:api", "Ada"):
+        with pytest.raises(NothingToLearn, match=f"undecided: {reason}"):
+            world.agent.start_cycle(by=by)
+    batch = world.agent.next_batch()
+    assert (batch.episodes, batch.lessons.items) == ((), [])
+    assert all(told.startswith(reason) for told in batch.undecided.values())
+    assert batch.undecided.keys() == {episode.id for episode in world.memory.episodes}
+    world.memory.add("The Harrow reactor was built in 1987.")
+    assert world.learn().phase == "done"
+
+
 def test_waiting_version_whose_parent_was_replaced_is_refused_and_its_passages_are_free_again(
     tmp_path: Path, base: Path
 ) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from autonomous.lessons import build_lessons
-from autonomous.pipeline import ALL_LEARNED, NO_DATA, WAITS, OnlyGenerated, is_answered
+from autonomous.pipeline import ALL_LEARNED, NO_DATA, WAITS, is_answered
 from autonomous.tasks import TaskState
 from memory.types import Trust
 from tests.unit.autonomous.feedback_life import FeedbackLife, feedback_life
@@ -252,19 +252,10 @@ def test_a_preview_counts_sources_and_who_wrote_it_and_names_the_tasks(life: Fee
     preview = life.pipeline.prepare()
     assert preview.by_source == {"guide": 1, "feedback-reviewed": 1, "agent": 1}
     assert preview.by_origin == {"document": 1, "feedback": 1, "generated": 1}
-    assert preview.generated_share == pytest.approx(1 / 3)
     ((gap_id, episodes),) = preview.tasks.items()
     assert (gap_id, len(episodes)) == (only_task(life).gap_id, 2)
     assert life.pipeline.train(by="ann") == "run-1"
     assert only_task(life).run_id == "run-1"
-
-
-def test_what_the_system_wrote_itself_is_never_learned_alone(life: FeedbackLife) -> None:
-    life.add("own", "The wall of Vellmar is grey.", metadata={"origin": "generated"})
-    life.upcoming = [episode for _, episode in life.episodes.freshest(limit=9, offset=0)]
-    with pytest.raises(OnlyGenerated, match=r"100% of the next batch .* at most 50%"):
-        life.pipeline.train(by="ann")
-    assert life.started == []
 
 
 def test_an_answer_counts_only_if_it_holds_what_it_must() -> None:

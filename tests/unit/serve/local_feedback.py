@@ -10,7 +10,7 @@ from autonomous.feedback_config import FeedbackConfig
 from autonomous.feedback_desk import FeedbackDesk
 from autonomous.feedback_tables import open_feedback
 from autonomous.label_queue import LabelQueue
-from autonomous.pipeline import OnlyGenerated, Reply, TrainingPipelineIntegration
+from autonomous.pipeline import Reply, TrainingPipelineIntegration
 from autonomous.pipeline_memory import StoredMemory
 from autonomous.requests import AnsweredRequest, RequestLog
 from autonomous.safety.screen import SafetyScreen
@@ -19,7 +19,7 @@ from autonomous.versions.ledger import VersionLedger
 from memory.claims import claims_of
 from memory.passages import split_passages
 from memory.types import Episode, Guard, episode_id
-from serve.errors import ConflictError, NotFoundError, OverloadedError
+from serve.errors import NotFoundError, OverloadedError
 from serve.request_queue import RequestQueue
 from tests.unit.autonomous.ledger_life import make_genesis, quick_folder
 
@@ -99,10 +99,7 @@ class LocalFeedback:
         return dict(self.desk.collect())
 
     async def learn(self, *, by: str | None) -> str:
-        try:
-            return self.desk.train(by=by or "agent:api")
-        except OnlyGenerated as error:
-            raise ConflictError(str(error)) from error
+        return self.desk.train(by=by or "agent:api")
 
     async def forget_response(self, response_id: str) -> dict[str, Any]:
         try:
