@@ -67,6 +67,7 @@ class FeedbackShell(Shell):
                 ledger=self._ledger,
                 ingest=lambda documents: _ask("episodic", "ingest", list(documents))["documents"],
                 decisions=lambda: _ask("semantic", "sources"),
+                hold_states=lambda episodes: _ask("semantic", "hold_states", list(episodes)),
                 believe=_believe,
                 forget_document=lambda document_id: _ask("agent", "forget_document", document_id),
                 guard=self._guard,

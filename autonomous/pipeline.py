@@ -16,18 +16,21 @@ from autonomous.data_gate import ORIGIN
 from autonomous.feedback import SOURCE, Correction, FeedbackStore, Votes
 from autonomous.feedback_config import FeedbackConfig
 from autonomous.gaps import Embed, GapDetector, Judged, is_refusal
+from autonomous.holds import HoldState
 from autonomous.lessons import answer_hits, key_of
 from autonomous.requests import RequestLog
 from autonomous.tasks import Asked, DataSearched, Learned, LearningTask, LearningTasks, TaskState
 from memory.facts import extract_facts
 from memory.questions import question_of
 from memory.store import no_guard
-from memory.types import Episode, Guard, RecallHit, Trust
+from memory.types import Episode, Fact, Guard, RecallHit, Trust
 
 FEEDBACK_ORIGIN, DOCUMENT_ORIGIN = "feedback", "document"
 """Who wrote a passage, beside GENERATED_ORIGIN: users as a correction, or whoever else; the latter where nothing is said."""
 NO_DATA = "nothing is stored about it: add documents that answer it"
-WAITS = "corrections wait until a person releases them (GET /v1/memory/waiting)"
+WAITS = (
+    "what is stored about it waits until a person releases it: GET /v1/memory/waiting, and `held` of GET /v1/learn/next"
+)
 ALL_LEARNED = (
     "what is stored about it was learned, and it is still badly answered: add other documents, or read the answers"
 )
@@ -53,6 +56,9 @@ class PipelineMemory(Protocol):
 
     def held_back(self, ids: Sequence[str]) -> set[str]:
         """Those that no batch takes, because a version that had learned them was rejected or rolled back."""
+
+    def hold_states(self, episodes: Sequence[Episode]) -> Mapping[str, HoldState]:
+        """Those of the episodes that the data gate holds, or that a person has released."""
 
     def raise_salience(self, run: str, saliences: Mapping[str, float]) -> None:
         """Let these be learned first. Idempotent by `run`, which names the reason."""
@@ -233,7 +239,8 @@ class TrainingPipelineIntegration:
         return num_kept
 
     def _find_data(self, task: LearningTask, guard: Guard) -> tuple[str, ...]:
-        """Passages near the gap's question, and its corrections; those that are not learned yet are to be learned first.
+        """Passages near the gap's question, and its corrections; those that state facts and are not learned yet are to be
+        learned first. Without facts they would only take up the batch: nothing of them can be asked.
 
         What a task has found it keeps, learned or not, until it is asked again: a version with it may wait for a person.
         """
@@ -243,14 +250,18 @@ class TrainingPipelineIntegration:
         passages = [episode for one in corrections for episode in self._memory.of_document(one.document_id)]
         kept = [episode for episode in self._memory.get(task.episodes) if episode.trust >= Trust.STANDARD]
         near = [*(one for one in passages if one.trust >= Trust.STANDARD), *(hit.episode for hit in hits)]
-        ids = list(dict.fromkeys(episode.id for episode in (*kept, *near)))
-        learned, refused = self._memory.learned(ids), self._memory.held_back(ids)
+        found = {episode.id: episode for episode in (*kept, *near)}
+        ids = list(found)
+        states = self._memory.hold_states(list(found.values()))
+        held = {key for key in ids if states.get(key) == "held"}
+        learned, refused = self._memory.learned(ids), self._memory.held_back(ids) | held
         own = {episode.id for episode in kept}
         chosen = tuple(key for key in ids if key not in refused and (key in own or key not in learned))
-        note = "" if chosen else ALL_LEARNED if ids else WAITS if passages else NO_DATA
+        is_waiting = bool(held) or any(one.trust < Trust.STANDARD for one in passages)
+        note = "" if chosen else WAITS if is_waiting else ALL_LEARNED if ids else NO_DATA
         if self.tasks.note(task.gap_id, DataSearched(chosen, note), guard=guard) is None:
             return ()
-        if first := [key for key in chosen if key not in learned]:
+        if first := [key for key in chosen if key not in learned and facts_of(found[key])]:
             guard()
             digest = hashlib.sha256("".join(first).encode()).hexdigest()[:12]
             self._memory.raise_salience(f"gap-{task.gap_id}-{digest}", dict.fromkeys(first, config.task_salience))
@@ -271,17 +282,18 @@ class TrainingPipelineIntegration:
 
     def _keys_of(self, task: LearningTask, questions: Sequence[str]) -> dict[str, str]:
         """What the answer to each question must hold: the key of the fact in the task's data that it asks for."""
-        facts = [
-            fact
-            for episode in self._memory.get(task.episodes)
-            for fact in extract_facts(episode.text, title=episode.title, episode_id=episode.id)
-        ]
+        facts = [fact for episode in self._memory.get(task.episodes) for fact in facts_of(episode)]
         if not facts:
             return {}
         asked_QD = self._embed(list(questions))
         known_FD = self._embed([question_of(fact) for fact in facts])
         nearest = (asked_QD @ known_FD.T).argmax(axis=1).tolist()
         return {question: key_of(facts[place]) for question, place in zip(questions, nearest, strict=True)}
+
+
+def facts_of(episode: Episode) -> list[Fact]:
+    """What a passage states that can be asked."""
+    return extract_facts(episode.text, title=episode.title, episode_id=episode.id)
 
 
 def is_answered(text: str, *, key: str) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from autonomous.holds import HoldState
 from autonomous.versions.ledger import VersionLedger
 from memory.protocols import Episodes
 from memory.trust import SourceTrust
@@ -12,6 +13,9 @@ BY = "feedback pipeline"
 
 Ingest = Callable[[Sequence[Mapping[str, Any]]], Sequence[Mapping[str, Any]]]
 """Documents as POST /v1/knowledge takes them -> a row with `status` for each, after they are durable."""
+
+HoldStates = Callable[[Sequence[Episode]], Mapping[str, HoldState]]
+"""HoldRegister.states, or a call of it."""
 
 
 class Believe(Protocol):
@@ -30,6 +34,7 @@ class StoredMemory:
         ledger: VersionLedger,
         ingest: Ingest,
         decisions: Callable[[], Sequence[SourceTrust]],
+        hold_states: HoldStates,
         believe: Believe,
         forget_document: Callable[[str], Any],
         guard: Callable[[], Guard],
@@ -38,6 +43,7 @@ class StoredMemory:
         self._ledger = ledger
         self._ingest = ingest
         self._decisions = decisions
+        self._hold_states = hold_states
         self._believe = believe
         self._forget_document = forget_document
         self._guard = guard
@@ -65,6 +71,10 @@ class StoredMemory:
     def held_back(self, ids: Sequence[str]) -> set[str]:
         """See PipelineMemory."""
         return self._ledger.held_back() & set(ids)
+
+    def hold_states(self, episodes: Sequence[Episode]) -> Mapping[str, HoldState]:
+        """See PipelineMemory."""
+        return self._hold_states(episodes)
 
     def raise_salience(self, run: str, saliences: Mapping[str, float]) -> None:
         """See PipelineMemory. A consolidation forgets that it was done, and then it may be done again."""

@@ -12,6 +12,7 @@ from autonomous.feedback import Feedback, FeedbackStore, Votes
 from autonomous.feedback_config import FeedbackConfig
 from autonomous.feedback_tables import open_feedback
 from autonomous.gaps import Judged
+from autonomous.holds import HoldRegister
 from autonomous.ingest import IngestConfig, prepare_document
 from autonomous.pipeline import Reply, TrainingPipelineIntegration
 from autonomous.pipeline_memory import StoredMemory
@@ -79,6 +80,7 @@ class FeedbackLife:
         self.upcoming: list[Episode] = []
         self.episodes = EpisodicMemory.open(EpisodicConfig(folder=folder / "episodic"), embedder=self.embedder)
         self.trusts = SourceTrusts.open(folder, default=Trust.STANDARD, clock=self.clock)
+        self.holds = HoldRegister.open(folder, clock=self.clock)
         self.ledger = VersionLedger(folder / "ledger.sqlite")
         self.base = make_genesis(self.ledger, folder)
         self.cleaner = DataCleaner(CleanConfig())
@@ -92,7 +94,8 @@ class FeedbackLife:
         self.tasks = LearningTasks(self.config, self.database, clock=self.clock)
         self.memory = StoredMemory(
             episodes=self.episodes, ledger=self.ledger, ingest=self.ingest, decisions=self.trusts.decisions,
-            believe=self.trusts.decide, forget_document=self.forget_document, guard=lambda: no_guard,
+            hold_states=self.holds.states, believe=self.trusts.decide, forget_document=self.forget_document,
+            guard=lambda: no_guard,
         )  # fmt: skip
         self.pipeline = TrainingPipelineIntegration(
             self.config, log=self.log, feedback=self.feedback, tasks=self.tasks, memory=self.memory,
@@ -109,6 +112,7 @@ class FeedbackLife:
         self.database.close()
         self.episodes.close()
         self.trusts.close()
+        self.holds.close()
         self.ledger.close()
 
     def ingest(self, documents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

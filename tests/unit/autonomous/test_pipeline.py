@@ -4,8 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from autonomous.holds import Hold
 from autonomous.lessons import build_lessons
 from autonomous.pipeline import ALL_LEARNED, NO_DATA, WAITS, is_answered
+from autonomous.safety.poison_limits import Finding
 from autonomous.tasks import TaskState
 from memory.types import Trust
 from tests.unit.autonomous.feedback_life import FeedbackLife, feedback_life
@@ -55,6 +57,31 @@ def test_stored_passages_that_fill_a_gap_are_learned_before_all_others(life: Fee
     assert life.episodes.freshest(limit=1, offset=0)[0][1].document_id == "gate"
     task = only_task(life)
     assert (task.state, task.episodes) == (TaskState.DATA_FOUND, life.episodes.ids_of("gate"))
+
+
+def test_passages_without_facts_are_data_but_not_learned_before_all_others(life: FeedbackLife) -> None:
+    life.add("prose", "Many a traveller has wondered about the colour which the gate of Vellmar has, and so do we.")
+    life.add("gate", FACT)
+    ask_badly(life)
+    assert life.pipeline.collect().num_passages == 2
+    assert {one.document_id: one.salience for one in life.episodes.get(only_task(life).episodes)} == {
+        "gate": 5.0,
+        "prose": 2.0,
+    }
+
+
+def test_a_gap_whose_passages_the_data_gate_holds_says_that_a_person_must_release_them(life: FeedbackLife) -> None:
+    life.add("gate", FACT)
+    ask_badly(life)
+    life.pipeline.collect()
+    assert only_task(life).state is TaskState.DATA_FOUND
+    (episode,) = life.episodes.get(life.episodes.ids_of("gate"))
+    life.holds.hold([Hold.of(episode, [Finding("contradiction", 1.0, 0.0, "read it")])])
+    assert life.pipeline.collect().num_with_data == 0
+    assert (only_task(life).state, only_task(life).note) == (TaskState.OPEN, WAITS)
+    life.holds.release([episode.id], by="ann", reason="it is right")
+    life.pipeline.collect()
+    assert (only_task(life).state, only_task(life).episodes) == (TaskState.DATA_FOUND, (episode.id,))
 
 
 def test_a_second_look_changes_nothing(life: FeedbackLife) -> None:
@@ -128,7 +155,7 @@ def test_a_crash_between_document_and_note_neither_loses_nor_repeats_a_correctio
 def test_a_look_that_is_cut_off_anywhere_ends_as_if_it_had_not_been(life: FeedbackLife, step: int) -> None:
     life.add("gate", FACT)
     keys = ask_badly(life)
-    life.vote(keys[0], correction="The gate of Vellmar is green.", by="rita")
+    life.vote(keys[0], correction="The gate of Vellmar is dark green.", by="rita")
     calls = 0
 
     def crash() -> None:

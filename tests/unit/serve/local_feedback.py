@@ -52,7 +52,8 @@ class LocalFeedback:
             tasks=LearningTasks(self.config, self.database, clock=time.time),
             memory=StoredMemory(
                 episodes=parts.episodic, ledger=self._ledger, ingest=self._ingest, decisions=trusts.decisions,
-                believe=trusts.decide, forget_document=parts.episodic.delete_document, guard=self._guard,
+                hold_states=lambda episodes: {}, believe=trusts.decide,
+                forget_document=parts.episodic.delete_document, guard=self._guard,
             ),
             embed=parts.embedder.embed,
             upcoming=lambda: [episode for _, episode in parts.episodic.freshest(limit=16, offset=0)],
