@@ -1,6 +1,5 @@
 """The tools actor: calls tools in a process of its own, so that what they read and run is never in the HTTP process."""
 
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,12 @@ from actors.stores import remote_store
 from autonomous.budget import BudgetConfig
 from autonomous.config import SafetyConfig
 from autonomous.cycle_watch import open_budget
-from autonomous.knowledge import KnowledgeIntegration, build_tools
+from autonomous.knowledge import KnowledgeIntegration, build_tools, count_calls
 from autonomous.safety.latch import Latch
 from autonomous.safety.monitor import SafetyMonitor
 from autonomous.safety.processes import register
 from autonomous.safety.screen import Level
 from autonomous.tools.config import KnowledgeConfig
-from autonomous.tools.plan import BY_MODEL
 from autonomous.tools.tool import ToolResult
 from autonomous.versions.ledger import VersionLedger
 from memory.types import EpisodeFilter, RecallHit
@@ -44,15 +42,14 @@ class ToolsShell(Shell):
         register(latch.parent, role="tools", within="learning")
         self._config = config
         opened, audit = Latch.open(latch), VersionLedger(ledger).append_audit
-        self._monitor = SafetyMonitor(opened, audit=audit, rules=safety.rules, level=level)
-        self._budget = open_budget(ledger.parent, budget)
+        monitor = SafetyMonitor(opened, audit=audit, rules=safety.rules, level=level)
         self._knowledge = KnowledgeIntegration(
             config,
             tools=build_tools(config, retrieve=_recall, safety_folder=latch.parent),
             latch=opened,
             audit=audit,
             level=level,
-            on_call=self._count,
+            on_call=count_calls(monitor, open_budget(ledger.parent, budget)),
         )
 
     @ray.method(concurrency_group="control")
@@ -69,13 +66,6 @@ class ToolsShell(Shell):
     def call(self, tool: str, arguments: dict[str, Any], timeout_s: float | None, by: str) -> ToolResult:
         """Call a tool. Raises UnknownTool, ToolError, ToolUnavailable, LearningStopped."""
         return self._knowledge.call(tool, arguments, timeout_s=timeout_s, by=by)
-
-    def _count(self, by: str) -> None:
-        """Before each call; people's calls are bounded by the budget alone. Raises BudgetExceeded."""
-        if by == BY_MODEL:
-            self._monitor.observe_action("tool")
-        reservation = self._budget.reserve("tool_calls", 1, f"tool-{secrets.token_hex(6)}")
-        self._budget.settle(reservation, {"tool_calls": 1})
 
 
 def _recall(query: str, *, k: int, min_cosine: float, where: EpisodeFilter) -> Sequence[RecallHit]:

@@ -28,13 +28,16 @@ from autonomous.config import AutonomousConfig
 from autonomous.curriculum import Batch
 from autonomous.holds import Hold
 from autonomous.ingest import IngestConfig
+from autonomous.knowledge import KnowledgeIntegration
 from autonomous.runs import CycleStatus
 from autonomous.safety.latch import LearningStopped
 from autonomous.safety.latch_state import Scope
+from autonomous.tools.plan import STOPS, KnowledgeAnswer, Message
 from autonomous.versions.ledger import VersionLedger
 from autonomous.versions.states import BAD_STATES
 from memory.embed import Embedder
 from memory.settings import MemorySettings
+from train.adapt.reference import AdapterRef
 from train.model.embedded import EMBEDDED_NAME, MODEL_CACHE, check_model_folder, materialise_base_model
 
 logger = logging.getLogger(__name__)
@@ -52,6 +55,10 @@ Slot = Literal["v1", "v2", "v3", "base"]
 
 class VersionPutAway(ValueError):
     """The version is in quarantine or was rejected: it answers nobody."""
+
+
+class VersionNotFixed(ValueError):
+    """A learning run whose weights are not fixed answers nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +156,30 @@ class AutonomousLearningAgent:
     ) -> AgentAnswer:
         """Answer from what is remembered and from a version's weights ("v1", "v2", "base" or an id).
 
-        Raises UnknownVersion, VersionPutAway; LearningStopped while everything is stopped.
+        Raises UnknownVersion, VersionPutAway, VersionNotFixed; LearningStopped while everything is stopped.
         """
         return await asyncio.to_thread(self._ask, question, version, retrieval, max_tokens)
+
+    async def answer(
+        self, question: str, *, version: str = "v2", max_tokens: int = MAX_ANSWER_TOKENS
+    ) -> KnowledgeAnswer:
+        """Answer with tools: arithmetic is worked out, code is searched for, anything else is looked up.
+
+        Raises as `ask`; LearningStopped also while learning is stopped, BudgetExceeded.
+        """
+        running = self._running
+        check = running.latch.permit("answer", within="all").check
+        _, adapter = self._version(version)
+
+        async def generate(messages: Sequence[Message]) -> str:
+            prompt = "\n\n".join(message["content"] for message in messages)
+            text = await asyncio.to_thread(
+                running.engine.answer, prompt, adapter=adapter, max_tokens=max_tokens, stop=STOPS
+            )
+            check()
+            return text
+
+        return await running.knowledge.answer(question, generate=generate)
 
     # -- learning
 
@@ -207,6 +235,11 @@ class AutonomousLearningAgent:
             "findings": running.scheduler.findings(),
             "learning": None if last is None else asdict(last),
         }
+
+    @property
+    def knowledge(self) -> KnowledgeIntegration:
+        """The tools, to be called one by one."""
+        return self._running.knowledge
 
     @property
     def ledger(self) -> VersionLedger:
@@ -283,11 +316,7 @@ class AutonomousLearningAgent:
     def _ask(self, question: str, version: str, retrieval: bool, max_tokens: int) -> AgentAnswer:
         running = self._running
         check = running.latch.permit("answer", within="all").check
-        pointers = running.ledger.pointers()
-        name = {"v1": pointers.v1, "v2": pointers.v2, "v3": pointers.v3 or pointers.v2}.get(version.lower(), version)
-        if version != "base" and (state := running.ledger.get(name).state) in BAD_STATES:
-            raise VersionPutAway(f"version {name} is {state} and answers nobody")
-        adapter = None if version == "base" else running.loop.adapter_of(name)
+        name, adapter = self._version(version)
         prompt, episodes = question, tuple[str, ...]()
         if retrieval:
             context = running.memory.context(question, token_budget=CONTEXT_TOKENS)
@@ -296,7 +325,23 @@ class AutonomousLearningAgent:
                 prompt = f"{context.text()}\n\nAnswer from the text above.\n{question}"
         text = running.engine.answer(prompt, adapter=adapter, max_tokens=max_tokens)
         check()
-        return AgentAnswer(text, "base" if version == "base" else name, episodes)
+        return AgentAnswer(text, name, episodes)
+
+    def _version(self, asked: str) -> tuple[str, AdapterRef | None]:
+        """Who answers. Raises UnknownVersion, VersionPutAway, VersionNotFixed."""
+        if asked == "base":
+            return asked, None
+        pointers = self._running.ledger.pointers()
+        name = {"v1": pointers.v1, "v2": pointers.v2, "v3": pointers.v3 or pointers.v2}.get(asked.lower(), asked)
+        record = self._running.ledger.get(name)
+        if record.state in BAD_STATES:
+            raise VersionPutAway(f"version {name} is {record.state} and answers nobody")
+        if not record.is_fixed:
+            raise VersionNotFixed(
+                f"version = {name!r} is a learning run in state {record.state}, which has no weights yet: give the version "
+                'that it becomes (learn_status), or "v2"'
+            )
+        return name, self._running.loop.adapter_of(name)
 
     def _tend(self) -> None:
         """What goes on beside the callers: rollout and reconciler each second, batches and consolidation when they are due."""

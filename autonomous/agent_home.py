@@ -15,6 +15,7 @@ from autonomous.cycle_watch import CycleWatch, open_budget
 from autonomous.evaluation import SelfEvaluationSystem
 from autonomous.home_lock import HomeInUse, own_home
 from autonomous.ingest import IngestConfig
+from autonomous.knowledge import KnowledgeIntegration, build_tools, count_calls
 from autonomous.learn_until_done import LearnUntilDone
 from autonomous.local_engine import LocalEngine
 from autonomous.local_evaluator import LocalEvaluator
@@ -43,7 +44,7 @@ __all__ = ["AgentHome", "HomeInUse", "own_home"]
 
 
 class AgentHome:
-    """Memory, loop, ledger, latch, schedules and sources of one home. `ending` is set when no step may be begun any more."""
+    """Memory, loop, ledger, latch, tools, schedules, sources of one home. `ending` is set when no step may begin any more."""
 
     def __init__(
         self,
@@ -94,6 +95,14 @@ class AgentHome:
             clock=clock,
         )
         self._budget = open_budget(home, config.budget, clock=clock)
+        self.knowledge = KnowledgeIntegration(
+            config.knowledge,
+            tools=build_tools(config.knowledge, retrieve=self.memory.episodic.recall, safety_folder=home / "safety"),
+            latch=self.latch,
+            audit=self.ledger.append_audit,
+            level=config.safety_level,
+            on_call=count_calls(self.monitor, self._budget),
+        )
         self.loop = LearningLoop(
             config,
             parts=AgentParts(
@@ -192,13 +201,9 @@ def _refuse_what_serves(config: AutonomousConfig) -> None:
             "rollout.canary_percents and rollout.soak_s compare how versions serve users, whom an agent of one process "
             "does not have: leave them out, or use `autonomous up`"
         )
-    for name, needs in (
-        ("feedback", "requests of users that are logged"),
-        ("knowledge", "the tools of the HTTP surface"),
-    ):
-        if given := getattr(config, name).model_dump(mode="json", exclude_defaults=True):
-            field, value = next(iter(given.items()))
-            raise ValueError(
-                f"{name}.{field} = {value!r} sets up {needs}, which an agent of one process does not have: leave it out, or "
-                "use `autonomous up`"
-            )
+    if given := config.feedback.model_dump(mode="json", exclude_defaults=True):
+        field, value = next(iter(given.items()))
+        raise ValueError(
+            f"feedback.{field} = {value!r} is about requests of users, which an agent of one process does not log: leave it "
+            "out, or use `autonomous up`"
+        )

@@ -5,19 +5,23 @@ A call asks the stop latch before it begins and before its result is given, and 
 before it begins: which tool, the hash of its arguments, what became of it; never the arguments or the result.
 """
 
+import asyncio
+import secrets
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from autonomous.budget import Budget
 from autonomous.safety.latch import Latch
+from autonomous.safety.monitor import SafetyMonitor
 from autonomous.safety.screen import Level, SafetyScreen
 from autonomous.tools.calculator import Calculator
 from autonomous.tools.code_search import CodeSearch
 from autonomous.tools.config import KnowledgeConfig, ToolName
 from autonomous.tools.documentation import DocumentationLookup
-from autonomous.tools.plan import BY_PLAN, Ask, Call, KnowledgeAnswer, Message, Plan
+from autonomous.tools.plan import BY_MODEL, BY_PLAN, Ask, Call, KnowledgeAnswer, Message, Plan
 from autonomous.tools.python_sandbox import PythonSandbox
 from autonomous.tools.quoting import shortened
 from autonomous.tools.tool import Arguments, Retrieve, Tool, ToolError, ToolResult, ToolUnavailable, UnknownTool
@@ -25,6 +29,10 @@ from autonomous.versions.audit import sha256_of
 from train.data.pii import SECRET_KINDS, mask_sensitive
 
 Json = dict[str, Any]
+CallTool = Callable[[Call], Awaitable[ToolResult]]
+"""Does a step of a plan. Raises as KnowledgeIntegration.call."""
+Generate = Callable[[Sequence[Message]], Awaitable[str]]
+"""Chat messages in, the model's reply out."""
 
 
 def build_tools(config: KnowledgeConfig, *, retrieve: Retrieve, safety_folder: Path) -> list[Tool]:
@@ -49,6 +57,36 @@ def describe_tools(tools: Collection[Tool]) -> list[Json]:
         }
         for tool in tools
     ]
+
+
+async def answer_with_tools(plan: Plan, *, call: CallTool, generate: Generate) -> KnowledgeAnswer:
+    """Do what the plan of a question says, wherever its tools and its model are.
+
+    Raises LearningStopped, BudgetExceeded, and what `generate` raises.
+    """
+    while True:
+        match plan.next():
+            case Call() as step:
+                try:
+                    plan.add_result(await call(step))
+                except (ToolError, ToolUnavailable) as error:
+                    plan.add_failure(str(error))
+            case Ask(messages=messages):
+                plan.add_reply(await generate(messages))
+            case KnowledgeAnswer() as answer:
+                return answer
+
+
+def count_calls(monitor: SafetyMonitor, budget: Budget) -> Callable[[str], None]:
+    """Before each call: the monitor sees a model's, the budget pays for everybody's. Raises BudgetExceeded."""
+
+    def count(by: str) -> None:
+        if by == BY_MODEL:
+            monitor.observe_action("tool")
+        reservation = budget.reserve("tool_calls", 1, f"tool-{secrets.token_hex(6)}")
+        budget.settle(reservation, {"tool_calls": 1})
+
+    return count
 
 
 class KnowledgeIntegration:
@@ -107,23 +145,17 @@ class KnowledgeIntegration:
             after = {"outcome": outcome, "seconds": round(self._clock() - start, 4)}
             self._audit(actor=by, action="tool.result", subject=tool, before=asked, after=after)
 
-    def answer(self, question: str, *, generate: Callable[[Sequence[Message]], str]) -> KnowledgeAnswer:
-        """Answer a question with tools and a model. `generate` takes chat messages and gives the model's reply.
+    async def answer(self, question: str, *, generate: Generate) -> KnowledgeAnswer:
+        """Answer a question with these tools, called in threads, and a model. Raises as `answer_with_tools`."""
 
-        Raises LearningStopped, and what `generate` raises.
-        """
+        async def call(step: Call) -> ToolResult:
+            wanted = step.call
+            return await asyncio.to_thread(
+                self.call, wanted.tool, wanted.arguments, timeout_s=step.timeout_s, by=step.by
+            )
+
         plan = Plan(question, config=self._config, tools=self._tools.values(), clock=self._clock)
-        while True:
-            match plan.next():
-                case Call(call=call, timeout_s=timeout_s, by=by):
-                    try:
-                        plan.add_result(self.call(call.tool, call.arguments, timeout_s=timeout_s, by=by))
-                    except (ToolError, ToolUnavailable) as error:
-                        plan.add_failure(str(error))
-                case Ask(messages=messages):
-                    plan.add_reply(generate(messages))
-                case KnowledgeAnswer() as answer:
-                    return answer
+        return await answer_with_tools(plan, call=call, generate=generate)
 
     def _screened(self, result: ToolResult) -> ToolResult:
         """Cut, without secrets, and with what the screen found in it."""

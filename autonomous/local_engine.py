@@ -1,6 +1,7 @@
 """The engine of an agent of one process: it serves whichever version is asked for, on a base model of its own."""
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,13 @@ class LocalEngine:
     def drop(self, adapter: AdapterRef) -> None:
         """See EnginePort. A version is in memory only while it answers."""
 
-    def answer(self, prompt: str, *, adapter: AdapterRef | None, max_tokens: int) -> str:
-        """The greedy answer of a version to one user message."""
+    def answer(self, prompt: str, *, adapter: AdapterRef | None, max_tokens: int, stop: Sequence[str] = ()) -> str:
+        """The greedy answer of a version to one user message, up to the first of `stop` in it."""
         (text,) = self._with(
             adapter, lambda model: answer_questions(model, [prompt], base=self.base, max_new_tokens=max_tokens)
         )
+        for end in stop:
+            text = text.split(end, 1)[0]
         return str(text)
 
     def _with(self, adapter: AdapterRef | None, ask: Any) -> Any:

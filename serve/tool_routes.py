@@ -1,7 +1,7 @@
 """The routes of the tools: what there is, one call, and an answer that uses them.
 
-An answer's steps are decided by autonomous.tools.plan.Plan; here they are only done: calls in the tools actor, replies by the
-production model (V2).
+An answer's steps are decided by autonomous.tools.plan.Plan and done by autonomous.knowledge.answer_with_tools: calls in the
+tools actor, replies by the production model (V2).
 """
 
 import asyncio
@@ -12,14 +12,15 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
 
-from autonomous.tools.plan import STOPS, Ask, Call, KnowledgeAnswer, Message, Plan
-from autonomous.tools.tool import ToolError
+from autonomous.knowledge import answer_with_tools
+from autonomous.tools.plan import STOPS, Call, KnowledgeAnswer, Message, Plan
+from autonomous.tools.tool import ToolResult, ToolUnavailable
 from serve.answers import ServingContext
 from serve.engine import AdapterRef, GenerateRequest
 from serve.errors import NotReadyError
 from serve.schemas_tools import AnswerRequest, AnswerResponse, ToolList, ToolRequest, ToolResponse
 
-BY_USER, BY_ANSWER = "api", "system:tools"
+BY_USER = "api"
 """Who asked, in the audit log."""
 
 
@@ -69,21 +70,21 @@ def build_tool_router(context: ServingContext) -> APIRouter:
 async def _answer(
     context: ServingContext, body: AnswerRequest, adapter: AdapterRef | None, *, deadline: float
 ) -> KnowledgeAnswer:
-    """Do what the plan says. Raises LearningStopped, TimeoutError, and what the engine raises."""
+    """With the tools of the actor. Raises LearningStopped, TimeoutError, and what the engine raises."""
     tools = context.parts.tools
+
+    async def call(step: Call) -> ToolResult:
+        try:
+            return await tools.call(step.call.tool, step.call.arguments, timeout_s=step.timeout_s, by=step.by)
+        except NotReadyError as problem:
+            raise ToolUnavailable(str(problem)) from problem
+
+    async def generate(messages: Sequence[Message]) -> str:
+        return await _generate(context, messages, body, adapter, deadline)
+
     described = [DescribedTool(**one["function"]) for one in await tools.describe()]
     plan = Plan(body.question, config=await tools.config(), tools=described, clock=context.clock)
-    while True:
-        match plan.next():
-            case Call(call=call, timeout_s=timeout_s):
-                try:
-                    plan.add_result(await tools.call(call.tool, call.arguments, timeout_s=timeout_s, by=BY_ANSWER))
-                except (ToolError, NotReadyError) as problem:
-                    plan.add_failure(str(problem))
-            case Ask(messages=messages):
-                plan.add_reply(await _generate(context, messages, body, adapter, deadline))
-            case KnowledgeAnswer() as answer:
-                return answer
+    return await answer_with_tools(plan, call=call, generate=generate)
 
 
 async def _generate(

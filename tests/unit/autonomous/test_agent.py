@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from autonomous.agent import AutonomousLearningAgent
+from autonomous.agent import AutonomousLearningAgent, VersionNotFixed
 from autonomous.agent_home import HomeInUse
 from autonomous.safety.latch import LearningStopped
+from autonomous.tools.config import KnowledgeConfig
 from autonomous.versions.states import State
 from tests.episodes import HashingEmbedder
 from tests.tiny_model import write_tiny_llama
@@ -98,6 +99,32 @@ async def test_a_stop_forbids_memory_and_learning_and_everything_where_it_says_s
         await agent.learn()
     agent.reset(reason="over", by="Grace")
     assert (await agent.learn()).phase == "done"
+
+
+async def test_a_question_is_answered_with_tools_whose_calls_are_audited_and_a_stop_holds(
+    base: Path, tmp_path: Path
+) -> None:
+    tools = KnowledgeConfig(enabled=("calculator", "documentation"), requested_by_model=(), min_cosine=-1.0)
+    async with make_agent(base, tmp_path / "home", CONFIG.model_copy(update={"knowledge": tools})) as agent:
+        await agent.add(DOCUMENTS)
+        reckoned = await agent.answer("What is 12 * (3 + 4)?")
+        assert (reckoned.text, reckoned.answered_by) == ("12 * (3 + 4) = 84", "tool")
+        looked_up = await agent.answer("What is the Vostrek valve rated for?", max_tokens=4)
+        assert [(step.tool, step.requested_by) for step in looked_up.steps] == [("documentation", "fallback")]
+        assert looked_up.citations
+        assert [one["function"]["name"] for one in agent.knowledge.describe()] == ["calculator", "documentation"]
+        actions = [row.action for row in agent.ledger.audit(9) if row.action.startswith("tool.")]
+        assert sorted(actions) == ["tool.call"] * 2 + ["tool.result"] * 2
+        agent.emergency_stop(reason="drill", by="Ada")
+        with pytest.raises(LearningStopped):
+            await agent.answer("What is 12 * (3 + 4)?")
+
+
+async def test_a_run_answers_nobody_before_its_weights_are_fixed(agent: AutonomousLearningAgent) -> None:
+    run = agent.ledger.start_run(parent=agent.ledger.pointers().v2, config={}, by="Ada")
+    for ask in (agent.ask, agent.answer):
+        with pytest.raises(VersionNotFixed, match=f"version = '{run}' is a learning run in state .* no weights yet"):
+            await ask("What is red?", version=run)
 
 
 async def test_ending_the_agent_ends_its_cycle_at_a_step_and_leaves_nothing_half(base: Path, tmp_path: Path) -> None:

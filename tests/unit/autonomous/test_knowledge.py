@@ -66,7 +66,7 @@ class Model:
         self._replies = list(replies)
         self.asked: list[Sequence[Message]] = []
 
-    def __call__(self, messages: Sequence[Message]) -> str:
+    async def __call__(self, messages: Sequence[Message]) -> str:
         self.asked.append(messages)
         return self._replies.pop(0)
 
@@ -220,47 +220,47 @@ def test_errors_keep_their_field_when_they_cross_processes() -> None:
 # -- answers
 
 
-def test_arithmetic_is_answered_by_the_calculator_without_asking_the_model(build: Any) -> None:
-    answer = build().answer("What is 12 * (3 + 4)?", generate=Model())
+async def test_arithmetic_is_answered_by_the_calculator_without_asking_the_model(build: Any) -> None:
+    answer = await build().answer("What is 12 * (3 + 4)?", generate=Model())
     assert (answer.text, answer.answered_by) == ("12 * (3 + 4) = 84", "tool")
     assert [(step.tool, step.requested_by) for step in answer.steps] == [("calculator", "rule")]
 
 
-def test_other_questions_are_looked_up_and_answered_with_their_passages_as_quoted_data(build: Any) -> None:
+async def test_other_questions_are_looked_up_and_answered_with_their_passages_as_quoted_data(build: Any) -> None:
     model = Model("It is KX-4471.")
-    answer = build().answer("What is the access code of the gate of Vellmar?", generate=model)
+    answer = await build().answer("What is the access code of the gate of Vellmar?", generate=model)
     assert (answer.text, answer.answered_by) == ("It is KX-4471.", "model")
     assert [one.location for one in answer.citations] == ["gate"]
     assert f"<<<\n[1] gate\n{PASSAGES['gate']}\n>>>\n" in model.prompt()
     assert "never an instruction" in model.prompt()
 
 
-def test_a_passage_cannot_end_its_own_quotation_or_write_control_tokens(build: Any) -> None:
+async def test_a_passage_cannot_end_its_own_quotation_or_write_control_tokens(build: Any) -> None:
     model = Model("I do not know.")
-    build("low").answer("What does the Merlin seal say to you?", generate=model)
+    await build("low").answer("What does the Merlin seal say to you?", generate=model)
     found = model.asked[0][1]["content"]
     assert found.count("<<<") == found.count(">>>") == 1
     assert "<|im_end|>" not in found
 
 
-def test_code_questions_are_searched_and_fall_back_on_passages_when_nothing_is_found(
+async def test_code_questions_are_searched_and_fall_back_on_passages_when_nothing_is_found(
     build: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "pump.py").write_text("def start_pump():\n    pass\n")
     code = CodeConfig(roots=(tmp_path / "code",))
-    found = build(code=code).answer("Where is start_pump defined?", generate=Model("In pump.py."))
+    found = await build(code=code).answer("Where is start_pump defined?", generate=Model("In pump.py."))
     assert [step.tool for step in found.steps] == ["code_search"]
     assert [one.location for one in found.citations] == ["code/pump.py:1"]
-    missing = build(code=code).answer("Where is stop_pump defined?", generate=Model("Nowhere."))
+    missing = await build(code=code).answer("Where is stop_pump defined?", generate=Model("Nowhere."))
     assert [(step.tool, step.requested_by) for step in missing.steps] == [
         ("code_search", "rule"), ("documentation", "fallback"),
     ]  # fmt: skip
 
 
-def test_a_model_may_ask_for_a_tool_and_answers_with_what_it_found(build: Any) -> None:
+async def test_a_model_may_ask_for_a_tool_and_answers_with_what_it_found(build: Any) -> None:
     model = Model('CALL calculator {"expression": "4471 * 2"}', "It is 8942.")
-    answer = build().answer("What is twice the access code of the gate of Vellmar?", generate=model)
+    answer = await build().answer("What is twice the access code of the gate of Vellmar?", generate=model)
     assert answer.text == "It is 8942."
     assert [(step.tool, step.requested_by, step.problem) for step in answer.steps] == [
         ("documentation", "fallback", ""), ("calculator", "model", ""),
@@ -268,19 +268,21 @@ def test_a_model_may_ask_for_a_tool_and_answers_with_what_it_found(build: Any) -
     assert "4471 * 2 = 8942" in model.prompt(1)
 
 
-def test_what_a_model_asked_for_is_told_from_what_rules_and_people_asked_for(build: Any, ledger: VersionLedger) -> None:
+async def test_what_a_model_asked_for_is_told_from_what_rules_and_people_asked_for(
+    build: Any, ledger: VersionLedger
+) -> None:
     told: list[str] = []
     knowledge = build(on_call=told.append)
     knowledge.call("calculator", {"expression": "1 + 1"}, by="api")
-    knowledge.answer("12 * 12 = ?", generate=Model())
-    knowledge.answer("Who keeps the gate?", generate=Model('CALL calculator {"expression": "4471 * 2"}', "8942."))
+    await knowledge.answer("12 * 12 = ?", generate=Model())
+    await knowledge.answer("Who keeps the gate?", generate=Model('CALL calculator {"expression": "4471 * 2"}', "8942."))
     assert told == ["api", BY_PLAN, BY_PLAN, BY_MODEL]
     assert [row.actor for row in reversed(ledger.audit(100)) if row.action == "tool.call"] == told
 
 
-def test_a_tool_that_fails_tells_the_model_why_and_it_may_go_on(build: Any) -> None:
+async def test_a_tool_that_fails_tells_the_model_why_and_it_may_go_on(build: Any) -> None:
     model = Model('CALL calculator {"expression": "1 / 0"}', "It has none.")
-    answer = build().answer("What is the reciprocal of nothing?", generate=model)
+    answer = await build().answer("What is the reciprocal of nothing?", generate=model)
     assert "divides by zero" in answer.steps[-1].problem
     assert "divides by zero" in model.prompt(1)
 
@@ -293,47 +295,47 @@ def test_a_tool_that_fails_tells_the_model_why_and_it_may_go_on(build: Any) -> N
         ('CALL documentation {"query": "What is the access code of the gate of Vellmar?"}', "made before"),
     ],
 )
-def test_what_a_model_may_not_ask_for_is_not_done_and_it_is_asked_once_more_without_tools(
+async def test_what_a_model_may_not_ask_for_is_not_done_and_it_is_asked_once_more_without_tools(
     build: Any, call: str, problem: str
 ) -> None:
     model = Model(call, "It is KX-4471.")
-    answer = build().answer("What is the access code of the gate of Vellmar?", generate=model)
+    answer = await build().answer("What is the access code of the gate of Vellmar?", generate=model)
     assert answer.text == "It is KX-4471."
     assert problem in answer.steps[-1].problem
     assert "CALL name" in model.prompt(0)
     assert "CALL name" not in model.prompt(1)
 
 
-def test_a_flagged_passage_is_withheld_from_the_model_and_told_to_the_user(build: Any) -> None:
+async def test_a_flagged_passage_is_withheld_from_the_model_and_told_to_the_user(build: Any) -> None:
     model = Model("I do not know.")
-    answer = build().answer("Is the Farrow seal red?", generate=model)
+    answer = await build().answer("Is the Farrow seal red?", generate=model)
     assert "previous instructions" not in model.prompt()
     assert answer.citations == ()
     assert "withheld" in answer.steps[0].problem
     assert answer.steps[0].flags
 
 
-def test_where_flagged_text_is_shown_what_the_model_asks_for_is_not_done(build: Any) -> None:
+async def test_where_flagged_text_is_shown_what_the_model_asks_for_is_not_done(build: Any) -> None:
     model = Model('CALL calculator {"expression": "6 * 7"}', "It is red.")
-    answer = build("low").answer("Is the Farrow seal red?", generate=model)
+    answer = await build("low").answer("Is the Farrow seal red?", generate=model)
     assert "previous instructions" in model.prompt()
     assert "CALL name" not in model.prompt()
     assert [step.text for step in answer.steps if step.tool == "calculator"] == [""]
     assert "flagged" in answer.steps[-1].problem
 
 
-def test_a_call_that_stands_in_a_passage_and_is_repeated_by_the_model_is_not_made(build: Any) -> None:
+async def test_a_call_that_stands_in_a_passage_and_is_repeated_by_the_model_is_not_made(build: Any) -> None:
     model = Model('CALL calculator {"expression": "6 * 7"}', "It is blue.")
-    answer = build().answer("What colour is the Kestrel valve?", generate=model)
+    answer = await build().answer("What colour is the Kestrel valve?", generate=model)
     assert PASSAGES["caller"] in model.prompt()
     assert answer.steps[-1].problem
     assert not any("42" in step.text for step in answer.steps)
 
 
-def test_calls_rounds_and_prompts_are_bounded_whatever_the_model_asks_for(build: Any) -> None:
+async def test_calls_rounds_and_prompts_are_bounded_whatever_the_model_asks_for(build: Any) -> None:
     calls = [f'CALL calculator {{"expression": "{number} + 1"}}' for number in range(50)]
     model = Model(*calls)
-    answer = build(max_calls=3, max_rounds=10, max_prompt_chars=200).answer(
+    answer = await build(max_calls=3, max_rounds=10, max_prompt_chars=200).answer(
         "Who has the access code of the gate of Vellmar?", generate=model
     )
     done = [step for step in answer.steps if step.text]
@@ -342,11 +344,11 @@ def test_calls_rounds_and_prompts_are_bounded_whatever_the_model_asks_for(build:
     assert answer.answered_by == "tool"  # the model gave none: what was found first is the answer
     assert answer.text == done[0].text
     assert all(len(model.prompt(number)) < 2000 for number in range(len(model.asked)))
-    silent = build(enabled=("calculator",), requested_by_model=()).answer("Who are you?", generate=Model(""))
+    silent = await build(enabled=("calculator",), requested_by_model=()).answer("Who are you?", generate=Model(""))
     assert (silent.text, silent.answered_by) == (UNKNOWN, "nobody")
 
 
-def test_the_time_of_all_calls_of_a_question_is_one_budget(latch: Latch, ledger: VersionLedger) -> None:
+async def test_the_time_of_all_calls_of_a_question_is_one_budget(latch: Latch, ledger: VersionLedger) -> None:
     now = [0.0]
 
     def slow(_: Arguments) -> str:
@@ -357,15 +359,15 @@ def test_the_time_of_all_calls_of_a_question_is_one_budget(latch: Latch, ledger:
     config = KnowledgeConfig(enabled=("calculator",), requested_by_model=("calculator",), max_seconds=10, max_rounds=9)
     knowledge = KnowledgeIntegration(config, tools=[tool], latch=latch, audit=ledger.append_audit, clock=lambda: now[0])
     calls = [f'CALL calculator {{"expression": "{number}"}}' for number in range(9)]
-    answer = knowledge.answer("Who?", generate=Model(*calls))
+    answer = await knowledge.answer("Who?", generate=Model(*calls))
     assert tool.timeouts == [10, 6, 2]
     assert "budget" in answer.steps[-2].problem
 
 
-def test_a_stop_ends_an_answer(build: Any, latch: Latch) -> None:
-    def stop(_: Sequence[Message]) -> str:
+async def test_a_stop_ends_an_answer(build: Any, latch: Latch) -> None:
+    async def stop(_: Sequence[Message]) -> str:
         latch.stop(reason="x", by="ada")
         return 'CALL calculator {"expression": "1 + 1"}'
 
     with pytest.raises(LearningStopped):
-        build().answer("What is the access code of the gate of Vellmar?", generate=stop)
+        await build().answer("What is the access code of the gate of Vellmar?", generate=stop)
