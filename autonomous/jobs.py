@@ -44,7 +44,7 @@ class ScheduledJob(BaseModel):
     """retrain: most learning cycles of one run."""
     num_to_label: int = Field(20, ge=0)
     """retrain: the labelling queue is filled with uncertain answers beforehand, until so many wait for people there. 0: it is
-    left as it is."""
+    left as it is, as always by an agent of one process, which logs no requests."""
 
 
 DEFAULT_JOBS: dict[str, ScheduledJob] = {
