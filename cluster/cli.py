@@ -7,6 +7,7 @@ cli_sources.py (sources), cli_tools.py (tool), cli_feedback.py (feedback, gaps),
 parts are imported by the commands that need them, so that help is quick.
 """
 
+import sqlite3
 import sys
 from collections.abc import Sequence
 
@@ -30,6 +31,7 @@ from cluster import (
 )
 from cluster.cli_common import Failure, examples, print_error
 from cluster.client_errors import ApiError, ClientError
+from memory.store import StoreFull
 
 app = typer.Typer(
     name="autonomous",
@@ -79,8 +81,8 @@ def run(arguments: Sequence[str]) -> int:
     except ApiError as error:
         print_error(str(error), as_json=as_json, status=error.status, param=error.param, code=error.code)
         return 1
-    except (ClientError, ValueError, TimeoutError, OSError) as error:
-        print_error(str(error), as_json=as_json)
+    except (ClientError, StoreFull, ValueError, TimeoutError, OSError, sqlite3.Error) as error:
+        print_error(_sentence(error), as_json=as_json)
         return 1
     except typer.Abort:
         print_error("interrupted", as_json=as_json)
@@ -91,6 +93,16 @@ def run(arguments: Sequence[str]) -> int:
             print_error(f"{message} See: {command} --help", as_json=as_json)
         return error.exit_code
     return outcome if isinstance(outcome, int) else 0
+
+
+def _sentence(error: Exception) -> str:
+    """An error as a person reads it. SQLite's own say neither what they are about nor what to do."""
+    if not isinstance(error, sqlite3.Error):
+        return str(error)
+    return (
+        f"a database of the system cannot be used ({error}): free disk space where it is full, end what holds a lock, "
+        "restore a damaged file from a backup"
+    )
 
 
 def main() -> None:

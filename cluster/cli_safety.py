@@ -214,8 +214,11 @@ def reset(
     Where two people decide (agent.safety.two_people), the first one's reset waits for the second's: exit status 4. A
     stop that is pulled in between voids it.
     """
+    import sqlite3
+
     from autonomous.consent import NothingRequested, SecondPersonNeeded
     from autonomous.safety.latch import LatchChanged
+    from memory.store import StoreFull
 
     settings = _settings_of(config)
     _, monitor = _monitor_of(settings.home, settings.agent)
@@ -223,6 +226,12 @@ def reset(
         answer = (monitor.withdraw_reset if withdraw else monitor.reset)(reason=reason, by=by)
     except (LatchChanged, NothingRequested, SecondPersonNeeded, OSError, ValueError) as error:
         raise Failure(str(error)) from error
+    except (StoreFull, sqlite3.Error) as error:
+        ledger = settings.home / "ledger.sqlite"
+        raise Failure(
+            f"the reset could not be written to {ledger} ({error}), so the stop holds: free disk space, or restore a damaged "
+            "ledger from a backup"
+        ) from error
     waiting = answer.get("waiting")
     if as_json:
         print_json(answer)

@@ -19,15 +19,13 @@ class ReadOnlyDatabase:
     """One file, opened for each snapshot."""
 
     def __init__(self, path: Path, *, version: int) -> None:
-        """Raises FileNotFoundError; StoreProblem for another schema version or a file that is no database."""
+        """Raises FileNotFoundError; StoreProblem for another schema version, or what `read` raises."""
         if not path.exists():
             raise FileNotFoundError(f"there is no ledger {path}: nothing was ever learned in this home")
+        self._path = path
         self._uri = f"file:{quote(str(path.resolve()))}?mode=ro"
-        try:
-            with self.read() as connection:
-                (found,) = connection.execute("PRAGMA user_version").fetchone()
-        except sqlite3.DatabaseError as error:
-            raise StoreProblem(f"ledger {path} cannot be read ({error}): restore it from a backup") from error
+        with self.read() as connection:
+            (found,) = connection.execute("PRAGMA user_version").fetchone()
         if found != version:
             raise StoreProblem(
                 f"ledger {path} has schema version {found}, this program reads {version}: use its release"
@@ -35,11 +33,21 @@ class ReadOnlyDatabase:
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """One consistent snapshot of the committed rows."""
-        with closing(sqlite3.connect(self._uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)) as connection:
-            connection.execute("PRAGMA query_only=ON")
-            connection.execute("BEGIN")
-            yield connection
+        """One consistent snapshot of the committed rows. Raises StoreProblem for a file that is damaged or no database, also
+        where the damage is met only while its rows are read.
+        """
+        try:
+            with closing(
+                sqlite3.connect(self._uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+            ) as connection:
+                connection.execute("PRAGMA query_only=ON")
+                connection.execute("BEGIN")
+                yield connection
+        except sqlite3.DatabaseError as error:
+            raise StoreProblem(
+                f"ledger {self._path} cannot be read ({error}): restore it from a backup, unless it is only locked or "
+                "its permissions are wrong"
+            ) from error
 
 
 class ReadOnlyLedger(LedgerQueries):

@@ -12,7 +12,9 @@ from autonomous.versions.ledger import VersionLedger
 from cluster.cli import run
 from cluster.config import load_config
 from cluster.processes import end_processes
+from memory.store import StoreFull
 from tests.safety_processes import is_alive, starting
+from tests.unit.autonomous.ledger_life import make_genesis, make_production
 
 Captured = pytest.CaptureFixture[str]
 
@@ -150,6 +152,50 @@ def test_audit_verify_names_the_first_altered_row(config_path: Path, capsys: Cap
     _alter_second_audit_row(home / "ledger.sqlite")
     assert run(["audit", "verify", "--config", str(config_path)]) == 1
     assert "broken at row 2" in capsys.readouterr().err
+
+
+def test_a_ledger_with_damaged_pages_is_one_line_with_the_fix_for_every_command_that_reads_it(
+    config_path: Path, capsys: Captured
+) -> None:
+    home = load_config(config_path).home
+    Latch.create(home / "safety" / "latch").stop(by="ada", reason="fire")
+    path = home / "ledger.sqlite"
+    ledger = VersionLedger(path)
+    name = make_production(ledger, make_genesis(ledger, home), mark="one", episodes=("a",))
+    for number in range(60):
+        ledger.append_audit(actor="human", action="test", subject=str(number), after={"text": "x" * 1000})
+    ledger.close()
+    whole = path.read_bytes()
+    damaged = len(whole) // 8, len(whole) * 7 // 8
+    path.write_bytes(whole[: damaged[0]] + b"\xff" * (damaged[1] - damaged[0]) + whole[damaged[1] :])
+    for command in (
+        ["audit", "verify"], ["audit", "show", "--limit", "1000"], ["audit", "show", "--about", name],
+        ["explain", name], ["reset", "--reason", "over", "--by", "bob"],
+    ):  # fmt: skip
+        assert run([*command, "--config", str(config_path)]) == 1, command
+        told = capsys.readouterr().err
+        assert told.startswith("error: "), told
+        assert told.count("\n") == 1, told
+        assert f"{path} " in told, told
+        assert "from a backup" in told, told
+    assert Latch.open(home / "safety" / "latch").state().mode == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("problem", "words"),
+    [(StoreFull("no room: free disk space"), "free disk space"), (sqlite3.OperationalError("disk I/O error"), "I/O")],
+)
+def test_a_full_disk_is_one_line_and_never_a_trace(
+    problem: Exception, words: str, config_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    def full(_: Path) -> None:
+        raise problem
+
+    monkeypatch.setattr("cluster.config.load_config", full)
+    assert run(["watchdog", "--config", str(config_path)]) == 1
+    told = capsys.readouterr().err
+    assert words in told
+    assert told.count("\n") == 1
 
 
 def _alter_second_audit_row(path: Path) -> None:
