@@ -1,7 +1,7 @@
 """The delays of the loop: a new document until it is found, until it is cited, until the weights know it; the swap.
 
-Needs a running system; without one, a system is started in a temporary home and ended afterwards. The documents are
-made up (seeded; names and codes that no model has seen) and erased again. Nothing is learned while others wait.
+Measured on a system of its own, never on one that runs: what is learned here is made up, and each batch is a promotion. The
+documents are seeded, with names and codes that no model has seen.
 """
 
 import statistics
@@ -14,7 +14,6 @@ from autonomous.lessons import answer_hits
 from cluster.bench import BenchContext, Claim, percentile
 from cluster.bench_documents import DOCUMENTS_PER_BATCH, MadeUp, make_documents
 from cluster.client import Client
-from cluster.client_errors import ClientError
 
 SEED = 20250
 POLL_S = 0.01
@@ -25,25 +24,19 @@ SOURCE = "benchmark"
 
 def run(context: BenchContext) -> Iterable[Claim]:
     """The claims of this file."""
-    with context.running_system() as (client, _, is_own):
-        stored: list[str] = []
-        try:
-            yield from retrieval_delays(client, stored, count=4 if context.quick else 20, note=context.note)
-            yield from learning_delays(
-                client, stored, is_own=is_own, repeats=1 if context.quick else 3, note=context.note
-            )
-        finally:
-            if not is_own:
-                for document in stored:
-                    client.delete_document(document)
+    with context.running_system({}) as (client, _):
+        yield from retrieval_delays(client, count=4 if context.quick else 20, note=context.note)
+        yield from learning_delays(client, repeats=1 if context.quick else 3, note=context.note)
 
 
-def retrieval_delays(client: Client, stored: list[str], *, count: int, note: Any) -> Iterator[Claim]:
-    """One document at a time: POST -> first search that finds it -> first answer that cites it."""
+def retrieval_delays(client: Client, *, count: int, note: Any) -> Iterator[Claim]:
+    """One document at a time: POST -> first search that finds it -> first answer that cites it. Each is erased again, so that
+    none stands before those whose learning is timed.
+    """
     found_s, cited_s = [], []
     for document in make_documents(count, seed=SEED):
         start = time.monotonic()
-        identity = _store(client, document, stored)
+        identity = _store(client, document)
         while not any(hit["document_id"] == identity for hit in client.search(document.question, k=3)["hits"]):
             if time.monotonic() - start > GIVE_UP_S:
                 raise TimeoutError(f"document {identity} is not found {GIVE_UP_S:.0f} s after it was stored")
@@ -52,6 +45,7 @@ def retrieval_delays(client: Client, stored: list[str], *, count: int, note: Any
         answer = client.ask(document.question, max_tokens=16)
         if any(source["document_id"] == identity for source in answer.sources):
             cited_s.append(time.monotonic() - start)
+        client.delete_document(identity)
     note(f"retrieval: {count} documents, p95 {percentile(found_s, 95):.2f} s")
     how = f"{count} made-up documents, one after another; from the request to store it"
     p95 = percentile(found_s, 95)
@@ -80,24 +74,12 @@ class _Learned:
     problems: list[str] = field(default_factory=list)
 
 
-def learning_delays(client: Client, stored: list[str], *, is_own: bool, repeats: int, note: Any) -> Iterator[Claim]:
+def learning_delays(client: Client, *, repeats: int, note: Any) -> Iterator[Claim]:
     """POST of documents -> the promoted adapter answers with retrieval off; and the hot swap within it."""
-    waiting = client.next_batch()["episodes"]
-    strangers = [episode for episode in waiting if episode["document_id"] not in stored]
-    if strangers:
-        why = (
-            f"not measured: {len(strangers)} passages of other documents wait to be learned; run autonomous learn first"
-        )
-        yield Claim("learning delay, document -> weights", "< 300 s", None, "s", None, why)
-        yield Claim("hot swap", "< 5 s", None, "s", None, why)
-        return
     learned = _Learned()
     for turn in range(repeats):
-        before = client.versions.all()["pointers"]["v2"]
-        state = _learn_batch(client, stored, learned, seed=SEED + 1 + turn)
+        state = _learn_batch(client, learned, seed=SEED + 1 + turn)
         note(f"learning run {turn + 1} of {repeats}: {state}")
-        if not is_own:
-            _undo(client, before=before, problems=learned.problems)
     num_met, trouble = len(learned.delays_s), "".join(f"; {problem}" for problem in learned.problems)
     slowest = max(learned.delays_s, default=None)
     yield Claim(
@@ -119,11 +101,11 @@ def learning_delays(client: Client, stored: list[str], *, is_own: bool, repeats:
     )  # fmt: skip
 
 
-def _learn_batch(client: Client, stored: list[str], learned: _Learned, *, seed: int) -> str:
+def _learn_batch(client: Client, learned: _Learned, *, seed: int) -> str:
     """Store documents, learn them, ask; how it ended."""
     start = time.monotonic()
     for document in make_documents(DOCUMENTS_PER_BATCH, seed=seed):
-        _store(client, document, stored)
+        _store(client, document)
     questions = client.next_batch()["questions"]
     status = client.follow(client.learn(), on_status=lambda _: None, timeout_s=LEARNING_GIVE_UP_S)
     state = str(status.get("state"))
@@ -147,19 +129,8 @@ def _learn_batch(client: Client, stored: list[str], learned: _Learned, *, seed: 
     return state
 
 
-def _undo(client: Client, *, before: str, problems: list[str]) -> None:
-    """Put the version of the running system back that served before the measurement."""
-    if client.versions.all()["pointers"]["v2"] == before:
-        return
-    try:
-        client.versions.rollback(by="benchmark", reason="undo of a measurement with made-up documents")
-    except ClientError as error:
-        problems.append(f"the measured version could not be rolled back: {error}")
-
-
-def _store(client: Client, document: MadeUp, stored: list[str]) -> str:
+def _store(client: Client, document: MadeUp) -> str:
     reply = client.add_documents([{"text": document.text, "title": document.name, "source": SOURCE}])["documents"][0]
     if reply["status"] not in ("stored", "repeated"):
         raise ValueError(f"the made-up document {document.name} was {reply['status']}: {reply.get('reason')}")
-    stored.append(str(reply["id"]))
-    return stored[-1]
+    return str(reply["id"])

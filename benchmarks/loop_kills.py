@@ -61,7 +61,7 @@ class Watch:
 def run(context: BenchContext) -> Iterable[Claim]:
     """The claims of this file."""
     num_kills, rng, watch = 4 if context.quick else 50, random.Random(0), Watch()
-    with context.running_system(OVERRIDES) as (client, config, _):
+    with context.running_system(OVERRIDES) as (client, config):
         with _working(client.base_url, config.home, watch):
             for number in range(num_kills):
                 victims = VICTIMS if number % 5 == 4 else (rng.choice(VICTIMS),)

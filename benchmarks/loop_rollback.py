@@ -32,7 +32,7 @@ def run(context: BenchContext) -> Iterable[Claim]:
     """The claims of this file."""
     last_s, started_s, flips_s, seen_all = [], [], [], Seen()
     repeats = 1 if context.quick else 3
-    with context.running_system({}) as (client, _, _):
+    with context.running_system({}) as (client, _):
         for turn in range(repeats):
             bad = _learn(client, seed=turn)
             seen, decided_at, reply = _roll_back(client)

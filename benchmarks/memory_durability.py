@@ -21,7 +21,7 @@ DOCUMENTS_PER_CALL = 3
 def run(context: BenchContext) -> Iterable[Claim]:
     """The claims of this file."""
     yield from _processes(context, num_kills=10 if context.quick else 50)
-    with context.running_system() as (client, config, _):
+    with context.running_system() as (client, config):
         yield _actor(context, client, config.home, num_kills=2 if context.quick else 50)
 
 

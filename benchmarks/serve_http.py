@@ -39,7 +39,7 @@ QUESTIONS = (
 
 def run(context: BenchContext) -> Iterable[Claim]:
     """The claims of this file."""
-    with context.running_system() as (client, config, _):
+    with context.running_system() as (client, config):
         yield no_op(client, count=50 if context.quick else 500)
         comparison, tokens = compare(client, config, repeats=3 if context.quick else 15, note=context.note)
     yield Claim(

@@ -65,14 +65,14 @@ class BenchContext:
     """Says what is going on, for a person who waits."""
 
     @contextlib.contextmanager
-    def running_system(self, overrides: Mapping[str, Any] | None = None) -> Iterator[tuple[Client, SystemConfig, bool]]:
-        """(client, its configuration, whether it was started for this measurement).
+    def running_system(self, overrides: Mapping[str, Any] | None = None) -> Iterator[tuple[Client, SystemConfig]]:
+        """A client and its system's configuration.
 
         Uses the running system; without one, or with `overrides` of its configuration, starts one in a home of its own and
         ends it afterwards.
         """
         if self.client is not None and overrides is None:
-            yield self.client, self.config, False
+            yield self.client, self.config
             return
         from cluster.stop import bring_down
         from cluster.up import bring_up
@@ -87,7 +87,7 @@ class BenchContext:
         report = bring_up(config, on_stage=self._stage)
         try:
             with Client(report.url) as client:
-                yield client, config, True
+                yield client, config
         finally:
             self.note("ending it")
             bring_down(home, on_stage=self._stage)

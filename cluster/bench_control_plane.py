@@ -28,7 +28,7 @@ def kill_without_control_plane(context: BenchContext, *, count: int, note: Calla
     Between two kills the control plane goes on, a person resets the stop, and the system has to answer again.
     """
     seconds = []
-    with context.running_system({}) as (client, config, _):
+    with context.running_system({}) as (client, config):
         safety = config.home / "safety"
         monitor = SafetyMonitor(Latch.open(safety / "latch"), audit=lambda **_: None)
         for number in range(count):

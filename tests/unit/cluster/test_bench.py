@@ -149,27 +149,51 @@ def test_made_up_documents_of_a_batch_teach_as_much_as_it_takes() -> None:
     assert len(lessons.items) == LearningConfig().max_batch_items
 
 
-def test_retrieval_delays_are_measured_on_a_running_system(client: Client) -> None:
+def test_retrieval_delays_are_those_of_documents_that_are_erased_again(client: Client) -> None:
     module = bench.load_benchmark(bench.FOLDER / "loop_delays.py")
-    found, cited = module.retrieval_delays(client, [], count=3, note=lambda _: None)
-    assert found.ok is True
-    assert found.measured < 2
+    found, cited = module.retrieval_delays(client, count=3, note=lambda _: None)
+    assert found.ok is (found.measured < 2)
+    assert cited.measured >= found.measured > 0
     assert "3 of 3 cite it" in cited.conditions
+    assert client.list_documents()["documents"] == []
 
 
-def test_a_measurement_on_a_running_system_leaves_its_version_and_its_memory_as_they_were(
-    system: Any, client: Client, tmp_path: Path
-) -> None:
-    config = load_config(system.config_path)
-    context = bench.BenchContext(
-        quick=True, config=config, config_path=system.config_path, folder=tmp_path, client=client
-    )
-    claims = {claim.name: claim for claim in bench.load_benchmark(bench.FOLDER / "loop_delays.py").run(context)}
+def test_learning_delays_are_those_of_a_batch_that_was_promoted_and_answers(client: Client) -> None:
+    module = bench.load_benchmark(bench.FOLDER / "loop_delays.py")
+    claims = {claim.name: claim for claim in module.learning_delays(client, repeats=1, note=lambda _: None)}
     assert all(claim.ok for claim in claims.values() if claim.target != "reported"), claims
     assert claims["facts learned in a minute"].measured > 0
     assert claims["hot swap"].measured == 0.05
-    assert "18 of 18 reworded questions hit" in claims["learning delay, document -> weights"].conditions
-    assert client.versions.all()["pointers"]["v2"] == "ver-base"
+    assert "1 of 1 runs of 2 made-up documents" in claims["learning delay, document -> weights"].conditions
+    assert "6 of 6 reworded questions hit" in claims["learning delay, document -> weights"].conditions
+
+
+def test_learning_that_is_not_promoted_is_no_delay_and_says_why(system: Any, client: Client) -> None:
+    system.parts.outcome = "QUARANTINED"
+    module = bench.load_benchmark(bench.FOLDER / "loop_delays.py")
+    claims = {claim.name: claim for claim in module.learning_delays(client, repeats=1, note=lambda _: None)}
+    delay = claims["learning delay, document -> weights"]
+    assert (delay.measured, delay.ok) == (None, None)
+    assert "a batch was not promoted (" in delay.conditions
+
+
+def test_delays_are_measured_on_a_system_of_their_own_though_one_runs(
+    system: Any, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+
+    def start(config: Any, **_: Any) -> None:
+        started.append(config.home)
+        raise RuntimeError("started")
+
+    monkeypatch.setattr("cluster.up.bring_up", start)
+    config, folder = load_config(system.config_path), tmp_path / "bench"
+    context = bench.BenchContext(
+        quick=True, config=config, config_path=system.config_path, folder=folder, client=client
+    )
+    with pytest.raises(RuntimeError, match="started"):
+        list(bench.load_benchmark(bench.FOLDER / "loop_delays.py").run(context))
+    assert started == [folder / "home"]
     assert client.list_documents()["documents"] == []
 
 
@@ -184,11 +208,3 @@ def test_the_http_ratio_is_decided_only_by_its_whole_interval_and_by_equal_work(
     assert decide(interval(1.4, 1.6), (256, 250)) is False
     assert decide(interval(1.2, 1.4), (256, 256)) is None
     assert decide(interval(0.1, 0.2), (256, 63)) is None
-
-
-def test_learning_is_not_measured_while_documents_of_others_wait(client: Client) -> None:
-    client.add_documents([{"text": "Brindle is a weather station in Oslo.", "title": "Brindle"}])
-    module = bench.load_benchmark(bench.FOLDER / "loop_delays.py")
-    claims = list(module.learning_delays(client, [], is_own=False, repeats=1, note=lambda _: None))
-    assert [claim.ok for claim in claims] == [None, None]
-    assert all("wait to be learned" in claim.conditions for claim in claims)
