@@ -1,4 +1,4 @@
-"""The guided run's emergency stop: pull it, see that learning stands and answering goes on, reset it.
+"""The guided run's emergency stop: pull it, see that learning stands and answering goes on, reset it or ask for that.
 
 In flows a client of the running system; out flow the checks, one by one as they happen.
 """
@@ -12,17 +12,22 @@ from cluster.report import Check
 
 ANSWER_TOKENS = 32
 REFUSED = "refused, 423"
+SECOND_PERSON = "waits for a second person"
 
 
 def stop_and_reset(client: Client, *, question: str, by: str) -> Iterator[Check]:
-    """Each thing that had to happen, with what was observed. Leaves learning permitted and starts none."""
+    """Each thing that had to happen, with what was observed. Starts no learning, and leaves it permitted; where two people
+    decide it stays stopped until the second one agrees.
+    """
     note = {"text": "This note was sent while learning was stopped, and must be refused.", "title": "refused note"}
     yield _check("pull the stop", "stopped", lambda: str(client.stop(by=by, reason="guided run").get("mode")))
     yield _check("POST /v1/learn", REFUSED, lambda: _refusal(client.learn))
     yield _check("POST /v1/knowledge", REFUSED, lambda: _refusal(lambda: client.add_documents([note])))
     yield _check("a question", "answered", lambda: _answered(client.ask(question, max_tokens=ANSWER_TOKENS)))
-    yield _check("reset", "armed", lambda: str(client.reset(by=by, reason="end of the guided run").get("mode")))
-    yield _check("GET /v1/safety", "armed", lambda: str(client.safety().get("mode")))
+    reset = _check("reset", "armed", lambda: _reset(client, by=by))
+    is_waiting = reset.observed.startswith(SECOND_PERSON)
+    yield reset.model_copy(update={"expected": SECOND_PERSON, "is_ok": True}) if is_waiting else reset
+    yield _check("GET /v1/safety", "stopped" if is_waiting else "armed", lambda: str(client.safety().get("mode")))
     yield _check(
         "GET /v1/learn/next",
         "answered",
@@ -38,6 +43,13 @@ def _check(name: str, expected: str, act: Callable[[], str]) -> Check:
         observed = f"failed: {error}"
     seconds = round(time.monotonic() - start, 4)
     return Check(name=name, expected=expected, observed=observed, is_ok=observed.startswith(expected), seconds=seconds)
+
+
+def _reset(client: Client, *, by: str) -> str:
+    answer = client.reset(by=by, reason="end of the guided run")
+    if answer.get("waiting"):
+        return f'{SECOND_PERSON}, learning stays stopped until then: autonomous reset --reason "..." --by NAME'
+    return str(answer.get("mode"))
 
 
 def _refusal(act: Callable[[], object]) -> str:

@@ -54,6 +54,21 @@ def test_the_guided_run_goes_from_documents_to_a_version_that_answers_and_throug
     assert (tmp_path / "demo-report.html").read_text().startswith("<!doctype html>")
 
 
+def test_where_two_people_decide_the_reset_waits_as_expected_and_the_command_is_told(
+    system: Any, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def reset(*, reason: str, by: str) -> dict[str, Any]:
+        return {**await system.parts.safety_status(), "waiting": {"by": by, "reason": reason, "at": 0.0, "until": 9.0}}
+
+    monkeypatch.setattr(system.parts, "reset", reset)
+    report, shown = _guided(system, documents, tmp_path)
+    assert report.is_ok
+    checks = {check.name: check for check in report.stop}
+    assert checks["reset"].expected == "waits for a second person"
+    assert checks["GET /v1/safety"].observed == "stopped"
+    assert "autonomous reset --reason" in shown
+
+
 def test_a_quarantined_version_is_told_as_such_and_the_run_goes_on(
     system: Any, documents: Path, tmp_path: Path
 ) -> None:
