@@ -39,6 +39,7 @@ def evaluate(
         name = client.versions.all()["pointers"].get(version, version)
         if name is None:
             raise Failure(f"there is no {version} now; look at: autonomous versions")
+        before = _made_at(client.versions.report(name))
         started = client.versions.benchmark(name)["version"]
         report = client.versions.report(started)
         while wait and report["is_running"]:
@@ -47,12 +48,22 @@ def evaluate(
         page = f"{client.base_url}/v1/versions/{started}/report?format=html"
     if report["error"]:
         raise Failure(f"the benchmark of {started} failed: {report['error']}")
+    if not report["is_running"] and _made_at(report) == before:
+        raise Failure(
+            f"the benchmark of {started} ended without a report, as if its evaluator had been ended: look at autonomous logs "
+            f"evaluator, then give it again: autonomous evaluate {started}"
+        )
     if as_json:
         print_json({**report, "page": page})
         return
-    if report["benchmark"] and not report["is_running"]:
+    if not report["is_running"]:
         print_benchmark(report)
     output().print(f"Page: {page}", markup=False, soft_wrap=True)
+
+
+def _made_at(report: dict[str, Any]) -> float | None:
+    """When the newest benchmark of a version was made: what tells it from the one before."""
+    return report["benchmark"]["created_at"] if report["benchmark"] else None
 
 
 def print_benchmark(report: dict[str, Any]) -> None:

@@ -246,6 +246,23 @@ def test_a_version_is_evaluated_and_its_comparisons_are_shown(
     assert "there is no v3 now" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("has_older_report", [False, True])
+def test_an_evaluation_whose_evaluator_was_killed_fails_and_says_what_to_do(
+    has_older_report: bool, system: Any, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.cli_evaluate.POLL_S", 0.001)
+    config = ["--config", str(system.config_path)]
+    if has_older_report:
+        assert run(["evaluate", *config]) == 0
+    system.parts.reports.is_killed = True
+    assert run(["evaluate", *config]) == 1
+    told = capsys.readouterr().err
+    assert "ended without a report" in told
+    assert "autonomous evaluate ver-base" in told
+    system.parts.reports.is_killed = False
+    assert run(["evaluate", *config]) == 0
+
+
 def test_versions_shows_which_is_v2_and_one_version_with_its_lineage(system: Any, capsys: Captured) -> None:
     config = ["--config", str(system.config_path)]
     assert run(["versions", *config]) == 0
