@@ -24,7 +24,7 @@ NEVER_RELEASED = frozenset({LEAK})
 
 
 class DataGateConfig(BaseModel):
-    """Bounds of what may be learned (G0). The bounds of poison follow `agent.safety.level`."""
+    """Bounds of what may be learned (G0). The bounds of poison follow `agent.safety_level`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

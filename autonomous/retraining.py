@@ -1,6 +1,6 @@
 """RetrainingScheduler: what is due is begun once, one run at a time, and never by a reset of the emergency stop.
 
-In: schedules, triggers (a gap, drift, a benchmark, feedback), requests of people. Out: calls of the runners by kind of job,
+In: schedules, triggers (what a benchmark found), requests of people. Out: calls of the runners by kind of job,
 and a row for each run (schedule_book.py). Who runs holds a lease: it gives signs of life, and others take it for crashed after
 `lease_s` without one by their own monotonic clock, so that no two clocks are compared and no jump of a clock ends a lease. Its
 fencing number is then worth nothing: what it would still do is refused by `Job.check`.

@@ -52,7 +52,7 @@ class ServeArgs(BaseModel):
     rag: RAGConfig = RAGConfig()
     http: HttpConfig = HttpConfig()
     screen_level: Literal["low", "medium", "high"] = "high"
-    """How answers are screened (autonomous.config.SafetyConfig.level)."""
+    """How answers are screened (autonomous.config.AutonomousConfig.safety_level)."""
     latch: Path | None = None
     """The stop latch: a stop of everything ends answers too. None: nothing stops them."""
     feedback: FeedbackConfig = FeedbackConfig()

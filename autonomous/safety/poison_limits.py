@@ -17,7 +17,7 @@ CONTRADICTION, SOURCE, FLOODING, CROWD, BURST = (
 
 
 class PoisonConfig(BaseModel):
-    """What counts as the same words and as sudden. How much is borne depends on `agent.safety.level` (LIMITS)."""
+    """What counts as the same words and as sudden. How much is borne depends on `agent.safety_level` (LIMITS)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
