@@ -89,7 +89,7 @@ class ActorCalls:
             raise unwrap(problem) from problem
 
     async def call(self, name: str, method: str, *args: Any) -> Any:
-        """An idempotent call: repeated while the actor restarts."""
+        """An idempotent call: repeated while the actor restarts. Raises TimeoutError."""
         deadline_s = time.monotonic() + self._timeout_s
         try:
             return await call_with_retry(
@@ -101,6 +101,13 @@ class ActorCalls:
             )
         except RayActorError as problem:
             raise NotReadyError(f"The {name} actor restarts. Try again in a few seconds.") from problem
+        except TimeoutError as problem:
+            if str(problem):  # the actor's own
+                raise
+            raise TimeoutError(
+                f"the {name} actor did not answer {method} within {self._timeout_s:g} s (http.request_timeout_s); try again "
+                f"when it is less busy, or look at: autonomous logs {name}"
+            ) from problem
 
     async def act(self, name: str, method: str, *args: Any) -> Any:
         """A call that must not run twice: never repeated once it may have begun."""

@@ -1,6 +1,7 @@
 """How errors of actors and replicas reach the HTTP surface. Starts no Ray."""
 
 import ast
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,23 @@ async def test_a_call_goes_on_behind_a_restart_and_an_act_is_never_repeated() ->
     with pytest.raises(NotReadyError, match="restarted during approve; it may or may not have happened"):
         await calls.act("agent", "approve", "ver-1")
     assert calls.tried == ["status", "status", "approve"]
+
+
+class Busy(ActorCalls):
+    """Actors that never answer, but one that says what it waited for in vain."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout_s=0.01)
+
+    async def once(self, name: str, method: str, *args: object) -> None:
+        if name == "semantic":
+            raise TimeoutError("the model did not answer within 5 s")
+        await asyncio.sleep(60)
+
+
+async def test_an_actor_that_does_not_answer_is_named_with_the_seconds_and_the_setting() -> None:
+    words = r"the episodic actor did not answer recall within 0\.01 s \(http\.request_timeout_s\)"
+    with pytest.raises(TimeoutError, match=words):
+        await Busy().call("episodic", "recall", "x")
+    with pytest.raises(TimeoutError, match="^the model did not answer within 5 s$"):
+        await Busy().call("semantic", "ask")
