@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -90,13 +91,19 @@ class BudgetExceeded(RuntimeError):
 
     def __init__(self, kind: str, *, span: str, limit: float, used: float, amount: float, resets_at: float) -> None:
         self.kind, self.span, self.limit, self.used = kind, span, limit, used
-        self.amount, self.resets_at = amount, resets_at
+        self.amount, self.resets_at = amount, resets_at  # resets_at in seconds since the epoch
         when = datetime.fromtimestamp(resets_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
         name = "day" if len(span) == len("2026-01-01") else "month"
         super().__init__(
             f"the budget of {kind} for {span} is {limit:g}; {used:g} are spent or reserved, and {amount:g} more were asked. "
             f"It begins anew at {when}; raise agent.budget.{name}.{kind} to go on before"
         )
+
+    def __reduce__(self) -> tuple[object, ...]:  # an exception with keyword arguments does not unpickle by itself
+        return partial(
+            BudgetExceeded, self.kind, span=self.span, limit=self.limit, used=self.used, amount=self.amount,
+            resets_at=self.resets_at,
+        ), ()  # fmt: skip
 
 
 class ClockWentBack(RuntimeError):

@@ -5,6 +5,7 @@ In: an exception of a route, of request validation, or of the parts behind the r
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -34,6 +35,14 @@ class ConflictError(RuntimeError):
 
 class OverloadedError(RuntimeError):
     """429: more requests wait than are taken; try again later."""
+
+
+class BudgetSpentError(RuntimeError):
+    """429: a budget has no room until its window begins anew, in `retry_after_s`."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class NotReadyError(RuntimeError):
@@ -88,6 +97,7 @@ _RULES: tuple[tuple[type[Exception], int, str, str | None, str | None], ...] = (
     (ConflictError, 409, "conflict_error", None, "conflict"),
     (LearningStopped, 423, "stopped_error", None, "learning_stopped"),
     (OverloadedError, 429, "rate_limit_error", None, "overloaded"),
+    (BudgetSpentError, 429, "rate_limit_error", None, "budget_spent"),
     (StorageAwayError, 503, "storage_error", None, "storage_away"),
     (StorageFullError, 507, "storage_error", None, "storage_full"),
     (ErasureError, 500, "server_error", None, "erasure_incomplete"),
@@ -188,7 +198,7 @@ def to_response(problem: BaseException) -> JSONResponse:
     error = describe_error(problem)
     headers = dict(getattr(problem, "headers", None) or {})
     if error.status in (429, 503):
-        headers["Retry-After"] = str(RETRY_AFTER_S)
+        headers["Retry-After"] = str(math.ceil(getattr(problem, "retry_after_s", RETRY_AFTER_S)))
     return JSONResponse(error.to_body(), status_code=error.status, headers=headers)
 
 

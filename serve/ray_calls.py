@@ -15,6 +15,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from actors.base import NAMESPACE
 from serve.errors import (
+    RETRY_AFTER_S,
+    BudgetSpentError,
     ConflictError,
     ErasureError,
     NotFoundError,
@@ -36,7 +38,7 @@ CAUSES: Mapping[str, type[Exception]] = {
     "AlreadyBenchmarking": ConflictError,
     "NothingToLearn": ConflictError,
     "NothingToRollBack": ConflictError,
-    "BudgetExceeded": OverloadedError,
+    "BudgetExceeded": BudgetSpentError,
     "ClockWentBack": ConflictError,
     "PromotionRefused": ConflictError,
     "StaleTransition": ConflictError,
@@ -124,9 +126,8 @@ def unwrap(problem: BaseException) -> BaseException:
     """A Ray error -> what the remote side raised, or our typed error for it. Others are returned as they are."""
     if isinstance(problem, RayTaskError):
         cause = problem.cause if isinstance(problem.cause, BaseException) else problem
-        kind = next((CAUSES[base.__name__] for base in type(cause).__mro__ if base.__name__ in CAUSES), None)
-        if kind is not None:
-            return kind(str(cause))
+        if (ours := _by_name(cause)) is not None:
+            return ours
         if isinstance(cause, PendingCallsLimitExceeded | BackPressureError):
             return _overloaded()
         return NotReadyError(f"a part behind this one restarts: {cause}") if isinstance(cause, RayActorError) else cause
@@ -135,6 +136,13 @@ def unwrap(problem: BaseException) -> BaseException:
     if isinstance(problem, DeploymentUnavailableError):
         return NotReadyError(f"The engine could not be deployed: {problem}. See: autonomous logs")
     return problem
+
+
+def _by_name(cause: Any) -> Exception | None:
+    kind = next((CAUSES[base.__name__] for base in type(cause).__mro__ if base.__name__ in CAUSES), None)
+    if kind is BudgetSpentError:
+        return BudgetSpentError(str(cause), retry_after_s=max(RETRY_AFTER_S, cause.resets_at - time.time()))
+    return None if kind is None else kind(str(cause))
 
 
 def _overloaded() -> OverloadedError:

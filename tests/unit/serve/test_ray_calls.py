@@ -2,24 +2,29 @@
 
 import ast
 import asyncio
+import json
+import pickle
+import time
 from pathlib import Path
 
 import pytest
 from ray.exceptions import ActorDiedError, PendingCallsLimitExceeded, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from autonomous.budget import BudgetExceeded
 from autonomous.safety.latch import LearningStopped
 from autonomous.versions.schema import UnknownVersion
 from autonomous.versions.states import StaleTransition, State
 from serve.engine import PromptTooLongError
-from serve.errors import ConflictError, NotFoundError, NotReadyError, OverloadedError, describe_error
+from serve.errors import ConflictError, NotFoundError, NotReadyError, OverloadedError, describe_error, to_response
 from serve.ray_calls import CAUSES, ActorCalls, unwrap
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def remote(cause: Exception) -> Exception:
-    """The error as a Ray caller sees it: its class derives from the cause's, its text is a traceback."""
+    """The error as a Ray caller sees it: its class derives from the cause's, which was pickled, its text is a traceback."""
+    cause = pickle.loads(pickle.dumps(cause))
     error = RayTaskError("method", "Traceback: secret path", cause, proctitle="actor", pid=1, ip="127.0.0.1")
     return error.as_instanceof_cause()
 
@@ -42,6 +47,15 @@ def test_an_actors_error_arrives_typed_and_without_its_traceback(
     error = describe_error(problem)
     assert error.status == status
     assert "Traceback" not in error.message
+
+
+def test_a_spent_budget_says_when_it_begins_anew_and_not_to_come_back_in_a_second() -> None:
+    spent = BudgetExceeded("tool_calls", span="2026-01-01", limit=5, used=5, amount=1, resets_at=time.time() + 3600)
+    response = to_response(unwrap(remote(spent)))
+    assert response.status_code == 429
+    assert 3590 < int(response.headers["Retry-After"]) <= 3600
+    error = json.loads(bytes(response.body))["error"]
+    assert (error["code"], error["message"]) == ("budget_spent", str(spent))
 
 
 @pytest.mark.parametrize(
@@ -105,5 +119,5 @@ async def test_an_actor_that_does_not_answer_is_named_with_the_seconds_and_the_s
     words = r"the episodic actor did not answer recall within 0\.01 s \(http\.request_timeout_s\)"
     with pytest.raises(TimeoutError, match=words):
         await Busy().call("episodic", "recall", "x")
-    with pytest.raises(TimeoutError, match="^the model did not answer within 5 s$"):
+    with pytest.raises(TimeoutError, match=r"^the model did not answer within 5 s$"):
         await Busy().call("semantic", "ask")
