@@ -15,7 +15,8 @@ import ray
 
 from actors.base import NAMESPACE
 from cluster.config import load_config
-from cluster.up import StageClock, deploy, prepare_model
+from cluster.up import BringUpError, StageClock, deploy, prepare_model
+from memory.store import StoreFull
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +26,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="TOML file, relative to the working directory")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    config = load_config(parser.parse_args().config)
+    try:
+        start(parser.parse_args().config)
+    except (BringUpError, StoreFull, ValueError, OSError) as error:  # a sentence for who submitted the job
+        raise SystemExit(f"error: {error}") from error
+
+
+def start(config_path: Path) -> None:
+    """Deploy what the file says. Raises ConfigError, ValueError for a port that nobody can know, BringUpError, OSError."""
+    config = load_config(config_path)
+    if config.http.port == 0:
+        raise ValueError("http.port = 0 needs a port that others can know; set http.port to a fixed number")
     clock = StageClock(_log_stage)
     with clock("model"):
         model_folder = prepare_model(config)
     ray.init(namespace=NAMESPACE)
-    if config.http.port == 0:
-        raise SystemExit("http.port = 0 needs a port that others can know; set http.port to a fixed number")
     pids = deploy(config, model_folder=model_folder, http_port=config.http.port, clock=clock)
     logger.info("up at http://%s:%d with actors %s", config.http.host, config.http.port, pids)
 

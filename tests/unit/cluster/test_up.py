@@ -15,6 +15,7 @@ from actors.registry import note_num_shards
 from autonomous.home_lock import own_home
 from autonomous.safety.processes import register, registered
 from cluster.config import SystemConfig, load_config
+from cluster.jobs.agent import main as start_agent
 from cluster.processes import HOME_VARIABLE, end_processes, find_processes
 from cluster.state import RunningState, read_state, write_state
 from cluster.stop import NotUp, bring_down
@@ -79,6 +80,26 @@ def test_the_home_of_a_live_one_process_agent_is_refused_and_its_processes_stay_
             bring_up(config, on_stage=quiet)
         assert registered(config.home / "safety")
     assert find_processes(config.home) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "error: .*no-such.toml"),
+        ("colour = 1", "error: .*colour"),
+        ("[http]\nport = 0", r"error: http\.port = 0 .*set http\.port to a fixed number"),
+        ('[model]\nsource = "nowhere"', r"error: model\.source = 'nowhere'"),
+    ],
+)
+def test_the_job_that_starts_the_agent_ends_with_a_sentence_and_not_with_a_trace(
+    text: str | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "no-such.toml"
+    if text is not None:
+        path.write_text(f'home = "{tmp_path / "home"}"\n{text}\n', encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["agent", "--config", str(path)])
+    with pytest.raises(SystemExit, match=words):
+        start_agent()
 
 
 def test_running_system_and_left_processes_refuse_a_second_start_and_down_ends_exactly_them(tmp_path: Path) -> None:
