@@ -105,6 +105,7 @@ def report(
         Path | None, typer.Option("--output", metavar="FILE", help="Default: report.html in the first.")
     ] = None,
     title: Annotated[str, typer.Option(help="Of the page.")] = "",
+    as_json: JsonOption = False,
 ) -> None:
     """One HTML page: losses, rates, time and load of the runs, drawn over each other."""
     from train.pretrain.engine import REPORT_NAME, open_run
@@ -118,13 +119,17 @@ def report(
     ]
     path = out or runs[0] / REPORT_NAME
     write_report(logs, path=path, title=title or " and ".join(log.name for log in logs))
-    output().print(str(path), markup=False)
+    if as_json:
+        print_json({"report": str(path)})
+    else:
+        output().print(str(path), markup=False)
 
 
 def export(
     run: Annotated[Path, typer.Argument(help="Output folder of a run.")],
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Folder of the model; empty, or not there.")],
     step: Annotated[int | None, typer.Option(help="Checkpoint of this step; default: the last one.", min=0)] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """A committed checkpoint as a Hugging Face folder, which transformers loads and vLLM serves."""
     from train.pretrain.checkpoint_store import CHECKPOINTS_NAME, CheckpointStore
@@ -137,7 +142,10 @@ def export(
     if info is None:
         raise Failure(f"{run} has no committed checkpoint yet")
     export_checkpoint(info, to, config=model_of(info), tokenizer_from=config.tokenizer_folder)
-    output().print(f"{to}: the model of step {info.step}", markup=False)
+    if as_json:
+        print_json({"folder": str(to), "step": info.step})
+    else:
+        output().print(f"{to}: the model of step {info.step}", markup=False)
 
 
 def checkpoints(

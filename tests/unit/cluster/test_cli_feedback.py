@@ -18,18 +18,6 @@ def say(system: Any, capsys: Captured, *arguments: str, status: int = 0) -> str:
     return shown.out if status == 0 else shown.err
 
 
-@pytest.mark.parametrize("command", [("feedback", "give"), ("feedback", "queue"), ("feedback", "forget"), ("gaps",)])
-def test_every_command_has_help_with_examples(
-    command: tuple[str, ...], capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
-    assert run([*command, "--help"]) == 0
-    shown = capsys.readouterr().out
-    assert f"autonomous {' '.join(command)}" in shown
-    assert "--json" in shown
-    assert max(map(len, shown.splitlines())) <= 100
-
-
 def test_what_ask_prints_is_what_feedback_takes(system: Any, capsys: Captured) -> None:
     asked = json.loads(say(system, capsys, "ask", "some words", "--json"))
     assert asked["id"].startswith("chatcmpl-")

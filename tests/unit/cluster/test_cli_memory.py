@@ -8,7 +8,6 @@ import pytest
 
 from cluster.cli import run
 
-COMMANDS = ("context", "facts", "waiting", "release", "trust", "alarms", "forget", "consolidate", "undo")
 Captured = pytest.CaptureFixture[str]
 Say = Callable[..., str]
 
@@ -33,16 +32,6 @@ def run_documents(system: Any, *documents: dict[str, Any]) -> Any:
 
     with Client(system.url) as client:
         return client.add_documents(documents)["documents"]
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_examples(command: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
-    assert run(["memory", command, "--help"]) == 0
-    shown = capsys.readouterr().out
-    assert f"autonomous memory {command}" in shown
-    assert "--json" in shown
-    assert max(map(len, shown.splitlines())) <= 100
 
 
 def test_a_context_and_facts_are_shown_with_where_they_stand(say: Say) -> None:

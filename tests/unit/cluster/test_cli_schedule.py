@@ -24,16 +24,6 @@ def say(system: Any, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run_line
 
 
-@pytest.mark.parametrize("command", ["list", "run", "history"])
-def test_every_command_has_help_with_examples(command: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
-    assert run(["schedule", command, "--help"]) == 0
-    shown = capsys.readouterr().out
-    assert f"autonomous schedule {command}" in shown
-    assert "--json" in shown
-    assert max(map(len, shown.splitlines())) <= 100
-
-
 def test_a_drill_is_run_waited_for_and_remembered(say: Any) -> None:
     assert "weekly on sunday at 04:00 UTC" in say("list")
     assert say("run", "drill", "--by", "ann") == "drill: done. drilled\n"

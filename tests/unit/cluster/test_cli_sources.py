@@ -9,7 +9,6 @@ import pytest
 
 from cluster.cli import run
 
-COMMANDS = ("list", "add", "remove", "read", "refused")
 Captured = pytest.CaptureFixture[str]
 Say = Callable[..., str]
 
@@ -24,16 +23,6 @@ def say(system: Any, capsys: Captured) -> Say:
         return shown.out if status == 0 else shown.err
 
     return run_line
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_examples(command: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
-    assert run(["sources", command, "--help"]) == 0
-    shown = capsys.readouterr().out
-    assert f"autonomous sources {command}" in shown
-    assert "--json" in shown
-    assert max(map(len, shown.splitlines())) <= 100
 
 
 def test_a_folder_is_added_read_listed_and_removed(say: Say, system: Any, documents: Path) -> None:

@@ -11,16 +11,6 @@ from cluster.cli import run
 Captured = pytest.CaptureFixture[str]
 
 
-@pytest.mark.parametrize("command", ["list", "call", "answer"])
-def test_every_command_has_help_with_examples(command: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
-    assert run(["tool", command, "--help"]) == 0
-    shown = capsys.readouterr().out
-    assert f"autonomous tool {command}" in shown
-    assert "--json" in shown
-    assert max(map(len, shown.splitlines())) <= 100
-
-
 def test_tools_are_listed_called_and_answer(system: Any, capsys: Captured, tmp_path: Path) -> None:
     def say(*arguments: str, status: int = 0) -> str:
         assert run(["tool", *arguments, "--config", str(system.config_path)]) == status
