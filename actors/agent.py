@@ -22,6 +22,7 @@ from autonomous.cycle_watch import CycleWatch, open_budget
 from autonomous.home_lock import own_home
 from autonomous.loop import LearningLoop
 from autonomous.oversight import Oversight
+from autonomous.people import BY_API
 from autonomous.ports import AgentParts
 from autonomous.retraining import RetrainingScheduler
 from autonomous.safety.latch import Latch, LearningStopped
@@ -44,8 +45,6 @@ TICK_S = 1.0
 """How often the rollout and the effects of the ledger are looked after."""
 TAKEOVER_S = 60.0
 """How long the process of the actor that this one takes the place of may take to end."""
-BY_API = "agent:api"
-"""Who asked for a run, where no person gave a name."""
 HELD_SHOWN = 100
 """Newest passages that the data gate holds, in GET /v1/learn/next."""
 

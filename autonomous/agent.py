@@ -29,6 +29,7 @@ from autonomous.curriculum import Batch
 from autonomous.holds import Hold
 from autonomous.ingest import IngestConfig
 from autonomous.knowledge import KnowledgeIntegration
+from autonomous.people import BY_API
 from autonomous.runs import CycleStatus
 from autonomous.safety.latch import LearningStopped
 from autonomous.safety.latch_state import Scope
@@ -43,8 +44,6 @@ from train.model.embedded import EMBEDDED_NAME, MODEL_CACHE, check_model_folder,
 logger = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
-BY_PROGRAM = "agent:api"
-"""Who asks for a run, where no person gives a name."""
 HOME = Path("~/.autonomous/agent")
 TICK_S = 1.0
 POLL_S = 0.05
@@ -183,7 +182,7 @@ class AutonomousLearningAgent:
 
     # -- learning
 
-    async def learn(self, *, by: str = BY_PROGRAM) -> CycleStatus:
+    async def learn(self, *, by: str = BY_API) -> CycleStatus:
         """Learn the next batch and wait for its end. `by` asks for it. Raises what LearningLoop.start_cycle raises."""
         run_id = await asyncio.to_thread(self._running.loop.start_cycle, by=by)
         while (status := self.learn_status(run_id)) is not None and status.phase not in ("done", "failed"):

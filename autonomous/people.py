@@ -7,6 +7,8 @@ import unicodedata
 
 MACHINE_ACTORS = ("agent", "system")
 """Names under which the program itself acts, alone or before a colon ("agent:scheduler")."""
+BY_API = "agent:api"
+"""Who asked for a run over the API or from a program, where no person gave a name."""
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp"})
 """Unicode categories of characters that nobody sees: controls, joiners, marks of direction."""
 

@@ -7,15 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
-import psutil
-
 from autonomous.safety.latch import Latch
 from autonomous.safety.monitor import SafetyMonitor
 from autonomous.safety.processes import registered
 from cluster.bench import BenchContext
-from cluster.client import Client
-from cluster.processes import find_processes
+from cluster.processes import find_processes, is_alive
+from cluster.up import wait_until_ready
 
 GCS = "gcs_server"
 READY_TIMEOUT_S = 180.0
@@ -36,11 +33,11 @@ def kill_without_control_plane(context: BenchContext, *, count: int, note: Calla
                 pids = [one.pid for one in registered(safety).values() if one is not None]
                 start = time.monotonic()
                 monitor.kill(reason="trial", by="bench", scope="all")
-                while any(map(_lives, pids)) and time.monotonic() - start < GIVE_UP_S:
+                while any(map(is_alive, pids)) and time.monotonic() - start < GIVE_UP_S:
                     time.sleep(0.005)
                 seconds.append(time.monotonic() - start if pids else float("inf"))
             monitor.reset(reason="trial over", by="bench person")
-            _wait_until_ready(client)
+            wait_until_ready(client.base_url, timeout_s=READY_TIMEOUT_S)
             note(number, seconds[-1])
     return seconds
 
@@ -57,22 +54,3 @@ def _frozen(home: Path) -> Iterator[None]:
     finally:
         for pid in found:
             os.kill(pid, signal.SIGCONT)
-
-
-def _wait_until_ready(client: Client) -> None:
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{client.base_url}/readyz", timeout=10.0, trust_env=False).status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.5)
-    raise RuntimeError(f"the system did not answer again within {READY_TIMEOUT_S:.0f} s")
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

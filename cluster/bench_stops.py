@@ -21,6 +21,7 @@ from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.safety.monitor import SafetyMonitor
 from autonomous.safety.processes import register
 from cluster.config import REPOSITORY
+from cluster.processes import is_alive
 
 WORK = ("training step", "checkpoint", "promotion commit", "canary", "consolidation")
 """What the process does."""
@@ -87,9 +88,9 @@ def stop_once(
         answer = pull(reason="trial", by="bench", scope="learning")
         gone_s = None
         if category == "kill":
-            while any(_lives(pid) for pid in pids) and time.monotonic() - pulled_at < 2 * SETTLE_S + 5:
+            while any(map(is_alive, pids)) and time.monotonic() - pulled_at < 2 * SETTLE_S + 5:
                 time.sleep(0.005)
-            gone_s = time.monotonic() - pulled_at if not any(map(_lives, pids)) and answer["is_complete"] else None
+            gone_s = time.monotonic() - pulled_at if not any(map(is_alive, pids)) and answer["is_complete"] else None
         time.sleep(max(0.0, pulled_at + SETTLE_S - time.monotonic()))
         effects = _read_effects(log)
         before = [at for at in effects if at <= pulled_at]
@@ -119,13 +120,6 @@ def _read_effects(log: Path) -> list[float]:
     if not log.exists():
         return []
     return [float(line) for line in log.read_text(encoding="ascii").splitlines(keepends=True) if line.endswith("\n")]
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _end(pids: Iterable[int]) -> None:

@@ -32,7 +32,7 @@ ConfigOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 ByOption = Annotated[
-    str | None, typer.Option("--by", help="Your name in the audit log. Default: the login name.", show_default=False)
+    str | None, typer.Option("--by", help="Your name, as it is recorded. Default: the login name.", show_default=False)
 ]
 WAITS = 4
 """Exit status of what waits for a second person."""

@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli_common import ConfigOption, JsonOption, connect, examples, output, print_json, short, table, who
+from cluster.cli_common import (
+    ByOption,
+    ConfigOption,
+    JsonOption,
+    connect,
+    examples,
+    output,
+    print_json,
+    short,
+    table,
+    who,
+)
 
 PANEL = "The model"
 
@@ -54,9 +65,7 @@ def give(
     rating: Annotated[RatingName, typer.Argument(help="Was it good?")],
     correction: Annotated[str, typer.Option(help="What would have been right.", show_default=False)] = "",
     reason: Annotated[str, typer.Option(help="Why.", show_default=False)] = "",
-    by: Annotated[
-        str | None, typer.Option("--by", help="Whose word it is. Default: the login name.", show_default=False)
-    ] = None,
+    by: ByOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:

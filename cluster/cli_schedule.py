@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster.cli_common import (
+    ByOption,
     ConfigOption,
     Failure,
     JsonOption,
@@ -67,10 +68,7 @@ def run(
     name: NameArgument,
     *,
     reason: Annotated[str, typer.Option(help="Why, for the audit log.")] = "asked on the command line",
-    by: Annotated[
-        str | None,
-        typer.Option("--by", help="Your name in the audit log. Default: the login name.", show_default=False),
-    ] = None,
+    by: ByOption = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for its end.")] = True,
     timeout_s: Annotated[float, typer.Option("--timeout", min=0, help="Seconds to wait; the run goes on.")] = 7200.0,
     config: ConfigOption = None,

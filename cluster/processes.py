@@ -31,6 +31,14 @@ def find_processes(home: Path) -> list[psutil.Process]:
     return found
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not, nor does one that ends while it is looked at."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _environment(process: psutil.Process) -> dict[str, str]:
     """Of a process. While it begins a program (exec) the kernel shows none for a moment: then it is asked again."""
     for _ in range(EXEC_LOOKS):

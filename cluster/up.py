@@ -310,11 +310,12 @@ def deploy(config: SystemConfig, *, model_folder: Path, http_port: int, clock: S
             feedback=config.agent.feedback,
         )
     with clock("first answer"):
-        _wait_until_ready(f"http://{config.http.host}:{http_port}", timeout_s=config.ray.start_timeout_s)
+        wait_until_ready(f"http://{config.http.host}:{http_port}", timeout_s=config.ray.start_timeout_s)
     return pids
 
 
-def _wait_until_ready(url: str, *, timeout_s: float) -> None:
+def wait_until_ready(url: str, *, timeout_s: float) -> None:
+    """Return when all parts answer. Raises BringUpError."""
     deadline = time.monotonic() + timeout_s
     last = "no answer"
     while time.monotonic() < deadline:

@@ -4,6 +4,7 @@ from typing import Any
 
 from autonomous.feedback import Feedback, Receipt
 from autonomous.feedback_config import FeedbackConfig
+from autonomous.people import BY_API
 from autonomous.requests import AnsweredRequest
 from serve.feedback_parts import Json
 from serve.ray_calls import ActorCalls
@@ -46,7 +47,7 @@ class RayFeedbackParts:
 
     async def learn(self, *, by: str | None) -> str:
         """See FeedbackParts."""
-        return str(await self._calls.act("feedback", "train", by or "agent:api"))
+        return str(await self._calls.act("feedback", "train", by or BY_API))
 
     async def forget_response(self, response_id: str) -> Json:
         """See FeedbackParts."""

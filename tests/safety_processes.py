@@ -46,11 +46,3 @@ def starting(safety: Path) -> Iterator[Start]:
                 one.kill()
             process.kill()
             process.communicate()
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not, nor does one that ends while it is looked at."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -13,8 +13,8 @@ from typing import Any
 import openai
 import pytest
 
+from cluster.processes import is_alive
 from tests.e2e.driving import LIMIT_S, Traffic, roles_that_live, wait_for_first_step
-from tests.safety_processes import is_alive
 from tests.waiting import until
 from train.data.document import document_id
 

@@ -14,7 +14,7 @@ from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.safety.processes import kill_registered, registered
 from autonomous.tools.config import KnowledgeConfig, SandboxConfig
 from autonomous.tools.tool import ToolError, UnknownTool
-from tests.safety_processes import is_alive
+from cluster.processes import is_alive
 from tests.waiting import until
 
 ENDLESS = {"source": "open('began', 'w').close()\nwhile True: pass"}

@@ -8,7 +8,8 @@ import pytest
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.safety.monitor import SafetyMonitor
 from autonomous.safety.rules import RulesConfig
-from tests.safety_processes import is_alive, starting
+from cluster.processes import is_alive
+from tests.safety_processes import starting
 
 
 class Ledger:

@@ -11,7 +11,8 @@ import pytest
 from autonomous.safety import processes
 from autonomous.safety.machine import start_of
 from autonomous.safety.processes import FOLDER, forget_all, kill_registered, register, registered
-from tests.safety_processes import SLEEP, Start, is_alive, starting
+from cluster.processes import is_alive
+from tests.safety_processes import SLEEP, Start, starting
 from tests.waiting import until
 
 DAEMON = (

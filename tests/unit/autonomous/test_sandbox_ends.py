@@ -19,9 +19,9 @@ from autonomous.tools.confined_process import (
     remove_leftovers,
     run_confined,
 )
+from cluster.processes import is_alive
 from memory.store import no_guard
 from memory.types import Guard
-from tests.safety_processes import is_alive
 from tests.waiting import until
 
 BEGIN = "open('began', 'w').close()\n"

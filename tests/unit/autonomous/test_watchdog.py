@@ -13,7 +13,8 @@ from autonomous.safety import heartbeat
 from autonomous.safety.heartbeat import Heartbeat
 from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.safety.watchdog import REPORT, Watchdog, last_kill
-from tests.safety_processes import ROOT, Start, is_alive, starting
+from cluster.processes import is_alive
+from tests.safety_processes import ROOT, Start, starting
 from tests.waiting import until
 
 

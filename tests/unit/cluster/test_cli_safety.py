@@ -11,9 +11,9 @@ from autonomous.safety.latch import Latch, LearningStopped
 from autonomous.versions.ledger import VersionLedger
 from cluster.cli import run
 from cluster.config import load_config
-from cluster.processes import end_processes
+from cluster.processes import end_processes, is_alive
 from memory.store import StoreFull
-from tests.safety_processes import is_alive, starting
+from tests.safety_processes import starting
 from tests.unit.autonomous.ledger_life import make_genesis, make_production
 
 Captured = pytest.CaptureFixture[str]

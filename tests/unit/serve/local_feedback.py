@@ -10,6 +10,7 @@ from autonomous.feedback_config import FeedbackConfig
 from autonomous.feedback_desk import FeedbackDesk
 from autonomous.feedback_tables import open_feedback
 from autonomous.label_queue import LabelQueue
+from autonomous.people import BY_API
 from autonomous.pipeline import Reply, TrainingPipelineIntegration
 from autonomous.pipeline_memory import StoredMemory
 from autonomous.requests import AnsweredRequest, RequestLog
@@ -100,7 +101,7 @@ class LocalFeedback:
         return dict(self.desk.collect())
 
     async def learn(self, *, by: str | None) -> str:
-        return self.desk.train(by=by or "agent:api")
+        return self.desk.train(by=by or BY_API)
 
     async def forget_response(self, response_id: str) -> dict[str, Any]:
         try:
