@@ -59,9 +59,9 @@ EMBEDDING_MODEL = "all-MiniLM-L6-v2"
 VERSION_HEADER = "X-Model-Version"
 QUESTION_KEY = "question"
 _INSTRUCTION_TOKENS = 64
+"""Room for the retrieval instruction and the frames of the chat template."""
 MAX_CHARS_PER_TOKEN = 64
 """Far above what any tokenizer packs into a token."""
-"""Room for the retrieval instruction and the frames of the chat template."""
 
 VersionHeader = Annotated[str | None, Header(alias=VERSION_HEADER, description="Wins over the body's model.")]
 TenantHeader = Annotated[
