@@ -23,10 +23,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from autonomous.agent_home import AgentHome, own_home
+from autonomous.agent_home import AgentHome
 from autonomous.config import AutonomousConfig
 from autonomous.curriculum import Batch
 from autonomous.holds import Hold
+from autonomous.home_lock import own_home
 from autonomous.ingest import IngestConfig
 from autonomous.knowledge import KnowledgeIntegration
 from autonomous.people import BY_API

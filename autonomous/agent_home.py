@@ -13,7 +13,6 @@ from autonomous.config import AutonomousConfig
 from autonomous.consolidation_job import consolidation_job
 from autonomous.cycle_watch import CycleWatch, open_budget
 from autonomous.evaluation import SelfEvaluationSystem
-from autonomous.home_lock import HomeInUse, own_home
 from autonomous.ingest import IngestConfig
 from autonomous.knowledge import KnowledgeIntegration, build_tools, count_calls
 from autonomous.learn_until_done import LearnUntilDone
@@ -39,8 +38,6 @@ from autonomous.versions.ledger import VersionLedger
 from memory.embed import Embedder
 from memory.settings import MemorySettings
 from memory.types import Episode
-
-__all__ = ["AgentHome", "HomeInUse", "own_home"]
 
 
 class AgentHome:

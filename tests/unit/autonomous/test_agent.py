@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from autonomous.agent import AutonomousLearningAgent, VersionNotFixed
-from autonomous.agent_home import HomeInUse
+from autonomous.home_lock import HomeInUse
 from autonomous.safety.latch import LearningStopped
 from autonomous.tools.config import KnowledgeConfig
 from autonomous.versions.states import State
