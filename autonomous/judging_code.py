@@ -14,6 +14,7 @@ JUDGING = (
     "autonomous/data_gate.py",
     "autonomous/data_report.py",
     "autonomous/evaluation.py",
+    "autonomous/filling.py",
     "autonomous/judge.py",
     "autonomous/judging_code.py",
     "autonomous/leaks.py",

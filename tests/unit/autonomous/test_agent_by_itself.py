@@ -55,8 +55,8 @@ async def test_a_folder_is_read_recalled_and_learned_and_what_is_gone_from_it_le
     base: Path, tmp_path: Path, notes: Path
 ) -> None:
     async with make_agent(base, tmp_path / "home", reading(notes)) as agent:
-        await soon(lambda: agent.status()["pending_episodes"] == len(DOCUMENTS))
-        assert (source_of(agent)["num_documents"], source_of(agent)["error"]) == (3, "")
+        await soon(lambda: source_of(agent)["num_documents"] == len(DOCUMENTS))  # the last to follow
+        assert (agent.status()["pending_episodes"], source_of(agent)["error"]) == (3, "")
         assert (await agent.ask("What is the Vostrek valve rated for?", max_tokens=2)).episodes
         assert (await agent.learn()).state == State.AWAITING_APPROVAL.value
         (notes / "1.md").unlink()
