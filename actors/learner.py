@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -44,18 +45,12 @@ class LearnerShell(Shell):
         register(latch.parent, role="learner", within="learner")
 
     @ray.method
-    def learn(
-        self,
-        items: Sequence[LearningItem],
-        replay: Sequence[LearningItem],
-        anchors: Sequence[str],
-        parent_adapter: Path | None,
-        out_folder: Path,
-    ) -> LearningRun:
-        """Train one batch and write the version's weights. Raises LearningStopped, NonFiniteLoss: then nothing was written."""
-        return self._learner.learn(
-            items, replay=replay, anchors=anchors, parent_adapter=parent_adapter, out_folder=out_folder
-        )
+    def learn(self, items: Sequence[LearningItem], options: dict[str, Any]) -> LearningRun:
+        """Train one batch and write the version's weights, with the options of LearnerPort.learn.
+
+        Raises LearningStopped, NonFiniteLoss: then nothing was written.
+        """
+        return self._learner.learn(items, **options)
 
     @ray.method(concurrency_group="control")
     def progress(self) -> StepReport | None:

@@ -98,12 +98,18 @@ class RayLearner:
         anchors: Sequence[str],
         parent_adapter: Path | None,
         out_folder: Path,
+        attempt: int,
     ) -> LearningRun:
         """See LearnerPort."""
         retried(lambda: ray.get(actor("learner").identity.remote()), timeout_s=LEARNER_TIMEOUT_S)
-        run: LearningRun = ray.get(
-            actor("learner").learn.remote(list(items), list(replay), list(anchors), parent_adapter, out_folder)
-        )
+        options = {
+            "replay": list(replay),
+            "anchors": list(anchors),
+            "parent_adapter": parent_adapter,
+            "out_folder": out_folder,
+            "attempt": attempt,
+        }
+        run: LearningRun = ray.get(actor("learner").learn.remote(list(items), options))
         return run
 
     def progress(self) -> StepReport | None:

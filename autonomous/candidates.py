@@ -70,6 +70,8 @@ class CandidateTrainer:
         self._board.update(run_id, phase="training")
         start = self._clock()
         parent_record = self._ledger.get(parent)
+        ids = [episode.id for episode in batch.episodes]
+        attempt = 1 + self._curriculum.num_attempts(ids)
         replay = self._curriculum.replay_for(parent)
         try:
             run = self._learner.learn(
@@ -78,12 +80,12 @@ class CandidateTrainer:
                 anchors=load_suite("anchor").texts,
                 parent_adapter=parent_record.folder if parent_record.adapter_number is not None else None,
                 out_folder=temporary,
+                attempt=attempt,
             )
         except BaseException:
             self._board.update(run_id, training={NUM_TOKENS: self._learner.num_tokens()})
             raise
         self._board.update(run_id, training={NUM_TOKENS: run.num_tokens})
-        ids = [episode.id for episode in batch.episodes]
         bundle = Bundle(
             base_sha256=self._base.base_sha256,
             tokenizer_sha256=self._base.tokenizer_sha256,
@@ -99,7 +101,7 @@ class CandidateTrainer:
             },
             parent=parent,
         )
-        bundle = self._named_anew(bundle)
+        bundle = self._named_anew(bundle, attempt=attempt)
         version_id = version_id_of(bundle)
         if len(self._memory.get(ids)) != len(ids):
             raise ErasedMeanwhile("a document of the batch was erased while it was learned; learn again without it")
@@ -123,10 +125,16 @@ class CandidateTrainer:
         self._board.update(run_id, version=version_id, training=training)
         return version_id
 
-    def _named_anew(self, bundle: Bundle) -> Bundle:
-        """The same batch on the same parent gives the same weights: the number of the attempt tells such versions apart."""
-        attempt = 1
-        while self._ledger.has(version_id_of(bundle)):
+    def _named_anew(self, bundle: Bundle, *, attempt: int) -> Bundle:
+        """With the number of the attempt, from the second on. The same one on the same parent gives the same weights: the next
+        number that is free tells such versions apart.
+        """
+        named = bundle if attempt == 1 else _numbered(bundle, attempt)
+        while self._ledger.has(version_id_of(named)):
             attempt += 1
-            bundle = bundle.model_copy(update={"config": {**bundle.config, "attempt": attempt}})
-        return bundle
+            named = _numbered(bundle, attempt)
+        return named
+
+
+def _numbered(bundle: Bundle, attempt: int) -> Bundle:
+    return bundle.model_copy(update={"config": {**bundle.config, "attempt": attempt}})

@@ -21,6 +21,7 @@ from autonomous.ports import MemoryPort
 from autonomous.safety.poison import Conflict, Evidence
 from autonomous.safety.screen import Level
 from autonomous.statistics import MIN_PAIRS
+from autonomous.versions.gates import is_learned_too_little
 from autonomous.versions.ledger import VersionLedger
 from autonomous.versions.states import State
 from memory.types import Episode
@@ -114,6 +115,10 @@ class Curriculum:
     def num_pending(self) -> int:
         """Passages that a future batch may take: neither learned nor held, nor in a version that waits."""
         return self._memory.num_learnable(self._decided_episodes())
+
+    def num_attempts(self, episode_ids: Sequence[str]) -> int:
+        """How many versions were trained on some of these passages and learned too little of them."""
+        return sum(is_learned_too_little(version.gates) for version in self._ledger.trained_on(episode_ids))
 
     def questions_of(self, version_id: str) -> list[Question]:
         """Held-out questions on what the version itself was trained on, as far as it still exists."""

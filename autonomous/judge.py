@@ -5,7 +5,7 @@ may not go on is quarantined here.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from autonomous.candidates import BY
@@ -16,7 +16,15 @@ from autonomous.ports import AgentParts
 from autonomous.run_board import RunBoard
 from autonomous.safety.latch import Permit
 from autonomous.versions.data_gates import gate_beliefs, gate_data
-from autonomous.versions.gates import Decision, GateResult, Verdict, decide_gates, decide_promotion, gate_probe_parity
+from autonomous.versions.gates import (
+    Decision,
+    GateResult,
+    Verdict,
+    decide_gates,
+    decide_promotion,
+    gate_probe_parity,
+    is_learned_too_little,
+)
 from autonomous.versions.ledger import VersionLedger
 from autonomous.versions.schema import VersionRecord
 from train.adapt.reference import AdapterRef
@@ -57,9 +65,15 @@ class Judge:
         if decision is Decision.PAUSE and was_inconclusive:
             decision = Decision.QUARANTINE
         if decision is Decision.QUARANTINE:
-            open_gates = ", ".join(gate.name for gate in gates if gate.verdict is not Verdict.PASS)
-            self._ledger.quarantine(version_id, by=BY, reason=f"gates not passed: {open_gates}", guard=permit.check)
+            reason = f"gates not passed: {', '.join(gate.name for gate in gates if gate.verdict is not Verdict.PASS)}"
+            if is_again := self._is_learned_again(version_id, gates):
+                reason += "; what it learned too little of is learned again from another seed"
+            self._ledger.quarantine(version_id, by=BY, reason=reason, hold_back=not is_again, guard=permit.check)
         return decision
+
+    def _is_learned_again(self, version_id: str, gates: Sequence[GateResult]) -> bool:
+        attempts = self._curriculum.num_attempts(self._ledger.episodes_of(version_id))
+        return is_learned_too_little(gates) and attempts < self._config.learning.max_attempts
 
     def _evaluate(self, run_id: str, record: VersionRecord, permit: Permit, *, most: int) -> list[GateResult]:
         start = self._clock()

@@ -32,6 +32,7 @@ class LocalLearner:
         anchors: Sequence[str],
         parent_adapter: Path | None,
         out_folder: Path,
+        attempt: int,
     ) -> LearningRun:
         """See LearnerPort. Raises LearningStopped, NonFiniteLoss: then nothing was written."""
         self._num_tokens = 0
@@ -46,6 +47,7 @@ class LocalLearner:
                 out_folder=out_folder,
                 guard=guard,
                 on_step=self._report,
+                attempt=attempt,
             )
         finally:
             self._progress = None  # the next run must not show this one's steps

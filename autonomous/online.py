@@ -71,16 +71,19 @@ class OnlineLearningModule:
         out_folder: Path,
         guard: Guard,
         on_step: Callable[[StepReport], None],
+        attempt: int = 1,
     ) -> LearningRun:
         """Train one batch and write weights and learner state to `out_folder`, which must not exist.
 
         `parent_adapter`: the parent version's folder, None for the frozen original. `guard` is called right before every
         optimizer step, while importance is measured, and before the save; what it raises ends the batch with nothing written.
+        `attempt` counts the trainings of these items: each begins from another seed.
         The same arguments give the same weights, byte for byte, on one machine with the same threads.
         Raises: NonFiniteLoss; ValueError for an empty batch; AdapterError, WeightsError, LearnerStateError for an unusable
         parent or `out_folder`.
         """
-        base, config, policy = self.base, self._config, self._config.policy
+        base, policy = self.base, self._config.policy
+        config = self._config.model_copy(update={"seed": self._config.seed + attempt - 1})
         assert self._references is not None, "start() sets both"
         if not items:
             raise ValueError("items is empty: a batch needs at least one learning item")
@@ -89,7 +92,7 @@ class OnlineLearningModule:
         encoded, texts = self._encode(items), _as_items(anchors)
         start, cpu_start = time.monotonic(), time.process_time()
         monitor = load_drift(parent_adapter, policy)
-        with self._opened(parent_adapter) as model:
+        with self._opened(parent_adapter, seed=config.seed) as model:
             drift = observe_batch(monitor, items, encoded, parent=model, base=base)
             reaction = decide_reaction(drift, policy.drift, replay_ratio=config.replay_ratio)
             plan = StepPlan(
@@ -155,7 +158,7 @@ class OnlineLearningModule:
         return self._config.learning_rate * (self._config.continued_rate if parent is not None else 1.0)
 
     @contextmanager
-    def _opened(self, parent: Path | None) -> Iterator[Any]:
+    def _opened(self, parent: Path | None, *, seed: int) -> Iterator[Any]:
         """In the block a model with the parent's weights, of which those ask for gradients that are trained."""
         config = self._config
         if parent is not None and is_weights_folder(parent):
@@ -163,7 +166,7 @@ class OnlineLearningModule:
                 f"the parent version in {parent} has full weights, and learning.target = 'adapter' trains an adapter on the "
                 "original: set learning.target to 'weights', or roll back to a version with an adapter"
             )
-        lora = LoRAConfig(r=config.lora_r, alpha=config.lora_alpha, seed=config.seed)
+        lora = LoRAConfig(r=config.lora_r, alpha=config.lora_alpha, seed=seed)
         adapted = attach_adapter(self.base.model, lora, parent=parent, is_float32=config.policy.holds_weights)
         try:
             yield adapted

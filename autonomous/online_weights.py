@@ -31,8 +31,9 @@ class WeightsLearner(OnlineLearningModule):
         return self._config.weights_learning_rate
 
     @contextmanager
-    def _opened(self, parent: Path | None) -> Iterator[Any]:
+    def _opened(self, parent: Path | None, *, seed: int) -> Iterator[Any]:
         """A copy of the parent's weights; of a parent with an adapter the base with that merged in."""
+        del seed  # nothing is drawn
         yield load_version(parent, base=self.base).requires_grad_(True)
 
     def _original(self, model: Any) -> AbstractContextManager[Any]:

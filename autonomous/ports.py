@@ -57,8 +57,9 @@ class LearnerPort(Protocol):
         anchors: Sequence[str],
         parent_adapter: Path | None,
         out_folder: Path,
+        attempt: int,
     ) -> LearningRun:
-        """Train one batch and write the adapter to `out_folder`."""
+        """Train one batch and write the adapter to `out_folder`. `attempt` counts the trainings of these items, from 1 on."""
 
     def progress(self) -> StepReport | None:
         """The last step of the batch that runs."""

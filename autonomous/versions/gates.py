@@ -128,6 +128,12 @@ def decide_promotion(gates: Sequence[GateResult]) -> Decision:
     return Decision.GO if is_complete and all(gate.verdict is Verdict.PASS for gate in gates) else Decision.PAUSE
 
 
+def is_learned_too_little(gates: Sequence[GateResult]) -> bool:
+    """Whether nothing speaks against a version but that it learned too little: no fault of its data."""
+    left = {gate.name for gate in gates if gate.verdict is not Verdict.PASS}
+    return bool(left) and left <= {GAIN, RECALL}
+
+
 def gate_training_health(report: EvaluationReport) -> GateResult:
     """G1: every loss, gradient norm and KL is finite, and the loss ends below where it began (thirds of the run)."""
     training = report.training

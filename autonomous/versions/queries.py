@@ -92,6 +92,13 @@ class LedgerQueries:
         with self._database.read() as connection:
             return learned_by_line(connection, find_record(connection, version_id))
 
+    def trained_on(self, episode_ids: Sequence[str]) -> Records:
+        """Versions that were themselves trained on one of these episodes, newest first."""
+        trained = "SELECT version FROM version_episodes WHERE episode_id IN (SELECT value FROM json_each(:ids))"
+        ids = json.dumps(list(episode_ids))
+        with self._database.read() as connection:
+            return select_records(connection, f"WHERE id IN ({trained}) ORDER BY id DESC", {"ids": ids})
+
     def versions_that_learned(self, episode_ids: Sequence[str]) -> Names:
         """Versions that were trained on one of these episodes, themselves or by an ancestor; oldest first."""
         with self._database.read() as connection:

@@ -11,7 +11,7 @@ from autonomous.data_gate import DataGateConfig
 from autonomous.loop import AlreadyLearning, NothingToLearn
 from autonomous.safety.latch import LearningStopped
 from autonomous.versions.data_gates import gate_data
-from autonomous.versions.gates import REQUIRED_GATES
+from autonomous.versions.gates import RECALL, REQUIRED_GATES
 from autonomous.versions.ledger import PromotionRefused, PromotionsFrozen
 from autonomous.versions.report import EvaluationReport
 from autonomous.versions.states import State
@@ -309,6 +309,27 @@ def test_a_version_whose_gates_stay_open_is_asked_more_and_then_put_away(
     world.evaluator.sees_nothing = True
     assert [world.learn().state for _ in range(2)] == [State.EVALUATING.value, State.QUARANTINED.value]
     assert asked == [24, 96]
+
+
+def test_what_a_version_learned_too_little_of_is_learned_once_more_from_another_seed_and_then_held_back(
+    tmp_path: Path, base: Path
+) -> None:
+    world = World(tmp_path, base, gates=LENIENT.model_copy(update={"min_recall": 1.0}))
+    world.memory.add(*FACTS)
+    first, ledger = world.learn(), world.agent.ledger
+    assert (first.state, ledger.held_back()) == (State.QUARANTINED.value, set())
+    assert {gate.name for gate in first.gates if gate.verdict != "pass"} == {RECALL}
+    assert first.version is not None
+    taken = set(ledger.episodes_of(first.version))
+    assert {episode.id for episode in world.agent.next_batch().episodes} == taken
+    second = world.learn()
+    assert second.version not in (None, first.version)
+    manifest = ledger.get(str(second.version)).manifest
+    assert manifest is not None
+    assert (second.state, manifest["config"]["attempt"]) == (State.QUARANTINED.value, 2)
+    assert ledger.held_back() == taken
+    with pytest.raises(NothingToLearn):
+        world.learn()
 
 
 def test_candidate_that_fails_twice_is_quarantined_so_that_learning_goes_on(world: World) -> None:
