@@ -29,9 +29,10 @@ check: setup  ## formatting, types, layers, unit tests: under 3 minutes
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile tests/unit
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow" tests/unit
 
-test: check  ## everything: check, parity with other implementations, the stores on PostgreSQL, Ray, the whole system over HTTP
+test: check  ## everything: check, slow unit tests, parity with other implementations, PostgreSQL, Ray, the whole system over HTTP
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile -m slow tests/unit
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile tests/parity
 	MEMORY_BACKEND=postgres OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile tests/unit/memory
 	$(PYTHON) -m pytest tests/ray

@@ -30,6 +30,7 @@ async def agent(base: Path, tmp_path: Path) -> AsyncIterator[AutonomousLearningA
         yield agent
 
 
+@pytest.mark.slow
 async def test_a_document_is_found_at_once_learned_approved_and_kept_over_a_restart(base: Path, tmp_path: Path) -> None:
     agent = make_agent(base, tmp_path / "home")
     await agent.start()
@@ -65,6 +66,7 @@ async def test_a_document_is_found_at_once_learned_approved_and_kept_over_a_rest
     await agent.stop()
 
 
+@pytest.mark.slow
 async def test_what_a_rolled_back_version_learned_is_not_recalled_until_it_is_released(
     agent: AutonomousLearningAgent,
 ) -> None:
@@ -81,6 +83,7 @@ async def test_what_a_rolled_back_version_learned_is_not_recalled_until_it_is_re
     assert (status["memory"]["num_learnable"], status["pending_episodes"]) == (0, 0)
 
 
+@pytest.mark.slow
 async def test_a_stop_forbids_memory_and_learning_and_everything_where_it_says_so(
     agent: AutonomousLearningAgent,
 ) -> None:
@@ -162,6 +165,7 @@ async def test_before_its_start_the_agent_says_what_to_do(base: Path, tmp_path: 
         await make_agent(base, tmp_path).learn()
 
 
+@pytest.mark.slow
 async def test_a_model_of_experts_of_our_own_learns_in_the_same_way(base: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = MoETransformer(

@@ -54,6 +54,7 @@ def outcomes_of(home: Path, job: str) -> list[tuple[str, str | None]]:
         return list(connection.execute("SELECT slot, outcome FROM runs WHERE name = ? ORDER BY id", (job,)))
 
 
+@pytest.mark.slow
 async def test_the_version_that_serves_is_benchmarked_and_what_it_lost_is_asked_for(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +70,7 @@ async def test_the_version_that_serves_is_benchmarked_and_what_it_lost_is_asked_
     assert [slot for slot, _ in asked] == [f"trigger {version}/recall/fall"]
 
 
+@pytest.mark.slow
 async def test_stopping_the_agent_ends_its_benchmark(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

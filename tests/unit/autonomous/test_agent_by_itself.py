@@ -83,6 +83,7 @@ async def test_while_learning_is_stopped_no_source_is_read(base: Path, tmp_path:
         assert source_of(agent)["num_documents"] == 3
 
 
+@pytest.mark.slow
 async def test_a_batch_that_is_due_by_its_size_is_learned_unattended(
     base: Path, tmp_path: Path, notes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

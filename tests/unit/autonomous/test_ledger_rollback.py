@@ -130,6 +130,7 @@ def test_recover_fails_open_runs_completes_quarantines_and_names_what_waits(ledg
     assert everything(ledger) == before
 
 
+@pytest.mark.slow
 def test_killed_at_ten_random_moments_there_is_one_production_a_whole_chain_and_nothing_acknowledged_is_lost(
     tmp_path: Path,
 ):

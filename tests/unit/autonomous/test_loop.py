@@ -33,6 +33,7 @@ def world(tmp_path: Path, base: Path) -> World:
     return world
 
 
+@pytest.mark.slow
 def test_cycle_promotes_a_better_version_that_names_exactly_what_it_learned(world: World) -> None:
     genesis = world.agent.ledger.pointers().v2
     status = world.learn()
@@ -49,6 +50,7 @@ def test_cycle_promotes_a_better_version_that_names_exactly_what_it_learned(worl
         world.agent.start_cycle()
 
 
+@pytest.mark.slow
 def test_second_batch_replays_the_first(world: World) -> None:
     assert world.learn().phase == "done"
     world.memory.add("The Harrow reactor was built in 1987.", "The Ibis relay opens at 9 volts.")
@@ -61,6 +63,7 @@ def test_second_batch_replays_the_first(world: World) -> None:
     assert manifest["parent"] == world.agent.ledger.lineage(status.version)[1].name
 
 
+@pytest.mark.slow
 def test_version_that_fails_a_gate_is_quarantined_and_its_passages_are_held_back(tmp_path: Path, base: Path) -> None:
     world = World(tmp_path, base, gates=STRICT)
     world.memory.add(*FACTS)
@@ -73,6 +76,7 @@ def test_version_that_fails_a_gate_is_quarantined_and_its_passages_are_held_back
     assert world.agent.curriculum.next_batch().episodes == ()
 
 
+@pytest.mark.slow
 def test_stop_in_the_middle_of_training_ends_the_run_and_leaves_nothing_behind(world: World, tmp_path: Path) -> None:
     world.learner.hold.clear()
     run_id = world.agent.start_cycle()
@@ -101,6 +105,7 @@ def test_what_a_crash_left_and_cannot_be_removed_does_not_keep_the_agent_from_st
     assert [path.name for path in (tmp_path / "versions").glob(".run-*")] == [".run-2"]
 
 
+@pytest.mark.slow
 def test_candidate_that_a_crash_left_open_is_taken_up_by_the_next_cycle_without_training_again(world: World) -> None:
     world.evaluator.fails = True
     failed = world.learn()
@@ -122,6 +127,7 @@ def tokens_today(home: Path, world: World) -> tuple[float, float]:
         return next((one.spent, one.reserved) for one in books.usage() if one.kind == "training_tokens")
 
 
+@pytest.mark.slow
 def test_a_stopped_training_counts_its_tokens_and_a_version_that_is_only_judged_needs_none(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +165,7 @@ def _no_memory(_: str) -> list[LearningItem]:
     raise OSError("the memory is gone")
 
 
+@pytest.mark.slow
 def test_with_oversight_a_version_waits_for_a_person_and_serves_after_the_approval(tmp_path: Path, base: Path) -> None:
     world = World(tmp_path, base, gates=LENIENT, oversight=True)
     world.memory.add(*FACTS)
@@ -170,6 +177,7 @@ def test_with_oversight_a_version_waits_for_a_person_and_serves_after_the_approv
     assert world.agent.ledger.pointers().v2 == status.version
 
 
+@pytest.mark.slow
 def test_an_approval_that_comes_too_late_is_refused_and_the_version_is_evaluated_again(
     tmp_path: Path, base: Path
 ) -> None:
@@ -190,6 +198,7 @@ def test_an_approval_that_comes_too_late_is_refused_and_the_version_is_evaluated
     assert world.agent.ledger.pointers().v2 == version
 
 
+@pytest.mark.slow
 def test_rollback_restores_the_parent_and_the_next_cycle_builds_on_it(world: World) -> None:
     genesis = world.agent.ledger.pointers().v2
     bad = world.learn().version
@@ -203,6 +212,7 @@ def test_rollback_restores_the_parent_and_the_next_cycle_builds_on_it(world: Wor
     assert not world.agent.ledger.learned_episodes(status.version) & world.agent.ledger.held_back()
 
 
+@pytest.mark.slow
 def test_after_two_rollbacks_nothing_is_learned_or_approved_until_a_person_unlocks_it(
     tmp_path: Path, base: Path
 ) -> None:
@@ -244,6 +254,7 @@ def test_passages_are_taken_only_as_far_as_all_that_they_teach_fits(world: World
     assert len(batch.lessons.questions) == 2 * len(batch.episodes)
 
 
+@pytest.mark.slow
 def test_what_the_system_wrote_itself_is_learned_only_beside_what_others_wrote(tmp_path: Path, base: Path) -> None:
     world = World(tmp_path, base, gates=LENIENT)
     world.memory.add(*FACTS[:2], metadata={"origin": "generated"})
@@ -260,6 +271,7 @@ def test_what_the_system_wrote_itself_is_learned_only_beside_what_others_wrote(t
     assert world.learn().phase == "done"
 
 
+@pytest.mark.slow
 def test_waiting_version_whose_parent_was_replaced_is_refused_and_its_passages_are_free_again(
     tmp_path: Path, base: Path
 ) -> None:
@@ -282,6 +294,7 @@ def test_waiting_version_whose_parent_was_replaced_is_refused_and_its_passages_a
     assert world.agent.ledger.get(status.version).parent == first
 
 
+@pytest.mark.slow
 def test_document_that_is_erased_while_it_is_learned_ends_the_run_and_leaves_no_adapter(
     world: World, tmp_path: Path
 ) -> None:
@@ -296,6 +309,7 @@ def test_document_that_is_erased_while_it_is_learned_ends_the_run_and_leaves_no_
     assert [path.name for path in (tmp_path / "versions").iterdir()] == [world.agent.ledger.pointers().v2]
 
 
+@pytest.mark.slow
 def test_a_version_whose_gates_stay_open_is_asked_more_and_then_put_away(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,6 +346,7 @@ def test_what_a_version_learned_too_little_of_is_learned_once_more_from_another_
         world.learn()
 
 
+@pytest.mark.slow
 def test_candidate_that_fails_twice_is_quarantined_so_that_learning_goes_on(world: World) -> None:
     world.evaluator.fails = True
     first, second = world.learn(), world.learn()

@@ -67,6 +67,7 @@ def base(tmp_path: Path) -> Path:
     return write_tiny_llama(tmp_path / "tiny")
 
 
+@pytest.mark.slow
 def test_a_batch_becomes_a_version_of_weights_that_serves_and_the_next_goes_on_from_it(
     base: Path, tmp_path: Path
 ) -> None:

@@ -221,6 +221,7 @@ def test_where_more_items_are_replayed_than_learned_a_step_that_consolidates_tak
     assert [len(plan.draw(consolidates=which).replayed) for which in (False, True)] == [32, 32]
 
 
+@pytest.mark.slow
 def test_once_the_new_items_are_learned_the_rest_of_the_steps_consolidates(base_folder: Path, tmp_path: Path) -> None:
     old = [LearningItem(id=f"old {n}", prompt="Which?", answer=f"Number {n}.", episode_id="old") for n in range(8)]
     shares = []

@@ -121,6 +121,7 @@ def test_poison_among_much_that_is_true_is_held(world: BelievedWorld) -> None:
     assert CONTRADICTION in {one.rule for one in world.judge(planted).findings[planted.id]}
 
 
+@pytest.mark.slow
 def test_many_false_sources_of_nearly_the_same_words_have_the_weight_of_one(world: BelievedWorld) -> None:
     crowd = [
         make_episode(

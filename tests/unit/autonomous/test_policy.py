@@ -85,6 +85,7 @@ class Line:
         return sum(losses) / len(losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["weights", "adapter"])
 def test_each_method_forgets_less_of_the_first_batch_than_none_and_still_learns_the_second(
     target: str, base: Path, tmp_path: Path
@@ -121,6 +122,7 @@ def test_methods_combine_and_a_child_goes_on_from_its_parents_importance(base: P
         assert any(bool((two[key] > one[key]).any()) for key in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["weights", "adapter"])
 def test_going_back_to_the_parent_goes_back_to_its_learners_state(target: str, base: Path, tmp_path: Path) -> None:
     """A rollback is no more than learning from the predecessor's folder again: the bad child left no trace."""

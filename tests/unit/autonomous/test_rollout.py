@@ -43,6 +43,7 @@ def test_interval_ends_where_the_mixture_martingale_reaches_its_limit(
     assert 0 <= found.low <= found.high <= 1
 
 
+@pytest.mark.slow
 def test_interval_misses_the_truth_at_any_time_in_fewer_streams_than_it_says() -> None:
     rng = np.random.default_rng(7)
     truth, num_streams, num_missed = 0.05, 300, 0

@@ -219,6 +219,7 @@ BOMBS = {
 QUICK = SandboxConfig(cpu_s=1, wall_s=1.5, memory_bytes=256 << 20, output_bytes=20_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_bombs_go_off_within_their_limits_and_leave_nothing(
     bomb: str, strongest: Isolation, tmp_path: Path, temporary: Path
@@ -234,6 +235,7 @@ def test_bombs_go_off_within_their_limits_and_leave_nothing(
     assert result.details["isolation"] == strongest
 
 
+@pytest.mark.slow
 def test_an_endless_loop_ends_at_its_limit_of_processor_time(tmp_path: Path) -> None:
     config = QUICK.model_copy(update={"wall_s": 60.0})  # on a busy machine a second of processor time takes several
     result = _tool(tmp_path, config).call({"source": "while True: pass"}, timeout_s=60, guard=no_guard)

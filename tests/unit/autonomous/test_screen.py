@@ -72,6 +72,7 @@ def test_at_medium_a_quoted_phrase_is_a_mention_and_an_unquoted_one_beside_it_is
     assert SafetyScreen("medium").screen_document(both).decision == "quarantine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["high", "medium"])
 def test_at_most_one_percent_of_real_documentation_is_held_back(level: str, tmp_path: Path) -> None:
     cleaner, screen = DataCleaner(CleanConfig()), SafetyScreen(level)  # type: ignore[arg-type]

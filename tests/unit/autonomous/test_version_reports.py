@@ -90,6 +90,7 @@ def wait(reports: VersionReports, name: str, start: Callable[[], str]) -> None:
             thread.join(timeout=60)
 
 
+@pytest.mark.slow
 def test_a_version_is_compared_with_v2_on_what_its_whole_line_has_learned(
     reports: VersionReports,
     tiny: tuple[SelfEvaluationSystem, list[Path]],

@@ -98,6 +98,7 @@ def test_a_watchdog_that_cannot_write_kills_all_the_same(
     assert not any(is_alive(pid) for pid in pids)
 
 
+@pytest.mark.slow
 def test_while_it_is_silent_nothing_is_permitted_and_what_was_goes_on_afterwards(
     safety: Path, watchdog: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
 ) -> None:

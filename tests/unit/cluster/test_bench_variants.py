@@ -30,6 +30,7 @@ def script(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_variants_take_turns_in_processes_of_their_own(script: Path, tmp_path: Path):
     log = tmp_path / "log"
     arguments = {"log": str(log), "seconds": {"ours": 1.0, "theirs": 3.0}}
@@ -44,6 +45,7 @@ def test_variants_take_turns_in_processes_of_their_own(script: Path, tmp_path: P
     assert (ratio.ratio, ratio.low, ratio.high) == (3, 3, 3)
 
 
+@pytest.mark.slow
 def test_a_variant_that_fails_is_named_with_its_last_words(script: Path):
     with pytest.raises(RuntimeError, match=r"measure, variant 'broken' ended with 1: no such thing"):
         run_variants(script, ["broken"], arguments={}, rounds=1)

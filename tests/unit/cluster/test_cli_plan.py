@@ -12,6 +12,7 @@ from train.model.transformer import MoETransformer
 Captured = pytest.CaptureFixture[str]
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_trillion_parameters_is_printed_within_the_terminal(
     capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ):
@@ -60,6 +61,7 @@ def test_a_model_folder_is_planned_for(tmp_path, capsys: Captured):
     assert json.loads(capsys.readouterr().out)["total_params"] == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -13,6 +13,7 @@ from train.pretrain.alone import run_alone
 from train.pretrain.engine import open_run
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_new_data_and_the_command_says_how_much_of_the_old_is_read(tmp_path: Path) -> None:
     path = write_continuation(tmp_path)
     command = ["train", "continue", "--config", str(path), "--driver", "local", "--json"]

@@ -5,6 +5,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,6 +70,7 @@ def _replay(log: list[Event], *, until: int, valid_at: float) -> set[tuple[str, 
     return held
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(st.lists(events, min_size=1, max_size=12))
 def test_every_moment_of_the_record_and_the_world_equals_a_replay_of_the_log(log: list[Event]) -> None:

@@ -20,6 +20,7 @@ def _episode(key: str, *, document: str) -> Episode:
     return Episode(key, document, "source", "title", f"the pump {key} " + "x" * (len(key) % 50), 0, 0.0)
 
 
+@pytest.mark.slow
 def test_every_acknowledged_episode_is_there_once_after_kill_9_at_random_moments(tmp_path: Path) -> None:
     rng, tally = random.Random(7), KillTally()
     for run in range(4):

@@ -70,6 +70,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
     made.close()
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(steps, min_size=1, max_size=8))
 def test_three_stores_give_what_one_gives(tmp_path_factory: pytest.TempPathFactory, actions: list[tuple]) -> None:

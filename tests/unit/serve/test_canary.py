@@ -84,6 +84,7 @@ async def test_a_failure_of_the_engine_counts_and_a_mistake_of_the_client_does_n
     assert [one.is_error for one in parts.outcomes] == [True]
 
 
+@pytest.mark.slow
 async def test_outcomes_are_sent_together_and_those_that_nobody_takes_are_dropped() -> None:
     sent: list[Sequence[Outcome]] = []
     is_away = True

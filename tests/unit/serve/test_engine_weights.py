@@ -209,6 +209,7 @@ async def test_the_echo_engine_names_the_version_that_answers(versions: list[Ada
 # An engine in a process of its own.
 
 
+@pytest.mark.slow
 async def test_a_child_process_answers_as_the_same_engine_here_and_ends_with_its_stop(tmp_path: Path) -> None:
     child = ProcessEngine(EngineConfig(kind="echo", max_model_len=64), model_folder=tmp_path)
     here = build_engine(EngineConfig(kind="echo", max_model_len=64), model_folder=tmp_path)
@@ -248,6 +249,7 @@ async def until_its_end(stream: AsyncIterator[GenerateChunk]) -> None:
         pass
 
 
+@pytest.mark.slow
 async def test_a_child_that_is_killed_is_told_to_every_waiter(tmp_path: Path) -> None:
     child = ProcessEngine(EngineConfig(kind="echo"), model_folder=tmp_path)
     await child.start()
@@ -267,6 +269,7 @@ async def test_a_child_that_is_killed_is_told_to_every_waiter(tmp_path: Path) ->
     await child.stop()
 
 
+@pytest.mark.slow
 async def test_a_folder_that_the_child_cannot_load_is_the_starts_error(tmp_path: Path) -> None:
     child = ProcessEngine(CONFIG.model_copy(update={"max_weights": 0}), model_folder=tmp_path)
     with pytest.raises(ModelFolderError, match="config"):

@@ -37,6 +37,7 @@ def test_damaged_utf8_stays_utf8_and_its_bad_bytes_are_counted() -> None:
     assert document.counts == {"invalid_bytes": 1}
 
 
+@pytest.mark.slow
 def test_a_page_is_decoded_by_its_declared_charset() -> None:
     page = '<html><head><meta charset="shift_jis"></head><body><p>日本語の文章です</p></body></html>'
     assert "日本語の文章です" in _clean(page.encode("shift_jis"), "text/html").text
@@ -247,6 +248,7 @@ def test_personal_data_is_found_on_either_side_of_every_chunk_border() -> None:
     assert _clean("\n".join(lines)).counts == {"EMAIL": 2000}
 
 
+@pytest.mark.slow
 @given(st.text(max_size=3000))
 def test_any_text_is_cleaned_or_refused_and_the_spans_are_ordered(text: str) -> None:
     spans = find_sensitive(text)

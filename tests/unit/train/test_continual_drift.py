@@ -41,6 +41,7 @@ def drifts(kind: str | None, *, seed: int, length: int = 800) -> list[Drift]:
     return [drift for one in stream(kind, seed=seed, length=length) if (drift := monitor.update(one)) is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["language", "domain", "task", "temporal"])
 def test_a_planted_drift_is_found_once_with_its_kind_and_soon(kind: str) -> None:
     windows = 4 if kind == "temporal" else 2  # a risen error waits for what may have caused it
@@ -51,6 +52,7 @@ def test_a_planted_drift_is_found_once_with_its_kind_and_soon(kind: str) -> None
         assert found[0].begin <= found[0].end - DriftConfig().window
 
 
+@pytest.mark.slow
 def test_a_stream_without_drift_raises_hardly_an_alarm() -> None:
     windows = 10 * (2000 - 128) // 64
     alarms = sum(len(drifts(None, seed=seed, length=2000)) for seed in range(10))

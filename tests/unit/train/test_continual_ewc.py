@@ -51,6 +51,7 @@ def test_the_fisher_of_logistic_regression_is_its_closed_form():
     torch.testing.assert_close(found, expected.expand(2, 5))
 
 
+@pytest.mark.slow
 def test_drawn_classes_have_the_exact_fisher_as_their_mean():
     model, batch = mlp(), labelled_batch(seed=3)
     learner = Learner(model, "classifier")

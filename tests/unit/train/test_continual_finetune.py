@@ -105,6 +105,7 @@ def test_the_overlap_is_the_squared_norm_of_products_of_a_s() -> None:
         overlap(method.model, task=5)
 
 
+@pytest.mark.slow
 def test_o_lora_makes_adapters_orthogonal_and_leaves_earlier_ones_as_they_were() -> None:
     overlaps = {}
     for weight in (0.0, 2.0):

@@ -41,6 +41,7 @@ def _sgd(weights: list[nn.Parameter]) -> torch.optim.Optimizer:
 # The buffer.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_on_disk", [False, True])
 def test_samples_come_back_as_they_were_and_the_oldest_are_kept_as_often_as_the_newest(
     tmp_path: Path, is_on_disk: bool

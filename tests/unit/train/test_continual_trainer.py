@@ -145,6 +145,7 @@ def test_a_single_adapter_is_held_by_every_method_that_holds_weights() -> None:
     assert held[1] < 0.5 * free[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [writer, tiny_moe], ids=["transformers", "ours"])
 def test_a_language_model_of_either_kind_learns_with_methods_together_and_goes_on_exactly(build: Any) -> None:
     def trainer() -> ContinualTrainer:

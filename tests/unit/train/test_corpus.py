@@ -60,6 +60,7 @@ def test_two_folders_get_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
     assert _bytes(write_default_corpus(tmp_path)) == _bytes(corpus)
 
 
+@pytest.mark.slow
 def test_pages_of_packages_that_are_gone_are_removed_and_nothing_else(tmp_path: Path) -> None:
     write_default_corpus(tmp_path)
     (tmp_path / "packages" / "gone.md").write_text("old")
@@ -74,6 +75,7 @@ def test_pages_of_packages_that_are_gone_are_removed_and_nothing_else(tmp_path: 
     assert (tmp_path.parent / "outside.md").exists()
 
 
+@pytest.mark.slow
 def test_the_package_importlib_metadata_changes_nothing(tmp_path: Path) -> None:
     """Once imported it gives other metadata objects, whose README is a header and whose [] raises KeyError."""
     command = "import sys; from pathlib import Path; {} from train.data.corpus import write_default_corpus; "

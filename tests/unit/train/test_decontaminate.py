@@ -90,6 +90,7 @@ def _oracle(text: str, items: list[str], config: DecontaminationConfig) -> int:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("item", [QUESTION, CODE, CHINESE, SHORT])
 def test_a_planted_item_is_found_whatever_stands_around_it(item: str) -> None:
     prose = list(topics.values())

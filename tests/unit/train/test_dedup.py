@@ -69,6 +69,7 @@ def outcome(tables: Sequence[pa.Table]) -> dict[str, tuple[str, str]]:
     }
 
 
+@pytest.mark.slow
 def test_groups_are_the_connected_components_of_the_true_pairs() -> None:
     texts = corpus(1, num_originals=80)
     graph = nx.Graph(true_pairs(texts, threshold=CONFIG.threshold).keys())

@@ -46,6 +46,7 @@ def test_equal_and_similar_texts_are_found_and_others_are_not(tmp_path: Path) ->
     assert index.match_text(texts_of(2, 1)[0]) is None
 
 
+@pytest.mark.slow
 def test_everything_added_is_found_after_reopening_and_merging(tmp_path: Path) -> None:
     texts = texts_of(3, 4 * MAX_SEGMENTS)
     for number, text in enumerate(texts):

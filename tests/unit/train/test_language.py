@@ -72,6 +72,7 @@ def readmes() -> list[str]:
     return [text[start : start + 700] for text in texts for start in range(0, len(text), 700)][:1500]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", SAMPLES)
 def test_a_sentence_is_told_by_its_language(language: str) -> None:
     table = detect_languages(_table([SAMPLES[language]]), LanguageConfig())

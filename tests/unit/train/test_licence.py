@@ -111,6 +111,7 @@ TREES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(TREES, st.frozensets(st.sampled_from(NAMES)))
 def test_verdict_and_form_of_any_expression_agree_with_plain_logic(tree: object, allowed: frozenset[str]) -> None:
     def write(node: object) -> str:

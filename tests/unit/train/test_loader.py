@@ -18,6 +18,7 @@ from train.data.storage import HDF5Storage, TokenReader
 from train.data.token_sources import SourceSpec, TokenSources
 
 
+@pytest.mark.slow
 def test_each_pass_has_every_sequence_once_and_an_order_of_its_own(web: str) -> None:
     with load_numbered(web, reservoir_size=1, global_batch_size=10) as loader:
         passes = [take(loader, 5).ravel().tolist() for _ in range(3)]
@@ -191,6 +192,7 @@ def test_one_sequence_is_enough_and_a_reservoir_may_be_larger_than_the_data(tmp_
         assert next(loader).stats.epochs == {"web": 66}
 
 
+@pytest.mark.slow
 def test_no_thread_is_left_after_close_exception_or_garbage(web: str) -> None:
     loader = load_numbered(web, prefetch_batches=3)
     next(loader)

@@ -16,6 +16,7 @@ SEEDS = st.integers(0, 2**63 - 1)
 WEIGHTS = st.lists(st.floats(0.05, 20), min_size=1, max_size=6)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 3000), SEEDS, st.integers(1, 200))
 @settings(deadline=None, max_examples=150)
 def test_every_place_has_its_own_number(size: int, seed: int, run: int) -> None:

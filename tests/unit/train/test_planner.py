@@ -159,6 +159,7 @@ SPEED_ERRORS = {"Llama 3.1 8B, 128K, 8 GPUs": 0.55}
 """Stated in docs/planning.md: that run's ring of context parallel ranks hid none of its traffic."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", PUBLISHED, ids=lambda run: run.name)
 def test_speed_and_memory_of_published_runs_are_predicted_within_the_stated_error(run):
     assert abs(run.speed_error()) <= SPEED_ERRORS.get(run.name, 0.20)
@@ -265,6 +266,7 @@ def test_recomputation_trades_memory_for_time():
     assert found[0].tokens_per_s > found[1].tokens_per_s > found[2].tokens_per_s
 
 
+@pytest.mark.slow
 def test_a_trillion_parameters_on_1024_gpus_at_128k_have_a_plan_that_fits():
     planning = make_plans(_costs("1t", 131_072), PlanRequest(gpus=1024))
     best = planning.best
@@ -282,6 +284,7 @@ def test_a_trillion_parameters_on_1024_gpus_at_128k_have_a_plan_that_fits():
         assert one.estimate.tokens_per_step == 2**24
 
 
+@pytest.mark.slow
 def test_plans_of_one_engine_are_its_own_best():
     costs = _costs("1t", 131_072)
     found = make_plans(costs, PlanRequest(gpus=1024, engine="deepspeed"))

@@ -42,6 +42,7 @@ def test_what_is_not_finite_never_proceeds(losses: list[float], bad: float, is_n
     assert (after.losses, after.norms) == (state.losses, state.norms)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.02, 0.1, 0.3])
 def test_noise_around_a_falling_loss_is_no_anomaly(noise: float) -> None:
     kinds = [kind for seed in range(10) for kind in _feed(_curve(2000, seed=seed, noise=noise))]

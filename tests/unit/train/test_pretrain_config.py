@@ -216,6 +216,7 @@ def test_fp16_that_deepspeed_refuses_on_this_cpu_is_refused_before_the_start(
                 check_run(config)
 
 
+@pytest.mark.slow
 def test_the_planner_makes_the_plan_for_a_named_gpu(tmp_path: Path) -> None:
     config = _load(
         tmp_path,

@@ -129,6 +129,7 @@ def test_the_page_needs_nothing_from_outside() -> None:
     assert "prefers-color-scheme: dark" in html
 
 
+@pytest.mark.slow
 def test_a_run_of_100_000_steps_stays_below_2_megabytes(tmp_path: Path) -> None:
     events = [EventRecord(step=step, event="skip", detail="x" * 1000) for step in range(1, 100_000, 20)]
     samples = [SampleRecord(step=step, prompt="p", text="y" * 50_000) for step in range(100)]

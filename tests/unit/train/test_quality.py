@@ -50,6 +50,7 @@ def judge(text: str, config: QualityConfig) -> dict[str, float]:
     return reasons_of(score_table(table_of(text), config))[0]
 
 
+@pytest.mark.slow
 def test_prose_breaks_no_rule_and_has_a_good_score() -> None:
     table = score_table(table_of(PROSE), QualityConfig())
     assert reasons_of(table) == [{}]

@@ -213,6 +213,7 @@ def _cuts(draw: st.DrawFn) -> list[Rows]:
     return [list(rows[start:stop]) for start, stop in zip([0, *ends], [*ends, len(rows)], strict=True)]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     cuts=_cuts(),

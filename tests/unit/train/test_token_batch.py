@@ -48,6 +48,7 @@ def _by_hand(
     return row[:-1], labels, documents, positions
 
 
+@pytest.mark.slow
 @given(st.data(), st.integers(1, 300), st.booleans(), st.booleans())
 @settings(deadline=None, max_examples=200)
 def test_a_batch_is_what_a_loop_over_its_tokens_makes(

@@ -94,6 +94,7 @@ def _lack_bytes(data: dict[str, Any]) -> None:
         del data["model"]["vocab"][character]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["gpt2", "llama3", "qwen2", "digits"])
 def test_the_fastest_backend_that_knows_the_split_is_taken(folders: dict[str, Path], pattern: str) -> None:
     assert Encoder.open(folders[pattern]).kind == _kinds(pattern)[0]
@@ -277,6 +278,7 @@ def test_tiktoken_refuses_what_it_cannot_say_exactly(
     Encoder.open(folder).check(["any text is encoded all the same", "q" * 9])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["gpt2", "llama3", "qwen2", "digits"])
 @settings(max_examples=150, deadline=None)
 @given(text=st.one_of(texts_of_all_kinds, st.text("ab1 \n\t'.!,é中。", max_size=60)))

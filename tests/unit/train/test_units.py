@@ -288,6 +288,7 @@ CUT = {
 """Files that are cut, and the source that reads them."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*CUT, "lines"])
 def test_a_big_file_gives_the_same_documents_in_any_number_of_units(corpus: Path, name: str) -> None:
     fields = {"kind": "text", "document": "line"} if name == "lines" else CUT[name]
