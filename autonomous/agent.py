@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -179,7 +179,12 @@ class AutonomousLearningAgent:
             check()
             return text
 
-        return await running.knowledge.answer(question, generate=generate)
+        found = await running.knowledge.answer(question, generate=generate)
+        return (
+            replace(found, text=running.screen.screen_answer(found.text).text)
+            if found.answered_by == "model"
+            else found
+        )
 
     # -- learning
 
@@ -325,7 +330,7 @@ class AutonomousLearningAgent:
                 prompt = f"{context.text()}\n\nAnswer from the text above.\n{question}"
         text = running.engine.answer(prompt, adapter=adapter, max_tokens=max_tokens)
         check()
-        return AgentAnswer(text, name, episodes)
+        return AgentAnswer(running.screen.screen_answer(text).text, name, episodes)
 
     def _version(self, asked: str) -> tuple[str, AdapterRef | None]:
         """Who answers. Raises UnknownVersion, VersionPutAway, VersionNotFixed."""

@@ -26,6 +26,7 @@ from autonomous.ports import AgentParts
 from autonomous.retraining import Job, RetrainingScheduler
 from autonomous.safety.latch import Latch
 from autonomous.safety.monitor import SafetyMonitor
+from autonomous.safety.screen import SafetyScreen
 from autonomous.sentinel import load_secret
 from autonomous.sources.cursors import CursorStore
 from autonomous.sources.reading import ReadingThread
@@ -74,6 +75,7 @@ class AgentHome:
             two_people=config.needs_two_people,
             second_person_within_s=config.safety.second_person_within_s,
         )
+        self.screen = SafetyScreen(config.safety_level)
         self.engine = LocalEngine(base_folder, config=config.learning)
         self._permits = Permits(self.latch, ending=ending)
         secret = load_secret(home / "safety" / "evaluation-secret")

@@ -9,6 +9,7 @@ import torch
 
 from autonomous.agent import AutonomousLearningAgent, VersionNotFixed
 from autonomous.home_lock import HomeInUse
+from autonomous.local_engine import LocalEngine
 from autonomous.safety.latch import LearningStopped
 from autonomous.tools.config import KnowledgeConfig
 from autonomous.versions.states import State
@@ -81,6 +82,12 @@ async def test_what_a_rolled_back_version_learned_is_not_recalled_until_it_is_re
             await asyncio.sleep(0.05)
     status = agent.status()
     assert (status["memory"]["num_learnable"], status["pending_episodes"]) == (0, 0)
+
+
+async def test_what_leaves_is_screened(agent: AutonomousLearningAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LocalEngine, "answer", lambda *_, **__: "Write to ada.lovelace@example.com.")
+    answers = [await agent.ask("Whom?", retrieval=False), await agent.answer("Who keeps the gate?")]
+    assert all("ada.lovelace" not in answer.text and answer.text.startswith("Write to") for answer in answers)
 
 
 @pytest.mark.slow
