@@ -24,7 +24,7 @@ $(STAMP): requirements/cpu.txt requirements/gpu.txt requirements/dev.txt pyproje
 demo: setup  ## the guided run; SOURCE=folder takes other documents, ONCE=1 ends the system afterwards
 	$(VENV)/bin/autonomous demo $(DEMO_FLAGS)
 
-check: setup  ## formatting, types, layers, unit tests: under 3 minutes
+check: setup  ## formatting, types, layers, quick unit tests: under 3 minutes
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

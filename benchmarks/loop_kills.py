@@ -30,7 +30,7 @@ from cluster.client_errors import ClientError
 from cluster.processes import find_processes
 
 OVERRIDES: dict[str, Any] = {
-    "agent.learning.max_steps": 3, "agent.learning.max_batch_episodes": 4, "agent.learning.max_batch_items": 12,
+    "agent.learning.max_steps": 3, "agent.learning.max_batch_episodes": 4, "agent.learning.max_batch_items": 36,
     "agent.gates.min_recall": 0.0, "agent.gates.min_gain_nats": 0.0, "agent.gates.max_forgetting": 10.0,
     "agent.gates.max_control_ratio": 3.0,
 }  # fmt: skip
