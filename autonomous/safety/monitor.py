@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from autonomous.people import is_machine
 from autonomous.safety.latch import Latch, LatchChanged, Permit
 from autonomous.safety.latch_file import MAX_TEXT
 from autonomous.safety.latch_state import LatchState, Scope
-from autonomous.safety.processes import Killed, kill_registered
+from autonomous.safety.processes import Killed, Records, kill_registered, registered
 from autonomous.safety.reset_request import ResetRequests
 from autonomous.safety.rules import (
     ActionSeen,
@@ -96,12 +97,15 @@ class SafetyMonitor:
         killed: list[Killed] = []
 
         def change(*, reason: str, by: str) -> LatchState:
-            held = scope
+            held, folder = scope, self._latch.path.parent
+            known: Records = {}
+            with suppress(OSError):
+                known = registered(folder)
             try:
                 state = self._latch.kill(reason=reason, by=by, scope=scope)
                 held = state.scope
             finally:
-                killed.extend(kill_registered(self._latch.path.parent, held))
+                killed.extend(kill_registered(folder, held, known=known))
             return state
 
         def found() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import psutil
 
@@ -49,6 +50,10 @@ class Registered:
     def name(self) -> str:
         """Of the record: no other process has it."""
         return f"{self.boot[:8]}-{self.pid}-{self.start}"
+
+
+Records: TypeAlias = dict[Path, Registered | None]
+"""By their files; None for one that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +96,9 @@ def _write(safety_folder: Path, record: Registered) -> Path:
     return path
 
 
-def registered(safety_folder: Path) -> dict[Path, Registered | None]:
+def registered(safety_folder: Path) -> Records:
     """The records of processes that live, or may live elsewhere; None for one that cannot be read. Those of dead ones go."""
-    found: dict[Path, Registered | None] = {}
+    found: Records = {}
     for path in sorted((safety_folder / FOLDER).glob("*.json")):
         try:
             record = _read(path)
@@ -116,9 +121,16 @@ def forget_all(safety_folder: Path) -> None:
         forget(path)
 
 
-def kill_registered(safety_folder: Path, scope: Scope, *, timeout_s: float = KILL_TIMEOUT_S) -> list[Killed]:
+def kill_registered(
+    safety_folder: Path,
+    scope: Scope,
+    *,
+    known: Records | None = None,
+    timeout_s: float = KILL_TIMEOUT_S,
+) -> list[Killed]:
     """SIGKILL the processes of a scope on this machine, with all that they started, and look whether they are gone.
 
+    `known` are the records of before, so that what others kill at the same time, as a watchdog does, is told of as well.
     Those of other machines are waited for: their own watchdogs kill them. Of what cannot be read, reached or seen it is said
     that nobody knows. Never raises for what is wrong with a record or a process: the others are killed all the same.
     """
@@ -126,7 +138,7 @@ def kill_registered(safety_folder: Path, scope: Scope, *, timeout_s: float = KIL
     doomed: dict[int, tuple[str, str]] = {}  # pid -> (start, role)
     elsewhere: dict[Path, Registered] = {}
     rows: list[Killed] = []
-    for path, record in registered(safety_folder).items():
+    for path, record in {**(known or {}), **registered(safety_folder)}.items():
         if record is None:
             rows.append(Killed(0, path.stem, False, 0.0, "its record cannot be read: look with ps"))
         elif SCOPES.index(record.within) > SCOPES.index(scope):
@@ -134,7 +146,10 @@ def kill_registered(safety_folder: Path, scope: Scope, *, timeout_s: float = KIL
         elif record.place != place():
             elsewhere[path] = record
         else:
-            doomed |= _kill_tree(record)
+            tree = _kill_tree(record)
+            if record.pid != os.getpid():
+                tree.setdefault(record.pid, (record.start, record.role))  # it is gone already
+            doomed |= tree
     rows += _watch(doomed, elsewhere, start=start, timeout_s=timeout_s)
     registered(safety_folder)  # the records of what is gone go
     return rows

@@ -6,15 +6,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from autonomous.safety import heartbeat
 from autonomous.safety.heartbeat import Heartbeat
 from autonomous.safety.latch import Latch, LearningStopped
+from autonomous.safety.latch_state import LatchState
+from autonomous.safety.monitor import SafetyMonitor
 from autonomous.safety.watchdog import REPORT, Watchdog, last_kill
 from cluster.processes import is_alive
 from tests.safety_processes import ROOT, Start, starting
+from tests.tiny_learning import LENIENT_RULES
 from tests.waiting import until
 
 
@@ -52,6 +56,27 @@ def test_a_kill_is_carried_out_and_it_is_written_down_that_all_are_gone(safety: 
     assert (report["epoch"], report["scope"], report["by"]) == (latch.state().epoch, "learner", "ada")
     assert {one["pid"]: one["is_gone"] for one in report["processes"]} == dict.fromkeys(pids, True)
     assert not any(is_alive(pid) for pid in pids)
+
+
+def test_a_kill_tells_of_what_the_watchdog_was_quicker_to_kill(
+    safety: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latch, watchdog, rows = Latch.open(safety / "latch"), Watchdog(safety), []
+    monitor = SafetyMonitor(latch, audit=lambda **row: rows.append(row), rules=LENIENT_RULES, level="high")
+    pids, kill = start("learner", "learner"), latch.kill
+
+    def kill_and_look(**told: Any) -> LatchState:
+        state = kill(**told)
+        watchdog.look()
+        return state
+
+    monkeypatch.setattr(latch, "kill", kill_and_look)
+    answer = monitor.kill(reason="odd", by="ada", scope="learner")
+    assert not any(is_alive(pid) for pid in pids)
+    assert [(one["role"], one["is_gone"]) for one in answer["processes"]] == [("learner", True)]
+    assert {one["pid"] for one in answer["processes"]} <= set(pids)
+    assert answer["is_complete"]
+    assert rows[-1]["evidence"]["processes"] == answer["processes"]
 
 
 def test_a_stop_kills_nothing_and_each_kill_is_carried_out_once(safety: Path, start: Start) -> None:
