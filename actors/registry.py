@@ -88,7 +88,8 @@ def ensure_all(
 ) -> dict[str, int]:
     """Create, adopt or replace every actor, and wait until all answer. Returns pids by name.
 
-    Raises StoreProblem for a database server that does not answer, or another number of shards than before.
+    Raises StoreProblem for a store that an actor cannot open, a database server that does not answer, or another number of
+    shards than before.
     """
     latch = home / "safety" / "latch"
     without_sources = agent.model_copy(update={"sources": ()})  # those of the stream actor alone
@@ -148,11 +149,22 @@ def ensure_all(
     check_num_shards(home / "memory", num_shards=memory.num_shards)
     check_server(memory.database)
     handles = {name: ensure_actor(name, spec, arguments[name]) for name, spec in specs.items()}
-    identities: list[ActorIdentity] = ray.get(
-        [handle.identity.remote() for handle in handles.values()], timeout=CREATE_TIMEOUT_S
-    )
+    try:
+        identities: list[ActorIdentity] = ray.get(
+            [handle.identity.remote() for handle in handles.values()], timeout=CREATE_TIMEOUT_S
+        )
+    except RayActorError as error:
+        if problem := told_store_problem(str(error)):
+            raise StoreProblem(problem) from error
+        raise
     note_num_shards(home / "memory", num_shards=memory.num_shards)
     return {identity.name: identity.pid for identity in identities}
+
+
+def told_store_problem(text: str) -> str:
+    """What Ray's text of an actor that could not begin says of a store, without the trace; empty if it says nothing of one."""
+    _, is_there, told = text.rpartition(f"{StoreProblem.__module__}.{StoreProblem.__name__}: ")
+    return told.splitlines()[0] if is_there else ""
 
 
 def shard_specs(num_shards: int) -> dict[str, ActorSpec]:

@@ -279,7 +279,7 @@ def _deploy_from_here(
 def deploy(config: SystemConfig, *, model_folder: Path, http_port: int, clock: StageClock) -> dict[str, int]:
     """Create or adopt the actors and the Serve application on the connected cluster; wait until all answer.
 
-    Returns the pids of the actors by name. Raises BringUpError if the memory cannot be opened.
+    Returns the pids of the actors by name. Raises BringUpError if a store cannot be opened.
     """
     from actors.registry import ensure_all, prepare_home
     from memory.store import StoreProblem
@@ -297,7 +297,7 @@ def deploy(config: SystemConfig, *, model_folder: Path, http_port: int, clock: S
                 memory=config.memory,
             )
         except StoreProblem as error:
-            raise BringUpError(f"the memory cannot be opened: {error}") from error
+            raise BringUpError(f"a store cannot be opened: {error}") from error
     with clock("serve and engine"):
         deploy_application(
             config.http,

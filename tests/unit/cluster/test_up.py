@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from actors.registry import note_num_shards
+from actors.registry import note_num_shards, told_store_problem
 from autonomous.home_lock import own_home
 from autonomous.safety.processes import register, registered
 from cluster.config import SystemConfig, load_config
@@ -70,6 +70,15 @@ def test_a_memory_that_cannot_be_opened_is_told_before_an_actor_is_created(tmp_p
     note_num_shards(tmp_path / "home" / "memory", num_shards=2)
     with pytest.raises(BringUpError, match=r"memory.num_shards = 3.*were written with 2: set it back"):
         deployed(num_shards=3)
+
+
+def test_a_store_that_an_actor_cannot_open_is_told_without_the_trace() -> None:
+    told = (
+        'The actor died because of an error raised in its creation task\n  File "store.py", line 128\n'
+        "memory.store.StoreProblem: database ledger.sqlite has schema version 1, this program needs 2.\n"
+    )
+    assert told_store_problem(told) == "database ledger.sqlite has schema version 1, this program needs 2."
+    assert told_store_problem("The actor died: out of memory") == ""
 
 
 def test_the_home_of_a_live_one_process_agent_is_refused_and_its_processes_stay_registered(tmp_path: Path) -> None:
