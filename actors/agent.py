@@ -149,7 +149,7 @@ class AgentShell(Shell):
     @ray.method(concurrency_group="learn")
     def learn_next(self) -> dict[str, Any]:
         """What the next cycle would learn, and the questions it would be judged by."""
-        batch = self._agent.next_batch()
+        batch = self._agent.curriculum.next_batch()
         return {
             "num_pending": len(batch.episodes),
             "episodes": [

@@ -31,8 +31,8 @@ SEMANTIC_TIMEOUT_S = 60.0
 """A semantic actor that was killed is back when it has read its facts."""
 LEARNER_TIMEOUT_S = 60.0
 """A learner that was killed is back, without its model, after some seconds."""
-
 COUNT_TIMEOUT_S = 2.0
+"""Whoever counts what waits shows it, and looks again soon."""
 
 
 class RayMemory:

@@ -132,7 +132,7 @@ class AutonomousLearningAgent:
 
     async def next_batch(self) -> Batch:
         """What the next cycle would learn. What the data gate holds back is in `held` afterwards."""
-        return await asyncio.to_thread(self._running.loop.next_batch)
+        return await asyncio.to_thread(self._running.loop.curriculum.next_batch)
 
     def held(self, *, limit: int = 100) -> list[Hold]:
         """Passages that wait for a person, newest first, with what was found."""

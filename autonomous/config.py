@@ -281,6 +281,15 @@ class AutonomousConfig(BaseModel):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _a_batch_has_room_for_its_sources(self) -> "AutonomousConfig":
+        if self.data.min_sources > self.learning.max_batch_episodes:
+            raise ValueError(
+                f"data.min_sources = {self.data.min_sources} is more than learning.max_batch_episodes = "
+                f"{self.learning.max_batch_episodes}, so no batch would ever do: raise the second, or lower the first"
+            )
+        return self
+
     def all_schedules(self) -> SchedulesConfig:
         """The schedules with that of `learning.interval_s` among them."""
         return self.schedules.with_learning_every(self.learning.interval_s)

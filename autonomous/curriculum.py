@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 
 from autonomous.config import LearningConfig
-from autonomous.data_gate import DataGateConfig, DataReport, decide_batch
+from autonomous.data_gate import DataGateConfig, DataReport, decide_batch, find_generated
 from autonomous.data_report import BatchInspector
 from autonomous.filling import Filling, Room, fill
 from autonomous.holds import Hold
@@ -98,7 +98,7 @@ class Curriculum:
         chosen = choice.filling.chosen
         report, _ = self._inspector.inspect(chosen, choice.evidence, learned=learned, conflicts=choice.conflicts)
         report = report.with_released(choice.released)
-        if late := decide_batch(report, self._data).undecided:
+        if late := {**decide_batch(report, self._data).undecided, **find_generated(chosen, self._data)}:
             chosen, report = (), DataReport()
         return Batch(
             episodes=chosen,

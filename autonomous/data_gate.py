@@ -192,12 +192,13 @@ def find_unknown(one: EpisodeReport) -> str:
     return ""
 
 
-def find_generated(episodes: Sequence[Episode], config: DataGateConfig) -> str:
-    """Why a whole batch waits because the system wrote too much of it itself; empty if it does not."""
+def find_generated(episodes: Sequence[Episode], config: DataGateConfig) -> dict[str, str]:
+    """Why each passage of a whole batch waits because the system wrote too many of them itself; empty if it did not."""
     num_own = sum(episode.metadata.get(ORIGIN) == GENERATED_ORIGIN for episode in episodes)
     if num_own <= config.max_generated_share * len(episodes):
-        return ""
-    return (
+        return {}
+    reason = (
         f"{num_own} of {len(episodes)} passages were written by the system itself, and data.max_generated_share = "
         f"{config.max_generated_share:g}: wait for documents of others"
     )
+    return {episode.id: reason for episode in episodes}

@@ -19,7 +19,7 @@ from autonomous.safety.screen import Level
 from autonomous.safety.statements import statements_of
 from autonomous.suite import EVALUATION_SUITES, asked_texts, load_suite
 from autonomous.versions.audit import sha256_of
-from memory.facts import extract_facts
+from memory.facts import facts_of
 from memory.types import Episode
 from train.data.decontaminate import Contamination, DecontaminationConfig, count_matches
 from train.data.minhash import MinHashConfig, shingles_of
@@ -91,10 +91,7 @@ def _duplicates(
 
     Others are the passages before it, and learned ones that state the same facts; None where there is no other.
     """
-    facts = {
-        episode.id: {fact.id for fact in extract_facts(episode.text, title=episode.title, episode_id=episode.id)}
-        for episode in episodes
-    }
+    facts = {episode.id: {fact.id for fact in facts_of(episode)} for episode in episodes}
     known: dict[str, tuple[set[str], str]] = {}
     for belief in evidence.beliefs:
         for saying in belief.sayings:

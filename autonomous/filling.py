@@ -1,7 +1,8 @@
 """Filling: passages that may be learned flow in, freshest first; which of them a batch takes flows out. Pure.
 
 Passages that state facts come first, for a verdict needs questions; others take the room that is left. A passage counts as
-learned afterwards, so each is taught whole: none is taken that does not fit, but the first, however much it states.
+learned afterwards, so each is taught whole: none is taken that does not fit, but the first of each source that is needed,
+however much it states.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from memory.types import Episode
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a batch takes at most, in passages and in learning items, and its least sources."""
+    """What a batch takes at most, in passages and in learning items, and its least sources, no more than passages."""
 
     num_episodes: int
     num_items: int
@@ -50,7 +51,7 @@ def fill(offered: Sequence[Episode], room: Room) -> Filling:
     for episode in stating:  # one of each source, until there are enough
         if len(_sources(chosen)) == room.num_sources:
             break
-        if episode.source_id not in _sources(chosen) and _fits(chosen, episode, room):
+        if episode.source_id not in _sources(chosen):
             chosen.append(episode)
     has_room = True
     for episode in stating:

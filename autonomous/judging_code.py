@@ -33,6 +33,7 @@ JUDGING = (
     "autonomous/versions/gate*.py",
     "autonomous/versions/report.py",
     "memory/facts.py",
+    "memory/grammar.py",
     "memory/questions.py",
     "train/adapt/choices.py",
     "train/adapt/scoring.py",

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from memory.facts import extract_facts
+from memory.facts import facts_of
 from memory.questions import echo_of, paraphrase_of, question_of
 from memory.types import Episode, Fact
 from train.continual.items import LearningItem
@@ -94,19 +94,18 @@ def key_of(fact: Fact) -> str:
 
 def states_facts(episode: Episode) -> bool:
     """Whether there is something to ask about a passage."""
-    return bool(_facts_of(episode))
+    return bool(taught_facts(episode))
 
 
-def _facts_of(episode: Episode) -> list[tuple[Fact, str]]:
-    """The facts that are taught, each with its key."""
-    facts = extract_facts(episode.text, title=episode.title, episode_id=episode.id)
-    keyed = ((fact, key_of(fact)) for fact in facts)
+def taught_facts(episode: Episode) -> list[tuple[Fact, str]]:
+    """The facts of a passage that are taught and asked, each with its key."""
+    keyed = ((fact, key_of(fact)) for fact in facts_of(episode))
     return [(fact, key) for fact, key in keyed if len(key) >= MIN_KEY_CHARS]
 
 
 def _teach(episode: Episode, *, seen: set[str]) -> Iterator[tuple[LearningItem, Question | None]]:
     """The items of one episode; the first item of a fact carries its question. `seen` holds questions asked already."""
-    facts = _facts_of(episode)
+    facts = taught_facts(episode)
     for fact, key in facts:
         question = question_of(fact)
         if question.casefold() in seen:

@@ -22,9 +22,7 @@ from autonomous.candidates import BY, TRAINING_FILE, CandidateTrainer
 from autonomous.config import AutonomousConfig
 from autonomous.curriculum import UNDECIDED_STATES, Batch, Curriculum
 from autonomous.cycle_watch import CycleWatch
-from autonomous.data_gate import DataReport, find_generated
 from autonomous.judge import Judge
-from autonomous.lessons import Lessons
 from autonomous.people import is_machine
 from autonomous.ports import AgentParts
 from autonomous.reconciler import Reconciler
@@ -149,14 +147,6 @@ class LearningLoop:
 
     # -- learning
 
-    def next_batch(self) -> Batch:
-        """What the next cycle would learn, whoever asks for it: what the system wrote itself only beside what others wrote."""
-        batch = self.curriculum.next_batch()
-        if not (reason := find_generated(batch.episodes, self._config.data)):
-            return batch
-        undecided = {**batch.undecided, **dict.fromkeys((episode.id for episode in batch.episodes), reason)}
-        return Batch((), Lessons([], []), 0, DataReport(), undecided)
-
     def start_cycle(self, *, by: str = BY) -> str:
         """Begin one cycle in a thread of its own; returns the run id. `by` asked for it.
 
@@ -186,7 +176,7 @@ class LearningLoop:
                 record = undecided[-1]
                 attempt = self._watch.begin(trains=False, guard=permit.check)
                 return self._start(record.run_id or record.name, attempt, self._resume, record, permit)
-            batch = self.next_batch()
+            batch = self.curriculum.next_batch()
             if len(batch.lessons.questions) < MIN_PAIRS:
                 if batch.undecided and not batch.episodes:
                     raise NothingToLearn(f"the batch is undecided: {next(iter(batch.undecided.values()))}")

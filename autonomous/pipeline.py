@@ -17,13 +17,12 @@ from autonomous.feedback import SOURCE, Correction, FeedbackStore, Votes
 from autonomous.feedback_config import FeedbackConfig
 from autonomous.gaps import Embed, GapDetector, Judged, is_refusal
 from autonomous.holds import HoldState
-from autonomous.lessons import answer_hits, key_of
+from autonomous.lessons import answer_hits, states_facts, taught_facts
 from autonomous.requests import RequestLog
 from autonomous.tasks import Asked, DataSearched, Learned, LearningTask, LearningTasks, TaskState
-from memory.facts import extract_facts
 from memory.questions import question_of
 from memory.store import no_guard
-from memory.types import Episode, Fact, Guard, RecallHit, Trust
+from memory.types import Episode, Guard, RecallHit, Trust
 
 FEEDBACK_ORIGIN, DOCUMENT_ORIGIN = "feedback", "document"
 """Who wrote a passage, beside GENERATED_ORIGIN: users as a correction, or whoever else; the latter where nothing is said."""
@@ -261,7 +260,7 @@ class TrainingPipelineIntegration:
         note = "" if chosen else WAITS if is_waiting else ALL_LEARNED if ids else NO_DATA
         if self.tasks.note(task.gap_id, DataSearched(chosen, note), guard=guard) is None:
             return ()
-        if first := [key for key in chosen if key not in learned and facts_of(found[key])]:
+        if first := [key for key in chosen if key not in learned and states_facts(found[key])]:
             guard()
             digest = hashlib.sha256("".join(first).encode()).hexdigest()[:12]
             self._memory.raise_salience(f"gap-{task.gap_id}-{digest}", dict.fromkeys(first, config.task_salience))
@@ -282,18 +281,13 @@ class TrainingPipelineIntegration:
 
     def _keys_of(self, task: LearningTask, questions: Sequence[str]) -> dict[str, str]:
         """What the answer to each question must hold: the key of the fact in the task's data that it asks for."""
-        facts = [fact for episode in self._memory.get(task.episodes) for fact in facts_of(episode)]
+        facts = [fact for episode in self._memory.get(task.episodes) for fact in taught_facts(episode)]
         if not facts:
             return {}
         asked_QD = self._embed(list(questions))
-        known_FD = self._embed([question_of(fact) for fact in facts])
+        known_FD = self._embed([question_of(fact) for fact, _ in facts])
         nearest = (asked_QD @ known_FD.T).argmax(axis=1).tolist()
-        return {question: key_of(facts[place]) for question, place in zip(questions, nearest, strict=True)}
-
-
-def facts_of(episode: Episode) -> list[Fact]:
-    """What a passage states that can be asked."""
-    return extract_facts(episode.text, title=episode.title, episode_id=episode.id)
+        return {question: facts[place][1] for question, place in zip(questions, nearest, strict=True)}
 
 
 def is_answered(text: str, *, key: str) -> bool:

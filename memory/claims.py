@@ -5,7 +5,7 @@ By the same sentence patterns (facts.py): a denial is a fact once "no longer" is
 
 import re
 
-from memory.facts import extract_facts
+from memory.facts import extract_facts, facts_of
 from memory.types import Claim, Episode, Fact
 
 _DENIAL = re.compile(r"(?<=\bis)\s+no longer\s|(?<=\bare)\s+no longer\s|\s+no longer(?=\s+[a-z]+s\b)")
@@ -18,7 +18,7 @@ _ONE_AT_A_TIME = {
 
 def claims_of(episode: Episode) -> list[Claim]:
     """What one episode says, and what it says is no longer so."""
-    told = extract_facts(episode.text, title=episode.title, episode_id=episode.id)
+    told = facts_of(episode)
     said = {fact.id for fact in told}
     ended: list[Fact] = []
     if _DENIAL.search(episode.text):

@@ -24,7 +24,7 @@ from memory.grammar import (
     words_of,
 )
 from memory.passages import split_sentences
-from memory.types import Fact
+from memory.types import Episode, Fact
 
 MAX_SUBJECT_WORDS = 8
 MAX_OBJECT_WORDS = 25
@@ -112,6 +112,11 @@ _MARKUP = [
     (re.compile(r"``?([^`]+)``?_*"), r"\1"),
     (re.compile(r"(?<!\w)(\*\*|__|\*)(\S(?:[^*\n]*?\S)?)\1(?!\w)"), r"\2"),
 ]
+
+
+def facts_of(episode: Episode) -> list[Fact]:
+    """The facts that an episode states."""
+    return extract_facts(episode.text, title=episode.title, episode_id=episode.id)
 
 
 def extract_facts(text: str, *, title: str, episode_id: str) -> list[Fact]:

@@ -146,10 +146,7 @@ def kill_registered(
         elif record.place != place():
             elsewhere[path] = record
         else:
-            tree = _kill_tree(record)
-            if record.pid != os.getpid():
-                tree.setdefault(record.pid, (record.start, record.role))  # it is gone already
-            doomed |= tree
+            doomed |= _kill_tree(record) if _lives(record) else {record.pid: (record.start, record.role)}
     rows += _watch(doomed, elsewhere, start=start, timeout_s=timeout_s)
     registered(safety_folder)  # the records of what is gone go
     return rows

@@ -24,7 +24,7 @@ from autonomous.safety.slots import (
     stem_of,
 )
 from memory.claims import is_functional
-from memory.facts import extract_facts, fact_of
+from memory.facts import extract_facts, fact_of, facts_of
 from memory.passages import split_sentences
 from memory.types import Episode, Fact
 from memory.words import concept_key
@@ -158,8 +158,7 @@ class Statement:
 
 def statements_of(episode: Episode) -> list[Statement]:
     """What a passage states, and what it denies, each once."""
-    told = extract_facts(episode.text, title=episode.title, episode_id=episode.id)
-    found = [statement_of(fact) for fact in told]
+    found = [statement_of(fact) for fact in facts_of(episode)]
     for sentence in sentences_of(episode):
         found.extend(_restated(sentence, title=episode.title, episode_id=episode.id))
     return list({(one.fact.id, one.is_denial): one for one in reversed(found)}.values())[::-1]

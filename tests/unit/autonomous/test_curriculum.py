@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from autonomous.config import LearningConfig
+from autonomous.config import AutonomousConfig, LearningConfig
 from autonomous.curriculum import Curriculum
 from autonomous.data_gate import DataGateConfig
 from autonomous.holds import Hold, HoldRegister
@@ -200,3 +200,16 @@ def test_batch_of_too_few_sources_is_empty_and_says_why(stores: Stores) -> None:
     assert (batch.episodes, batch.lessons.items) == ((), [])
     assert all("data.min_sources = 2" in reason for reason in batch.undecided.values())
     assert len(batch.undecided) == len(TRUTHS)
+
+
+def test_more_sources_than_a_batch_has_passages_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"data.min_sources = 17 is more than learning.max_batch_episodes = 16"):
+        AutonomousConfig(data=DataGateConfig(min_sources=17))
+
+
+def test_a_dense_passage_on_top_keeps_no_batch_of_two_sources_waiting(stores: Stores) -> None:
+    told = " ".join(f"The access code of the Bodoni {number} archive is KX-{number}." for number in range(10))
+    stores.add(make_episode(told, document="dense", source_id="mine"))
+    batch = stores.curriculum(DataGateConfig(min_sources=2), max_batch_items=18).next_batch()
+    assert [one.source_id for one in batch.episodes] == ["mine", "handbook"]
+    assert batch.undecided == {}

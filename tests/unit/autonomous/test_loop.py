@@ -263,7 +263,7 @@ def test_what_the_system_wrote_itself_is_learned_only_beside_what_others_wrote(t
     for by in ("agent:schedule", "agent:api", "Ada"):
         with pytest.raises(NothingToLearn, match=f"undecided: {reason}"):
             world.agent.start_cycle(by=by)
-    batch = world.agent.next_batch()
+    batch = world.agent.curriculum.next_batch()
     assert (batch.episodes, batch.lessons.items) == ((), [])
     assert all(told.startswith(reason) for told in batch.undecided.values())
     assert batch.undecided.keys() == {episode.id for episode in world.memory.episodes}
@@ -335,7 +335,7 @@ def test_what_a_version_learned_too_little_of_is_learned_once_more_from_another_
     assert {gate.name for gate in first.gates if gate.verdict != "pass"} == {RECALL}
     assert first.version is not None
     taken = set(ledger.episodes_of(first.version))
-    assert {episode.id for episode in world.agent.next_batch().episodes} == taken
+    assert {episode.id for episode in world.agent.curriculum.next_batch().episodes} == taken
     second = world.learn()
     assert second.version not in (None, first.version)
     manifest = ledger.get(str(second.version)).manifest

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -95,6 +96,18 @@ def test_a_process_that_was_given_the_pid_of_a_registered_one_is_left_alone(tmp_
     assert kill_registered(tmp_path, "all") == []
     assert all(is_alive(pid) for pid in pids)
     assert not path.exists()
+
+
+def test_a_record_of_before_whose_pid_another_process_has_by_now_is_told_as_gone(tmp_path: Path, start: Start) -> None:
+    pids = start("learner", "learner")
+    path = _record(tmp_path)
+    record = registered(tmp_path)[path]
+    assert record is not None
+    path.unlink()
+    known = {path: replace(record, start=str(int(record.start) - 6000))}
+    (row,) = kill_registered(tmp_path, "all", known=known)
+    assert (row.pid, row.is_gone) == (pids[0], True)
+    assert all(is_alive(pid) for pid in pids)
 
 
 def test_a_clock_that_is_put_forward_hides_nothing(
