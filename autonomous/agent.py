@@ -31,7 +31,7 @@ from autonomous.home_lock import own_home
 from autonomous.ingest import IngestConfig
 from autonomous.knowledge import KnowledgeIntegration
 from autonomous.people import BY_API
-from autonomous.runs import CycleStatus
+from autonomous.runs import ENDED, CycleStatus
 from autonomous.safety.latch import LearningStopped
 from autonomous.safety.latch_state import Scope
 from autonomous.tools.plan import STOPS, KnowledgeAnswer, Message
@@ -191,7 +191,7 @@ class AutonomousLearningAgent:
     async def learn(self, *, by: str = BY_API) -> CycleStatus:
         """Learn the next batch and wait for its end. `by` asks for it. Raises what LearningLoop.start_cycle raises."""
         run_id = await asyncio.to_thread(self._running.loop.start_cycle, by=by)
-        while (status := self.learn_status(run_id)) is not None and status.phase not in ("done", "failed"):
+        while (status := self.learn_status(run_id)) is not None and status.phase not in ENDED:
             await asyncio.sleep(POLL_S)
         assert status is not None, "a run that was started is known"
         return status

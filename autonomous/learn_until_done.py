@@ -13,14 +13,12 @@ from autonomous.budget import BudgetExceeded, ClockWentBack
 from autonomous.loop import AlreadyLearning, NothingToLearn, RolloutUnderWay
 from autonomous.people import is_machine
 from autonomous.retraining import Job, Outcome
-from autonomous.runs import CycleStatus
+from autonomous.runs import ENDED, CycleStatus
 from autonomous.versions.ledger import PromotionsFrozen
 from autonomous.versions.states import State
 
 POLL_S = 0.5
 BY_SCHEDULE = "agent:schedule"
-ENDED = ("done", "failed")
-"""Phases of a cycle that is over."""
 
 
 class Cycles(Protocol):

@@ -40,6 +40,8 @@ from train.adapt.reference import AdapterRef
 
 logger = logging.getLogger(__name__)
 
+UNCLOSED = "its end could not be written down: the agent's log says why, and the next start of the agent closes it"
+
 
 class AlreadyLearning(RuntimeError):
     """One batch is learned at a time."""
@@ -78,7 +80,7 @@ class LearningLoop:
         self._watch = watch
         self._folder = versions_folder
         self._clock = clock
-        self._busy = threading.Lock()
+        self._turn = threading.Lock()  # of whoever begins a run or approves, for moments
         self._thread: threading.Thread | None = None
         self._base = base
         self._board = RunBoard(clock=clock)
@@ -156,9 +158,9 @@ class LearningLoop:
         permit = self._latch.permit("learning", within="learner")
         if not self._config.enable_online_learning:
             raise NothingToLearn("agent.enable_online_learning is false; set it to true to learn from the stream")
-        if not self._busy.acquire(blocking=False):
-            raise AlreadyLearning(f"run {self._board.last} is under way; wait for it: GET /v1/learn/{self._board.last}")
-        try:
+        with self._turn:
+            if run_id := self._board.under_way:
+                raise AlreadyLearning(f"run {run_id} is under way; wait for it: GET /v1/learn/{run_id}")
             self._watch.look_before_cycle()
             self._close_stale(permit)
             self.ledger.check_promotions()  # what is learned could not serve
@@ -193,15 +195,17 @@ class LearningLoop:
                 self._watch.end(attempt, seconds=0, num_tokens=0)
                 raise
             return self._start(run_id, attempt, self._learn_batch, parent, batch, permit)
-        except BaseException:
-            self._busy.release()
-            raise
 
     def _start(self, run_id: str, attempt: str, work: Callable[..., None], *arguments: Any) -> str:
-        self._board.begin(run_id)
         arguments = (run_id, attempt, work, *arguments)
-        self._thread = threading.Thread(target=self._cycle, args=arguments, name=run_id, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._cycle, args=arguments, name=run_id, daemon=True)
+        self._board.begin(run_id)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._board.update(run_id, phase="failed", error=str(error))
+            raise
+        self._thread = thread
         return run_id
 
     def close(self) -> None:
@@ -210,22 +214,37 @@ class LearningLoop:
             self._thread.join()
 
     def _cycle(self, run_id: str, attempt: str, work: Callable[..., None], *arguments: Any) -> None:
-        """Run one cycle to its end, whatever it is, settle what it used up, and make room for the next."""
+        """Run one cycle to its end, whatever it is, settle what it used up, and say that it has ended.
+
+        That comes last: whoever reads it may begin the next run, or approve.
+        """
         start = self._clock()
+        ended: dict[str, Any] = {"phase": "failed", "error": UNCLOSED}
         try:
-            self._parts.evaluator.warm_up()
-            work(run_id, *arguments)
-        except LearningStopped as error:
-            self._close_failed(run_id, f"stopped: {error}")
-        except Exception as error:  # a cycle's failure is its result; the agent goes on
-            logger.exception("learning run %s failed", run_id)
-            self._close_failed(run_id, f"{type(error).__name__}: {error}")
+            ended = self._work(run_id, work, *arguments)
         finally:
             self._board.time(run_id, "total_s", start)
             num_tokens = self._board[run_id].training.get(NUM_TOKENS, 0) if work == self._learn_batch else 0
             with suppress(Exception):  # what was reserved expires by itself
                 self._watch.end(attempt, seconds=self._clock() - start, num_tokens=num_tokens)
-            self._busy.release()
+            self._board.update(run_id, **ended)
+
+    def _work(self, run_id: str, work: Callable[..., None], *arguments: Any) -> dict[str, Any]:
+        """Returns how it ended, as what changes in the run's status. What is half done is closed."""
+        error: str | None = None
+        try:
+            self._parts.evaluator.warm_up()
+            work(run_id, *arguments)
+        except LearningStopped as stopped:
+            error = f"stopped: {stopped}"
+        except Exception as failure:  # a cycle's failure is its result; the agent goes on
+            logger.exception("learning run %s failed", run_id)
+            error = f"{type(failure).__name__}: {failure}"
+        record = self.ledger.get(run_id)
+        if error is not None and record.state in (State.DRAFT, State.TRAINING):
+            self.ledger.transition(run_id, expected=record.state, to=State.FAILED, by=BY, reason=error)
+            record = self.ledger.get(run_id)
+        return {"phase": "done" if error is None else "failed", "error": error, "state": record.state.value}
 
     def _learn_batch(self, run_id: str, parent: str, batch: Batch, permit: Permit) -> None:
         version_id = self._trainer.train(run_id, parent, batch, permit)
@@ -268,20 +287,17 @@ class LearningLoop:
             decision = self._judge.judge(run_id, version_id, permit, was_inconclusive=was_inconclusive)
             decided = self._clock()
             if decision is not Decision.GO:
-                self._finish(run_id, version_id)
                 return
             self._move(version_id, State.EVALUATING, State.GATED, "all gates passed", permit)
             state = State.GATED
         if state is State.GATED:
             if self._config.human_oversight_required:
                 self._move(version_id, State.GATED, State.AWAITING_APPROVAL, "a person must approve", permit)
-                self._finish(run_id, version_id)
                 return
             self.rollout.check_parent(version_id)
             self._move(version_id, State.GATED, State.SHADOW, "loaded on every replica", permit)
         self.rollout.begin(version_id, reason="all gates passed", guard=permit.check)
         self._board.time(run_id, "swap_s", decided)
-        self._finish(run_id, version_id)
 
     def approve(self, version_id: str, *, by: str, reason: str, report_sha256: str | None = None) -> None:
         """A person who read the report lets a waiting version serve.
@@ -291,9 +307,9 @@ class LearningLoop:
         """
         approval = Approval(by, reason, report_sha256, two_people=self._config.needs_two_people)
         permit = self._latch.permit("promotion")
-        if not self._busy.acquire(blocking=False):
-            raise AlreadyLearning(f"run {self._board.last} is under way; approve when it has ended")
-        try:
+        with self._turn:
+            if run_id := self._board.under_way:
+                raise AlreadyLearning(f"run {run_id} is under way; approve when it has ended")
             record = self.ledger.get(version_id)
             if record.state is not State.AWAITING_APPROVAL:
                 raise StaleTransition(record.name, expected=State.AWAITING_APPROVAL, actual=record.state)
@@ -308,8 +324,6 @@ class LearningLoop:
             self._parts.engine.prepare(self._reference(version_id), "")
             told = f"approved by {by}: {reason}"
             self.rollout.begin(version_id, reason=told, approval=approval, guard=permit.check)
-        finally:
-            self._busy.release()
 
     def rollback(self, *, by: str, reason: str, keep_passages: bool = False) -> tuple[str, str]:
         """The predecessor serves again, at once; the bad version is quarantined. Allowed while stopped.
@@ -367,15 +381,6 @@ class LearningLoop:
             logger.warning("%s was cut off before its gates were decided; it does not serve", name)
         for leftover in self._folder.glob(".run-*"):
             shutil.rmtree(leftover, ignore_errors=True)  # a learner that outlived the crash may still write there
-
-    def _close_failed(self, run_id: str, error: str) -> None:
-        record = self.ledger.get(run_id)
-        if record.state in (State.DRAFT, State.TRAINING):
-            self.ledger.transition(run_id, expected=record.state, to=State.FAILED, by=BY, reason=error)
-        self._board.update(run_id, phase="failed", error=error, state=self.ledger.get(run_id).state.value)
-
-    def _finish(self, run_id: str, version_id: str) -> None:
-        self._board.update(run_id, phase="done", state=self.ledger.get(version_id).state.value)
 
     def _move(self, name: str, expected: State, to: State, reason: str, permit: Permit) -> None:
         self.ledger.transition(name, expected=expected, to=to, by=BY, reason=reason, guard=permit.check)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from autonomous.runs import CycleStatus
+from autonomous.runs import ENDED, CycleStatus
 
 MAX_KEPT_RUNS = 100
 """Of older runs the ledger knows the outcome."""
@@ -25,6 +25,11 @@ class RunBoard:
         self._runs = dict(list(self._runs.items())[-MAX_KEPT_RUNS:])
         self._runs[run_id] = CycleStatus(run_id=run_id, phase="waiting")
         self.last = run_id
+
+    @property
+    def under_way(self) -> str | None:
+        """Id of the run that has begun and not ended."""
+        return None if self.last is None or self._runs[self.last].phase in ENDED else self.last
 
     def __getitem__(self, run_id: str) -> CycleStatus:
         """The status of a run that is known to have begun here."""
