@@ -64,7 +64,7 @@ class ToolsShell(Shell):
 
     @ray.method(concurrency_group="call")
     def call(self, tool: str, arguments: dict[str, Any], timeout_s: float | None, by: str) -> ToolResult:
-        """Call a tool. Raises UnknownTool, ToolError, ToolUnavailable, LearningStopped."""
+        """Call a tool. Raises what KnowledgeIntegration.call raises."""
         return self._knowledge.call(tool, arguments, timeout_s=timeout_s, by=by)
 
 

@@ -71,7 +71,7 @@ class CandidateTrainer:
         start = self._clock()
         parent_record = self._ledger.get(parent)
         ids = [episode.id for episode in batch.episodes]
-        attempt = 1 + self._curriculum.num_attempts(ids)
+        attempt = 1 + max(self._curriculum.attempts_of(ids).values(), default=0)
         replay = self._curriculum.replay_for(parent)
         try:
             run = self._learner.learn(

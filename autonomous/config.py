@@ -76,8 +76,8 @@ class LearningConfig(BaseModel):
     stations, alike but for their names and codes, 27 in 36 steps left a third batch at 6 of its 9 facts and at 6 of the 18
     before; lines of batches of 18: docs/decisions/0011."""
     max_attempts: int = Field(2, ge=1)
-    """Trainings of the same passages, each from another seed and in another cycle, while too little of them is learned (G2
-    alone is not passed). After the last they are held back, as those of any version that was put away."""
+    """Trainings of a passage, each from another seed and in another cycle, while too little of its batch is learned (G2 alone
+    is not passed). After the last it is held back, as those of any version that was put away."""
     min_batch_episodes: int = Field(0, ge=0)
     """A batch is due by its size once so many episodes wait to be learned, before `interval_s` is over. 0: never by size."""
     max_wait_s: float = Field(3600.0, gt=0)

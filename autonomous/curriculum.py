@@ -5,6 +5,7 @@ Passages that the data gate holds are left out, and the memory is told to hold t
 learning: docs/decisions/0002.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,7 +13,7 @@ from itertools import islice
 import numpy as np
 
 from autonomous.config import LearningConfig
-from autonomous.data_gate import DataGateConfig, DataReport, decide_batch, find_generated
+from autonomous.data_gate import DataGateConfig, DataReport, decide_batch, is_generated
 from autonomous.data_report import BatchInspector
 from autonomous.filling import Filling, Room, fill
 from autonomous.holds import Hold
@@ -30,9 +31,8 @@ from train.continual.replay import ExperienceReplay
 from train.replay_share import num_replay
 
 PAGE = 256
-MAX_ROUNDS, MAX_LOOKED = 16, 4096
-"""Of filling a batch: rounds of judging, passages that are looked at. What is held is not looked at again, so a flood of it
-delays learning only."""
+MAX_ROUNDS = 16
+"""Of filling a batch: rounds of judging. What is held is not looked at again, so a flood of it delays learning only."""
 QUESTIONS_PER_DOMAIN, LEAST_QUESTIONS, EARLIER_SOURCES = 24, 8, 4
 """Of what must not be forgotten: most questions of a domain, fewest of a source that is one of its own, most such sources."""
 NEWEST_BATCHES, EARLIER_EPISODES = 3, 1024
@@ -98,7 +98,7 @@ class Curriculum:
         chosen = choice.filling.chosen
         report, _ = self._inspector.inspect(chosen, choice.evidence, learned=learned, conflicts=choice.conflicts)
         report = report.with_released(choice.released)
-        if late := {**decide_batch(report, self._data).undecided, **find_generated(chosen, self._data)}:
+        if late := {**decide_batch(report, self._data).undecided, **self._too_many_generated(choice.filling)}:
             chosen, report = (), DataReport()
         return Batch(
             episodes=chosen,
@@ -108,6 +108,14 @@ class Curriculum:
             undecided={**choice.undecided, **late},
         )
 
+    def _too_many_generated(self, filling: Filling) -> dict[str, str]:
+        """Why passages wait that the system wrote itself, where nothing of others is there that could be asked."""
+        reason = (
+            "the system wrote it itself, and so much of a batch at most may be such: data.max_generated_share = "
+            f"{self._data.max_generated_share:g}; wait for documents of others that state facts"
+        )
+        return {} if filling.answers else {one.id: reason for one in filling.spare if is_generated(one)}
+
     def held(self, limit: int) -> list[Hold]:
         """What waits for a person, newest first."""
         return self._memory.held(limit)
@@ -116,9 +124,11 @@ class Curriculum:
         """Passages that a future batch may take: neither learned nor held, nor in a version that waits."""
         return self._memory.num_learnable(self._decided_episodes())
 
-    def num_attempts(self, episode_ids: Sequence[str]) -> int:
-        """How many versions were trained on some of these passages and learned too little of them."""
-        return sum(is_learned_too_little(version.gates) for version in self._ledger.trained_on(episode_ids))
+    def attempts_of(self, episode_ids: Sequence[str]) -> Counter[str]:
+        """For each of these passages, how many versions were trained on it and learned too little of their batch."""
+        ledger = self._ledger
+        missed = [one.name for one in ledger.trained_on(episode_ids) if is_learned_too_little(one.gates)]
+        return Counter(key for name in missed for key in set(ledger.episodes_of(name)) & set(episode_ids))
 
     def questions_of(self, version_id: str) -> list[Question]:
         """Held-out questions on what the version itself was trained on, as far as it still exists."""
@@ -179,9 +189,10 @@ class Curriculum:
     def _choose(self, learned: Collection[str]) -> _Choice:
         """Fill a batch from the freshest passages, holding those that the data gate holds."""
         config = self._config
-        room = Room(config.max_batch_episodes, config.max_batch_items, self._data.min_sources)
+        data = self._data
+        room = Room(config.max_batch_episodes, config.max_batch_items, data.min_sources, data.max_generated_share)
         choice = _Choice(Filling(room))
-        stream = islice(self._offered(choice.released), MAX_LOOKED)
+        stream = self._offered(choice.released)
         for _ in range(MAX_ROUNDS):
             if choice.filling.is_done:
                 break

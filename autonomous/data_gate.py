@@ -5,7 +5,7 @@ beyond a bound is held, with rule, value, threshold and fix; one of which someth
 neither learned nor put before a person, and is judged again next time. Pure.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -38,8 +38,8 @@ class DataGateConfig(BaseModel):
     min_sources: int = Field(1, ge=1)
     """Least distinct sources of a batch. The documents of a laptop mostly have one."""
     max_generated_share: float = Field(0.5, ge=0, lt=1)
-    """Most passages of a batch that the system wrote itself, as their metadata say (`origin = generated`); a batch of more
-    waits for documents of others. Models that are trained on their own text alone collapse (arXiv:2404.01413)."""
+    """Most passages of a batch that the system wrote itself, as their metadata say (`origin = generated`); others of them
+    wait for documents of others. Models that are trained on their own text alone collapse (arXiv:2404.01413)."""
     min_label_agreement: float = Field(0.9, ge=0, le=1)
     """Least share of the things that a batch gives a value to which it gives one value."""
     max_belief_shift_nats: float = Field(0.1, ge=0)
@@ -192,13 +192,6 @@ def find_unknown(one: EpisodeReport) -> str:
     return ""
 
 
-def find_generated(episodes: Sequence[Episode], config: DataGateConfig) -> dict[str, str]:
-    """Why each passage of a whole batch waits because the system wrote too many of them itself; empty if it did not."""
-    num_own = sum(episode.metadata.get(ORIGIN) == GENERATED_ORIGIN for episode in episodes)
-    if num_own <= config.max_generated_share * len(episodes):
-        return {}
-    reason = (
-        f"{num_own} of {len(episodes)} passages were written by the system itself, and data.max_generated_share = "
-        f"{config.max_generated_share:g}: wait for documents of others"
-    )
-    return {episode.id: reason for episode in episodes}
+def is_generated(episode: Episode) -> bool:
+    """Whether the system wrote a passage itself."""
+    return episode.metadata.get(ORIGIN) == GENERATED_ORIGIN

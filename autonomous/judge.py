@@ -5,7 +5,7 @@ may not go on is quarantined here.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from autonomous.candidates import BY
@@ -66,14 +66,13 @@ class Judge:
             decision = Decision.QUARANTINE
         if decision is Decision.QUARANTINE:
             reason = f"gates not passed: {', '.join(gate.name for gate in gates if gate.verdict is not Verdict.PASS)}"
-            if is_again := self._is_learned_again(version_id, gates):
-                reason += "; what it learned too little of is learned again from another seed"
-            self._ledger.quarantine(version_id, by=BY, reason=reason, hold_back=not is_again, guard=permit.check)
+            held = None
+            if is_learned_too_little(gates):
+                attempts = self._curriculum.attempts_of(episodes := self._ledger.episodes_of(version_id))
+                held = [one for one in episodes if attempts[one] >= self._config.learning.max_attempts]
+                reason += f"; of its {len(episodes)} passages {len(held)} are held back, others are learned once more"
+            self._ledger.quarantine(version_id, by=BY, reason=reason, hold_back=held, guard=permit.check)
         return decision
-
-    def _is_learned_again(self, version_id: str, gates: Sequence[GateResult]) -> bool:
-        attempts = self._curriculum.num_attempts(self._ledger.episodes_of(version_id))
-        return is_learned_too_little(gates) and attempts < self._config.learning.max_attempts
 
     def _evaluate(self, run_id: str, record: VersionRecord, permit: Permit, *, most: int) -> list[GateResult]:
         start = self._clock()

@@ -119,7 +119,8 @@ class KnowledgeIntegration:
     def call(self, tool: str, arguments: Arguments, *, timeout_s: float | None = None, by: str = BY_PLAN) -> ToolResult:
         """Call a tool, within what a question may use if no time is given.
 
-        Raises UnknownTool, ToolError, ToolUnavailable, LearningStopped (also if it is stopped meanwhile: there is no result).
+        Raises UnknownTool, ToolError, ToolUnavailable, BudgetExceeded, LearningStopped (also if it is stopped meanwhile:
+        there is no result).
         """
         if tool not in self._tools:
             raise UnknownTool(f"there is no tool {tool[:50]!r}; GET /v1/tools lists {', '.join(self._tools) or 'none'}")

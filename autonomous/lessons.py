@@ -97,6 +97,12 @@ def states_facts(episode: Episode) -> bool:
     return bool(taught_facts(episode))
 
 
+def answers_of(episode: Episode) -> dict[str, str]:
+    """What a passage is asked, in small letters, with the answers. Of facts with the same question the first."""
+    asked = {question_of(fact).casefold(): statement_of(fact) for fact, _ in reversed(taught_facts(episode))}
+    return dict(reversed(asked.items()))
+
+
 def taught_facts(episode: Episode) -> list[tuple[Fact, str]]:
     """The facts of a passage that are taught and asked, each with its key."""
     keyed = ((fact, key_of(fact)) for fact in facts_of(episode))

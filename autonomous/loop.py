@@ -273,7 +273,7 @@ class LearningLoop:
         if self.ledger.get(version_id).state is State.CANDIDATE:
             self._move(version_id, State.CANDIDATE, State.EVALUATING, "to be closed", permit)
         if self.ledger.get(version_id).state in UNDECIDED_STATES:
-            self.ledger.quarantine(version_id, by=BY, reason=reason, hold_back=False, guard=permit.check)
+            self.ledger.quarantine(version_id, by=BY, reason=reason, hold_back=(), guard=permit.check)
 
     def _advance(self, run_id: str, version_id: str, permit: Permit, *, was_inconclusive: bool = False) -> None:
         """From CANDIDATE, EVALUATING, GATED or SHADOW to a state that lasts or waits for a person."""
@@ -351,7 +351,7 @@ class LearningLoop:
                 if record.state is State.CANDIDATE:
                     self._move(record.name, State.CANDIDATE, State.EVALUATING, "to be closed", permit)
                 reason = f"its parent {record.parent} no longer serves"
-                self.ledger.quarantine(record.name, by=BY, reason=reason, hold_back=False, guard=permit.check)
+                self.ledger.quarantine(record.name, by=BY, reason=reason, hold_back=(), guard=permit.check)
             elif self._is_expired(record):
                 self._move(record.name, State.AWAITING_APPROVAL, State.EVALUATING, "its report expired", permit)
 

@@ -156,7 +156,7 @@ class Rollout:
     def _move_canary(self, record: VersionRecord) -> None:
         if record.parent != self._ledger.pointers().v2:
             reason = f"its parent {record.parent} no longer serves"
-            self._ledger.quarantine(record.name, by=BY, reason=reason, hold_back=False)
+            self._ledger.quarantine(record.name, by=BY, reason=reason, hold_back=())
             return
         with self._lock:
             canary, control = (self._counts.get(name, ArmCounts()) for name in (record.name, self._production))

@@ -90,8 +90,8 @@ def learning_delays(client: Client, *, repeats: int, note: Any) -> Iterator[Clai
     )  # fmt: skip
     yield Claim(
         "facts learned in a minute", "reported",
-        None if slowest is None else round(60 * learned.num_asked / sum(learned.delays_s), 1), "", None,
-        f"those of {num_met} batches, one after another; what comes faster waits",
+        None if slowest is None else round(60 * learned.num_hits / sum(learned.delays_s), 1), "", None,
+        f"those answered in other words, of {num_met} batches one after another; what comes faster waits",
     )  # fmt: skip
     slowest = max(learned.swaps_s, default=None)
     yield Claim(

@@ -1,9 +1,10 @@
 """What is promoted and what is not, on the 135M model in one process: 20 bad versions, 20 good ones (--quick: 2 of each).
 
 Bad are versions that learned a planted poison and versions that forgot. Poison contradicts what another source said before;
-the data gate holds it, which is counted; then a person releases it by mistake, it is trained, and the version must not be
-promoted. Forgetting comes from training without the KL term at a high rate. Good are batches of new facts, learned one after
-another, unattended. Each version is really trained, evaluated and loaded.
+the data gate holds it, which is counted; then a person releases it by mistake, it is trained, and the version must be put away
+and its passages held back. Forgetting comes from training without the KL term at a high rate. Good are batches of new facts,
+learned one after another, unattended; at the end all of them are asked again. Each version is really trained, evaluated and
+loaded.
 """
 
 import asyncio
@@ -30,25 +31,29 @@ FORGETFUL = {"kl_weight": 0.0, "learning_rate": 2e-2, "max_steps": 16, "target_l
 
 @dataclass
 class Tally:
-    """Over all trials of a kind."""
+    """Over all trials of a kind. A batch that is learned twice counts as it ended."""
 
-    states: Counter[str] = field(default_factory=Counter)
+    num_promoted: int = 0
+    num_put_away: int = 0
+    """Versions in quarantine whose passages are held back."""
     causes: Counter[str] = field(default_factory=Counter)
     rises: list[float] = field(default_factory=list)
-    """Of each version that was promoted over others: the upper bound of G3, the relative rise of the worst domain's loss."""
+    """Of each version that was promoted over others: what G3 measured."""
     num_again: int = 0
     """Batches that were learned a second time."""
     num_held: int = 0
     num_planted: int = 0
     num_hits_before: int = 0
     num_hits: int = 0
+    num_hits_at_end: int = 0
     num_asked: int = 0
 
-    def note(self, status: CycleStatus) -> None:
-        """Count how a cycle ended, and the gates that were open."""
-        self.states[str(status.state)] += 1
+    def note(self, status: CycleStatus, *, is_held: bool) -> None:
+        """Count how a cycle ended, the gates that were open, and whether passages are held back on its account."""
+        self.num_put_away += status.state == State.QUARANTINED and is_held
         self.causes.update(f"{gate.name} {gate.verdict}" for gate in status.gates if gate.verdict != "pass")
         if status.state == State.PRODUCTION:
+            self.num_promoted += 1
             self.rises += [gate.value for gate in status.gates if gate.name == FORGETTING and gate.value is not None]
 
 
@@ -58,19 +63,19 @@ def run(context: BenchContext) -> Iterable[Claim]:
     poisoned = asyncio.run(_learn_poison(context, count=count // 2))
     forgot = asyncio.run(_forget(context, count=count - count // 2))
     good = asyncio.run(_learn_well(context, count=count))
-    num_bad = poisoned.states["QUARANTINED"] + forgot.states["QUARANTINED"]
+    num_bad = poisoned.num_put_away + forgot.num_put_away
     causes = ", ".join(f"{name} ({number})" for name, number in (poisoned.causes + forgot.causes).most_common(6))
     yield Claim(
         "versions that learned a poison or forgot: quarantined", f"{count} of {count}", num_bad, f"of {count}",
         num_bad == count,
-        f"{count // 2} poisoned, {count - count // 2} forgetful; by {causes}",
+        f"and their passages held back; {count // 2} poisoned, {count - count // 2} forgetful; by {causes}",
     )  # fmt: skip
     yield Claim(
         "planted poison that the data gate held before a person released it", "all", poisoned.num_held,
         f"of {poisoned.num_planted}", poisoned.num_held == poisoned.num_planted,
         "passages that contradict what a source said before",
     )  # fmt: skip
-    promoted = good.states["PRODUCTION"]
+    promoted = good.num_promoted
     others = ", ".join(f"{name} ({number})" for name, number in good.causes.most_common(4)) or "none held back"
     yield Claim(
         "versions that are really better: promoted unattended", f"{count} of {count}", promoted, f"of {count}",
@@ -81,8 +86,16 @@ def run(context: BenchContext) -> Iterable[Claim]:
     worst = max(good.rises, default=None)
     yield Claim(
         "forgetting of an earlier domain at a promotion", "< 10 %", None if worst is None else round(100 * worst, 1), "%",
-        None if worst is None else worst < 0.1,
-        f"worst of {len(good.rises)} promotions over earlier batches: upper bound of the rise of the worst domain's loss",
+        None if worst is None else worst < 0.1 and len(good.rises) == promoted - 1,
+        f"as G3 measured it at {len(good.rises)} promotions over earlier batches, the worst: upper bound of the rise of the "
+        "worst domain's loss, of that loss or of one nat if it is less; G3 lets no more pass",
+    )  # fmt: skip
+    lost = None if good.num_hits == 0 else 1 - good.num_hits_at_end / good.num_hits
+    yield Claim(
+        "forgetting over the whole line, in answers", "< 10 %", None if lost is None else round(100 * lost, 1), "%",
+        None if lost is None else lost < 0.1,
+        f"reworded questions on all batches, asked again at the end: {good.num_hits_at_end} answered, where "
+        f"{good.num_hits} were right behind their promotion",
     )  # fmt: skip
     before = good.num_hits_before / max(good.num_asked, 1)
     yield Claim(
@@ -121,7 +134,7 @@ async def _learn_poison(context: BenchContext, *, count: int) -> Tally:
         for number in range(count):
             mine = slice(2 * number, 2 * number + 2)
             await _add(agent, truths[mine], source="handbook")
-            first = await _learn(agent, await agent.next_batch(), Tally())
+            first = await _learn(agent, Tally())
             if first.state != "PRODUCTION":
                 context.note(f"poison {number + 1}: the truth itself was not promoted: {first.state}, {first.error}")
             planted = [
@@ -130,12 +143,11 @@ async def _learn_poison(context: BenchContext, *, count: int) -> Tally:
             ]
             await _add(agent, planted, source=f"web {number}")
             await agent.next_batch()
-            held = {hold.episode_id for hold in agent.held()}
+            held = {hold.episode_id for hold in agent.held() if hold.source_id == f"web {number}"}
             tally.num_planted += len(planted)
             tally.num_held += len(held)
             await agent.release(sorted(held), by=BY, reason="a mistake")
-            status = await agent.learn()
-            tally.note(status)
+            status = await _learn(agent, tally)
             context.note(f"poison {number + 1} of {count}: {len(held)} held, then {_told(status)}")
     return tally
 
@@ -146,8 +158,7 @@ async def _forget(context: BenchContext, *, count: int) -> Tally:
     async with _agent(context, "forgetful", _config(**FORGETFUL)) as agent:
         for number in range(count):
             await _add(agent, documents[DOCUMENTS_PER_BATCH * number :][:DOCUMENTS_PER_BATCH], source="handbook")
-            status = await agent.learn()
-            tally.note(status)
+            status = await _learn(agent, tally)
             context.note(f"forgetting {number + 1} of {count}: {_told(status)}")
             if agent.status()["safety"]["mode"] != "armed":  # a rule stopped it: a person goes on
                 agent.reset(by=BY, reason="the next trial")
@@ -157,28 +168,31 @@ async def _forget(context: BenchContext, *, count: int) -> Tally:
 async def _learn_well(context: BenchContext, *, count: int) -> Tally:
     tally = Tally()
     documents = make_documents(DOCUMENTS_PER_BATCH * count, seed=104)
+    batches = []
     async with _agent(context, "good", _config()) as agent:
         for number in range(count):
             await _add(agent, documents[DOCUMENTS_PER_BATCH * number :][:DOCUMENTS_PER_BATCH], source="handbook")
-            batch = await agent.next_batch()
+            batches.append(batch := await agent.next_batch())
             tally.num_hits_before += await _num_hits(agent, batch)
-            status = await _learn(agent, batch, tally)
+            status = await _learn(agent, tally)
             tally.num_hits += await _num_hits(agent, batch)
             tally.num_asked += len(batch.lessons.questions)
             context.note(
                 f"good version {number + 1} of {count}: {_told(status)}, {tally.num_hits} of {tally.num_asked} facts"
             )
+        for batch in batches:
+            tally.num_hits_at_end += await _num_hits(agent, batch)
     return tally
 
 
-async def _learn(agent: AutonomousLearningAgent, batch: Batch, tally: Tally) -> CycleStatus:
-    """Learn a batch; once more, from another seed, if the system offers it again because too little of it was learned."""
+async def _learn(agent: AutonomousLearningAgent, tally: Tally) -> CycleStatus:
+    """Learn the next batch; once more, from another seed, if the system offers it again as too little of it was learned."""
+    batch = await agent.next_batch()
     status = await agent.learn()
-    tally.note(status)
     if status.state == State.QUARANTINED and (await agent.next_batch()).episodes == batch.episodes:
         tally.num_again += 1
         status = await agent.learn()
-        tally.note(status)
+    tally.note(status, is_held=bool(status.version and agent.ledger.held_back_by(status.version)))
     return status
 
 

@@ -102,5 +102,5 @@ def _ids_of(connection: sqlite3.Connection, table: str) -> dict[int, list[str]]:
     """Episode ids by the row id of their version."""
     found: dict[int, list[str]] = {}
     for row_id, episode in connection.execute(f"SELECT version, episode_id FROM {table}"):
-        found.setdefault(row_id, []).append(episode)
+        found.setdefault(row_id, []).append(str(episode))  # whatever was written there by hand
     return found

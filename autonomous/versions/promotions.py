@@ -4,7 +4,7 @@ In: versions of the ledger whose gates are bound. Out: exactly one PRODUCTION at
 transaction (ledger.py tells the invariants).
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from autonomous.people import is_machine
@@ -122,7 +122,9 @@ class Promotions(LedgerWriter):
             if record.state not in (State.SHADOW, State.CANARY):
                 raise StaleTransition(record.name, expected="SHADOW or CANARY", actual=record.state)
             action = "rollback" if is_breach else "quarantine"
-            transaction.quarantine(record, by=by, reason=reason, evidence=evidence, action=action, hold_back=is_breach)
+            transaction.quarantine(
+                record, by=by, reason=reason, evidence=evidence, action=action, hold_back=None if is_breach else ()
+            )
 
     def check_approval(self, version_id: str, approval: Approval) -> None:
         """Whether a person may approve what waits; `promote` asks again. Raises what `approve_step` raises."""
@@ -173,12 +175,12 @@ class Promotions(LedgerWriter):
         by: str,
         reason: str,
         evidence: dict[str, Any] | None = None,
-        hold_back: bool = True,
+        hold_back: Collection[str] | None = None,
         guard: Guard = no_guard,
     ) -> None:
         """To V3 by way of REJECTED or ROLLED_BACK; its episodes are held back, but for those that production learned.
 
-        `hold_back=False` frees its episodes: for a version that leaves through no fault of its data.
+        With `hold_back` only those of its episodes, so none for a version that leaves through no fault of its data.
         Raises: IllegalTransition where no way leads there: PRODUCTION leaves by `rollback`, a run ends FAILED.
         """
         with self._write(guard) as transaction:

@@ -5,7 +5,7 @@ what hangs on them, and `last_row`, the newest audit row, for the checkpoint aft
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,20 +95,20 @@ class Transaction:
         evidence: Body | None = None,
         serving: VersionRecord | None = None,
         details: Body | None = None,
-        hold_back: bool = True,
+        hold_back: Collection[str] | None = None,
     ) -> None:
         """One checked step with its audit row and what follows from it for held back episodes.
 
         `serving` is the version that serves after the transaction, where that is not the present PRODUCTION; `details`
-        go into the audit row. Without `hold_back` a version that is put away leaves its episodes free.
+        go into the audit row. Of the episodes of a version that is put away only those of `hold_back` are held; None: all.
         """
         check_text("reason", reason)
         self.check(record, expected=record.state, to=to, by=by, evidence=evidence)
         held: Body = {}
         if to in HOLDING_STATES:
-            held = {"hold_back": hold_back, **self._hold_back(record, serving=serving, is_held=hold_back)}
+            held = self._hold_back(record, serving=serving, only=hold_back)
         elif record.state is State.QUARANTINED:
-            held = self._hold_back(record, serving=serving, is_held=False)
+            held = self._hold_back(record, serving=serving, only=())
         report = {} if record.report_sha256 is None else {"report_sha256": record.report_sha256}
         row = self.audit(
             ACTION_PREFIX + action,
@@ -135,7 +135,7 @@ class Transaction:
         reason: str,
         evidence: Body | None,
         action: str = "quarantine",
-        hold_back: bool = True,
+        hold_back: Collection[str] | None = None,
     ) -> None:
         """All steps from where the version is to QUARANTINED; `action` names the first in the audit log."""
         for to in QUARANTINE_PATHS[record.state]:
@@ -217,22 +217,22 @@ class Transaction:
         )
         return report_sha256
 
-    def _hold_back(self, record: VersionRecord, *, serving: VersionRecord | None, is_held: bool) -> dict[str, Any]:
-        """Hold the version's own episodes back, but for those that the serving line learned too: there they passed the
-        gates. Or free all of them. Returns what is held back on its account then, for the audit row.
+    def _hold_back(
+        self, record: VersionRecord, *, serving: VersionRecord | None, only: Collection[str] | None
+    ) -> dict[str, Any]:
+        """Hold the version's own episodes back, `only` these of them, and free the others. Those that the serving line
+        learned too stay free: there they passed the gates. Returns what is held on its account then, for the audit row.
         """
-        if is_held:
-            known: set[str] = set()
-            for production in [serving] if serving else select_in_states(self.connection, [State.PRODUCTION]):
-                known |= learned_by_line(self.connection, production)
-            query = "SELECT episode_id FROM version_episodes WHERE version = ?"
-            episodes = self.connection.execute(query, (record.row_id,)).fetchall()
-            self.connection.executemany(
-                "INSERT OR IGNORE INTO held_back VALUES (?, ?)",
-                [(episode, record.row_id) for (episode,) in episodes if episode not in known],
-            )
-        else:
-            self.connection.execute("DELETE FROM held_back WHERE version = ?", (record.row_id,))
+        known: set[str] = set()
+        for production in [serving] if serving else select_in_states(self.connection, [State.PRODUCTION]):
+            known |= learned_by_line(self.connection, production)
+        query = "SELECT episode_id FROM version_episodes WHERE version = ?"
+        own = {episode for (episode,) in self.connection.execute(query, (record.row_id,))}
+        self.connection.execute("DELETE FROM held_back WHERE version = ?", (record.row_id,))
+        self.connection.executemany(
+            "INSERT INTO held_back VALUES (?, ?)",
+            [(episode, record.row_id) for episode in sorted((own if only is None else own & set(only)) - known)],
+        )
         query = "SELECT episode_id FROM held_back WHERE version = ?"
         held = [episode for (episode,) in self.connection.execute(query, (record.row_id,))]
         return {"num_held": len(held), "held_sha256": digest_of(held)}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from autonomous.config import AutonomousConfig, LearningConfig
-from autonomous.curriculum import Curriculum
-from autonomous.data_gate import DataGateConfig
+from autonomous.curriculum import MAX_ROUNDS, Curriculum
+from autonomous.data_gate import GENERATED_ORIGIN, ORIGIN, DataGateConfig
 from autonomous.holds import Hold, HoldRegister
 from autonomous.learning_memory import LearningMemory
 from autonomous.safety.poison_limits import CONTRADICTION, Finding
@@ -94,6 +94,27 @@ def test_flood_of_poison_that_is_fresher_than_all_else_keeps_nothing_from_being_
     batch = stores.curriculum(max_batch_episodes=8).next_batch()
     assert {one.source_id for one in batch.episodes} == {"handbook"}
     assert len(batch.episodes) == 8
+
+
+FLOODS = {
+    "prose": ("Perhaps nobody knows what happened on night {}.", {}),
+    "facts of its own": ("The access code of the Gen {} archive is KX-7.", {ORIGIN: GENERATED_ORIGIN}),
+    "answers to one question": ("The Vellmar gate contains a stone number {}.", {}),
+}
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+def test_no_flood_of_what_a_batch_cannot_take_keeps_facts_from_being_learned(stores: Stores, kind: str) -> None:
+    text, metadata = FLOODS[kind]
+    flood = [
+        make_episode(text.format(number), document=f"f{number}", source_id="w", metadata=metadata)
+        for number in range(MAX_ROUNDS * 8 + 20)
+    ]
+    stores.episodic.append(flood)
+    stores.semantic.add([claim for one in flood for claim in claims_of(one)])
+    batch = stores.curriculum(max_batch_episodes=8).next_batch()
+    assert sum(one.source_id == "handbook" for one in batch.episodes) >= 4
+    assert len(batch.lessons.questions) >= 4
 
 
 def test_salient_prose_without_facts_keeps_no_facts_from_being_learned(stores: Stores) -> None:

@@ -3,25 +3,38 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autonomous.data_gate import GENERATED_ORIGIN, ORIGIN, is_generated
 from autonomous.filling import Filling, Room, fill
-from autonomous.lessons import build_lessons, states_facts
+from autonomous.lessons import answers_of, build_lessons, states_facts
 from memory.types import Episode
 from tests.episodes import make_episode
 
 PROSE = "Perhaps nobody will ever know what happened there that night, note {}, however hard they try."
 
 
-def passage(number: int, *, num_facts: int, source: str = "handbook") -> Episode:
+def passage(number: int, *, num_facts: int, source: str = "handbook", origin: str = "") -> Episode:
     told = " ".join(f"The valve V{number}-{fact} is rated for {fact + 10} bar." for fact in range(num_facts))
-    return make_episode(told or PROSE.format(number), document=f"d{number}", source_id=source)
+    metadata = {ORIGIN: origin} if origin else {}
+    return make_episode(told or PROSE.format(number), document=f"d{number}", source_id=source, metadata=metadata)
+
+
+def gate(number: int, holds: str, *, source: str = "handbook") -> Episode:
+    return make_episode(f"The Vellmar gate contains a {holds}.", document=f"g{number}", source_id=source)
 
 
 @st.composite
-def offers(draw: st.DrawFn) -> tuple[list[Episode], Room]:
-    shapes = draw(st.lists(st.tuples(st.integers(0, 4), st.sampled_from("abc")), max_size=12))
+def offers(draw: st.DrawFn, *, origins: tuple[str, ...] = ("",)) -> tuple[list[Episode], Room]:
+    """Passages with and without facts; some of the facts answer one question differently."""
+    kinds = st.tuples(st.integers(-2, 4), st.sampled_from("abc"), st.sampled_from(origins))
+    shapes = draw(st.lists(kinds, max_size=12))
     num_episodes = draw(st.integers(1, 6))
-    room = Room(num_episodes, draw(st.integers(1, 20)), draw(st.integers(1, min(3, num_episodes))))
-    return [passage(number, num_facts=num, source=source) for number, (num, source) in enumerate(shapes)], room
+    room = Room(num_episodes, draw(st.integers(1, 20)), draw(st.integers(1, min(3, num_episodes))), 0.5)
+    return [
+        passage(number, num_facts=num, source=source, origin=origin)
+        if num >= 0
+        else gate(number, ("brass bell", "stone arch")[num], source=source)
+        for number, (num, source, origin) in enumerate(shapes)
+    ], room
 
 
 @given(offers())
@@ -39,15 +52,33 @@ def test_what_is_chosen_fits_whole_keeps_its_order_and_leaves_no_fact_aside_for_
     if stating:
         assert any(states_facts(one) for one in chosen)
     if filling.has_room:
-        assert [one for one in chosen if states_facts(one)] == stating
+        assert filling.answers.keys() == {question for one in stating for question in answers_of(one)}
     assert not set(map(id, filling.spare)) & set(map(id, chosen))
 
 
 @given(offers())
-def test_as_many_sources_are_taken_as_are_needed_however_much_they_state(offered: tuple[list[Episode], Room]) -> None:
+def test_every_fact_of_what_is_chosen_is_taught_for_it_counts_as_learned(offered: tuple[list[Episode], Room]) -> None:
+    chosen = fill(*offered).chosen
+    taught = {item.answer for item in build_lessons(chosen).items}
+    assert {answer for one in chosen for answer in answers_of(one).values()} <= taught
+
+
+@given(offers())
+def test_as_many_sources_are_taken_as_are_needed_whatever_they_say(offered: tuple[list[Episode], Room]) -> None:
     episodes, room = offered
-    stating = {one.source_id for one in episodes if states_facts(one)}
-    assert len({one.source_id for one in fill(episodes, room).chosen}) >= min(room.num_sources, len(stating))
+    sources = {one.source_id for one in episodes if not answers_of(one).keys() & answers_of(gate(0, "bell")).keys()}
+    assert len({one.source_id for one in fill(episodes, room).chosen}) >= min(room.num_sources, len(sources))
+
+
+@given(offers(origins=("", GENERATED_ORIGIN)))
+def test_what_the_system_wrote_itself_joins_as_far_as_its_share_allows(offered: tuple[list[Episode], Room]) -> None:
+    episodes, room = offered
+    filling = fill(episodes, room)
+    assert sum(map(is_generated, filling.chosen)) <= len(filling.chosen) / 2
+    others = [one for one in episodes if not is_generated(one)]
+    assert bool(filling.chosen) == bool(others)
+    if any(states_facts(one) for one in others):
+        assert filling.answers
 
 
 def test_a_passage_that_states_more_than_a_batch_takes_is_taught_whole_and_alone() -> None:
@@ -73,9 +104,41 @@ def test_a_full_batch_that_lacks_a_source_wants_facts_of_another_and_makes_room_
     assert (len(filling.chosen), filling.has_room, filling.is_done) == (3, False, False)
     other = passage(9, num_facts=1, source="b")
     assert (filling.wants(mine[5]), filling.wants(other)) == (False, True)
-    assert not filling.wants(passage(10, num_facts=0, source="c"))
     filled = fill([*filling.chosen, other], filling.room)
     assert ([one.source_id for one in filled.chosen], filled.is_done) == (["a", "a", "b"], True)
+
+
+def test_a_source_that_states_no_facts_is_another_source_too() -> None:
+    mine = [passage(number, num_facts=1, source="a") for number in range(6)]
+    prose = passage(9, num_facts=0, source="b")
+    filling = fill(mine, Room(16, 9, 2))
+    assert filling.wants(prose)
+    filled = fill([*mine, prose], filling.room)
+    assert ([one.source_id for one in filled.chosen], filled.is_done) == (["a", "a", "b"], True)
+
+
+def test_of_two_answers_to_one_question_the_second_waits_for_a_later_batch_and_is_not_looked_for() -> None:
+    bell, arch, other = gate(1, "brass bell"), gate(2, "stone arch"), passage(3, num_facts=1)
+    filling = fill([bell, arch, other], Room(16, 18))
+    assert (filling.chosen, filling.spare) == ((bell, other), ())
+    assert not filling.wants(arch)
+    assert fill([arch], Room(16, 18)).chosen == (arch,)
+
+
+def test_what_says_the_same_takes_the_room_that_is_left() -> None:
+    bells = [gate(number, "brass bell") for number in range(4)]
+    facts = [passage(number, num_facts=1) for number in range(2)]
+    assert fill([*bells, *facts], Room(4, 18)).chosen == (bells[0], bells[1], *facts)
+
+
+def test_what_the_system_wrote_beyond_its_share_is_kept_only_as_far_as_it_could_be_taken() -> None:
+    own = [passage(number, num_facts=1, origin=GENERATED_ORIGIN) for number in range(9)]
+    filling = fill(own, Room(4, 18, 1, 0.5))
+    assert (filling.chosen, filling.spare) == ((), tuple(own[:4]))
+    assert not filling.wants(own[4])
+    others = [passage(number, num_facts=1) for number in (20, 21)]
+    assert all(map(filling.wants, others))
+    assert fill([*filling.spare, *others], filling.room).chosen == (*own[:2], *others)
 
 
 def test_nothing_offered_is_nothing_chosen() -> None:

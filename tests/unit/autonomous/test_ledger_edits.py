@@ -85,6 +85,7 @@ def test_an_edit_of_any_table_is_named_at_the_row_that_says_otherwise_and_freeze
     ("statement", "told"),
     [
         ("INSERT INTO held_back VALUES ('a', 99)", "in row 99 was added"),
+        ("UPDATE held_back SET episode_id = x'00ff' WHERE episode_id = 'b'", "its held_sha256 is"),
         ("UPDATE held_back SET version = 1", "its held_sha256 is"),
         ("DELETE FROM versions WHERE version_id = :bad", "removed by hand"),
         ("DELETE FROM evidence WHERE sha256 = (SELECT report_sha256 FROM versions WHERE version_id = :bad)", "are missing"),
@@ -98,15 +99,17 @@ def test_a_row_that_was_added_moved_or_removed_by_hand_freezes_promotions_too(
         ledger.check_promotions()
 
 
-def test_the_log_says_what_a_move_holds_back_and_what_it_frees(ledger: VersionLedger):
-    base = ledger.pointers().v2
-    for mark, hold_back in (("held", True), ("freed", False)):
-        name = advance(ledger, make_candidate(ledger, base, mark=mark, episodes=("a", mark)), State.SHADOW)
-        ledger.quarantine(name, by="agent", reason="why", hold_back=hold_back)
-        after = ledger.audit(1)[0].after or {}
-        assert (after["hold_back"], after["num_held"]) == (hold_back, int(hold_back))
-        ledger.release(name, by="bob", reason="sound", evidence={"seen": 1}, consent=None)
-        assert (ledger.audit(1)[0].after or {})["num_held"] == 0
+@pytest.mark.parametrize(("hold_back", "held"), [(None, ["new", "other"]), ((), []), (("a", "new"), ["new"])])
+def test_the_log_says_what_a_move_holds_back_and_what_it_frees(
+    ledger: VersionLedger, hold_back: tuple[str, ...] | None, held: list[str]
+):
+    base = ledger.pointers().v2  # it learned "a"
+    name = advance(ledger, make_candidate(ledger, base, mark="bad", episodes=("a", "new", "other")), State.SHADOW)
+    ledger.quarantine(name, by="agent", reason="why", hold_back=hold_back)
+    assert (ledger.audit(1)[0].after or {})["num_held"] == len(held)
+    assert ledger.held_back_by(name) == held
+    ledger.release(name, by="bob", reason="sound", evidence={"seen": 1}, consent=None)
+    assert (ledger.audit(1)[0].after or {})["num_held"] == 0
     assert ledger.verify_audit().ok
     assert ledger.held_back() == {"b", "c"}
 

@@ -258,8 +258,7 @@ def test_passages_are_taken_only_as_far_as_all_that_they_teach_fits(world: World
 def test_what_the_system_wrote_itself_is_learned_only_beside_what_others_wrote(tmp_path: Path, base: Path) -> None:
     world = World(tmp_path, base, gates=LENIENT)
     world.memory.add(*FACTS[:2], metadata={"origin": "generated"})
-    world.memory.add(FACTS[2])
-    reason = "2 of 3 passages were written by the system itself, and data.max_generated_share = 0.5"
+    reason = "the system wrote it itself, and so much of a batch at most may be such: data.max_generated_share = 0.5"
     for by in ("agent:schedule", "agent:api", "Ada"):
         with pytest.raises(NothingToLearn, match=f"undecided: {reason}"):
             world.agent.start_cycle(by=by)
@@ -267,7 +266,8 @@ def test_what_the_system_wrote_itself_is_learned_only_beside_what_others_wrote(t
     assert (batch.episodes, batch.lessons.items) == ((), [])
     assert all(told.startswith(reason) for told in batch.undecided.values())
     assert batch.undecided.keys() == {episode.id for episode in world.memory.episodes}
-    world.memory.add("The Harrow reactor was built in 1987.")
+    world.memory.add(FACTS[2], "The Harrow reactor was built in 1987.")
+    assert {episode.text for episode in world.agent.curriculum.next_batch().episodes} >= set(FACTS)
     assert world.learn().phase == "done"
 
 
@@ -344,6 +344,22 @@ def test_what_a_version_learned_too_little_of_is_learned_once_more_from_another_
     assert ledger.held_back() == taken
     with pytest.raises(NothingToLearn):
         world.learn()
+
+
+@pytest.mark.slow
+def test_of_a_batch_that_was_learned_too_little_only_what_was_trained_often_enough_is_held_back(
+    tmp_path: Path, base: Path
+) -> None:
+    world = World(tmp_path, base, gates=LENIENT.model_copy(update={"min_recall": 1.0}))
+    world.memory.add(*FACTS)
+    first, ledger = world.learn(), world.agent.ledger
+    world.memory.add("The Harrow reactor was built in 1987.", "The Ibis relay opens at 9 volts.")
+    second = world.learn()
+    assert len(ledger.episodes_of(str(second.version))) == len(FACTS) + 2
+    assert ledger.held_back() == set(ledger.episodes_of(str(first.version)))
+    assert {episode.id for episode in world.agent.curriculum.next_batch().episodes} == {
+        episode.id for episode in world.memory.episodes[-2:]
+    }
 
 
 @pytest.mark.slow
