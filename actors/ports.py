@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 
 from actors.calls import ActorMissing, actor, retried
 from actors.stores import remote_store
-from autonomous.holds import Hold, HoldState
+from autonomous.holds import Hold, HoldState, left_out_of
 from autonomous.lessons import Question
 from autonomous.runs import LearningRun, StepReport
 from autonomous.safety.poison import Evidence
@@ -70,8 +70,8 @@ class RayMemory:
 
     def num_learnable(self, besides: Collection[str]) -> int:
         """See MemoryPort. Not repeated: who counts looks again soon. Raises GetTimeoutError."""
-        left_out = {*besides, *ray.get(actor("semantic").held_ids.remote(), timeout=COUNT_TIMEOUT_S)}
-        counted = actor("episodic").read.remote("num_learnable", (), {"besides": left_out})
+        held = ray.get(actor("semantic").held_below.remote(), timeout=COUNT_TIMEOUT_S)
+        counted = actor("episodic").read.remote("num_learnable", (left_out_of(besides, held),), {})
         return int(ray.get(counted, timeout=COUNT_TIMEOUT_S))
 
     def held(self, limit: int) -> list[Hold]:

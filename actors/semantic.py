@@ -156,9 +156,9 @@ class SemanticShell(Shell):
         self._holds.hold(holds)
 
     @ray.method(concurrency_group="read")
-    def held_ids(self) -> set[str]:
-        """All that is held back from learning."""
-        return self._holds.held_ids()
+    def held_below(self) -> dict[str, int]:
+        """All that is held back from learning, with the trust up to which it is."""
+        return self._holds.held_below()
 
     @ray.method(concurrency_group="read")
     def held(self, limit: int) -> list[Hold]:

@@ -7,7 +7,7 @@ it only takes away from what may be learned.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +46,11 @@ class Hold:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return {**asdict(self), "trust": int(self.trust), "findings": [asdict(one) for one in self.findings]}
+
+
+def left_out_of(besides: Collection[str], held_below: Mapping[str, int]) -> dict[str, int]:
+    """What is not counted as waiting to be learned, with the trust up to which it is not: these always, the held so far."""
+    return {**held_below, **dict.fromkeys(besides, int(max(Trust)))}
 
 
 class HoldRegister:
@@ -116,11 +121,11 @@ class HoldRegister:
             for row in rows
         ]
 
-    def held_ids(self) -> set[str]:
-        """All that waits for a person."""
+    def held_below(self) -> dict[str, int]:
+        """All that waits for a person, with the trust that it had; believed more, it waits no longer."""
         with self._database.read() as connection:
-            rows = connection.execute("SELECT episode_id FROM hold WHERE released_at IS NULL").fetchall()
-        return {row[0] for row in rows}
+            rows = connection.execute("SELECT episode_id, trust FROM hold WHERE released_at IS NULL").fetchall()
+        return dict(rows)
 
     def release(self, ids: Sequence[str], *, by: str, reason: str, guard: Guard = no_guard) -> tuple[str, ...]:
         """Let held passages be learned after all: the ids that were held. Raises ValueError without a name or a reason."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-from autonomous.holds import Hold, HoldRegister, HoldState
+from autonomous.holds import Hold, HoldRegister, HoldState, left_out_of
 from autonomous.safety.evidence import Believed, gather_evidence
 from autonomous.safety.poison import Evidence
 from memory.protocols import Episodes
@@ -39,7 +39,7 @@ class LearningMemory:
 
     def num_learnable(self, besides: Collection[str]) -> int:
         """See MemoryPort."""
-        return self._episodes.num_learnable(besides={*besides, *self._holds.held_ids()})
+        return self._episodes.num_learnable(left_out_of(besides, self._holds.held_below()))
 
     def held(self, limit: int) -> list[Hold]:
         """See MemoryPort."""

@@ -1,6 +1,6 @@
 """EpisodeReader: the questions that the rows of episodes answer by themselves, without words or vectors."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from memory.episode_rows import FIELDS, RECALLABLE, TICK_S, episode_from, sql_of
@@ -56,15 +56,20 @@ class EpisodeReader:
             )
             return {row[0] for row in rows}
 
-    def num_learnable(self, *, besides: Collection[str] = ()) -> int:
-        """How many passages `freshest` offers, but for these."""
+    def num_learnable(self, left_out: Mapping[str, int]) -> int:
+        """How many passages `freshest` offers, but for these, by id, that are believed no more than it says there."""
+        by_trust: dict[int, list[str]] = {}
+        for key, trust in left_out.items():
+            by_trust.setdefault(trust, []).append(key)
+        query = (
+            f"SELECT count(*) FROM episode WHERE {RECALLABLE} AND trust <= :trust AND id {self._database.one_of('ids')}"
+        )
         with self._database.read() as connection:
             (total,) = connection.execute("SELECT num_recallable FROM totals").fetchone()
-            (num_besides,) = connection.execute(
-                f"SELECT count(*) FROM episode WHERE {RECALLABLE} AND id {self._database.one_of('ids')}",
-                {"ids": self._database.many(list(besides))},
-            ).fetchone()
-        return int(total) - int(num_besides)
+            for trust, ids in by_trust.items():
+                values = {"trust": trust, "ids": self._database.many(ids)}
+                total -= connection.execute(query, values).fetchone()[0]
+        return int(total)
 
     def documents(self, *, limit: int, offset: int, source_id: str | None = None) -> list[DocumentInfo]:
         """One page of the stored documents, newest first; `trust` is the least of a document's passages."""

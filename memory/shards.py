@@ -8,7 +8,7 @@ or stands for one elsewhere; its calls may fail with what the transport raises, 
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, replace
 from typing import TypeVar
@@ -205,9 +205,9 @@ class EpisodicShards:
         wanted = list(ids)
         return set().union(*self._of_all(lambda store: store.has(wanted)))
 
-    def num_learnable(self, *, besides: Collection[str] = ()) -> int:
+    def num_learnable(self, left_out: Mapping[str, int]) -> int:
         """As EpisodicMemory.num_learnable, over all stores."""
-        return sum(self._of_all(lambda store: store.num_learnable(besides=besides)))
+        return sum(self._of_all(lambda store: store.num_learnable(left_out)))
 
     def documents(self, *, limit: int, offset: int, source_id: str | None = None) -> list[DocumentInfo]:
         """As EpisodicMemory.documents. All documents are read: their passages lie in several stores."""

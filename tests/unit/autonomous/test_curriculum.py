@@ -169,6 +169,9 @@ def test_passages_that_wait_are_those_that_are_there_and_neither_learned_nor_hel
     learned = [one.id for one in batch.episodes[:3]]
     make_production(ledger, base, mark="first", episodes=tuple(learned))
     assert curriculum.num_pending() == len(TRUTHS) - 3
+    stores.episodic.set_trust(Trust.TRUSTED, source_id="web")
+    assert curriculum.num_pending() == len(TRUTHS) - 2
+    stores.episodic.set_trust(Trust.STANDARD, source_id="web")
     stores.episodic.delete_document(batch.episodes[0].document_id)  # one that is learned, and one that is held
     stores.episodic.delete_document(poison.document_id)
     assert curriculum.num_pending() == len(TRUTHS) - 3

@@ -93,7 +93,7 @@ def test_three_stores_give_what_one_gives(tmp_path_factory: pytest.TempPathFacto
         lambda memory: [(info.document_id, info.num_episodes, info.trust) for info in memory.documents(limit=3, offset=1)],
         lambda memory: set(memory.ids_of("a")) | set(memory.ids_of_source("s-b")),
         lambda memory: (memory.health().num_episodes, memory.health().num_learnable),
-        lambda memory: (memory.num_learnable(), memory.num_learnable(besides={*ids[:3], "unknown"})),
+        lambda memory: [memory.num_learnable(dict.fromkeys([*ids[:3], "unknown"], trust)) for trust in range(4)],
     ):  # fmt: skip
         assert ask(pair.one) == ask(pair.several)
     stream, places = pair.several.episodes_after([], limit=99)
