@@ -30,7 +30,9 @@ from train.continual.items import LearningItem
 from train.continual.replay import ExperienceReplay
 from train.replay_share import num_replay
 
-PAGE = 256
+PAGE, MAX_PAGE = 256, 16_384
+"""Passages that are read at once: each page is twice as long as the one before, so that a memory of prose alone, which is
+read whole, is read in a few."""
 MAX_ROUNDS = 16
 """Of filling a batch: rounds of judging. What is held is not looked at again, so a flood of it delays learning only."""
 QUESTIONS_PER_DOMAIN, LEAST_QUESTIONS, EARLIER_SOURCES = 24, 8, 4
@@ -109,12 +111,13 @@ class Curriculum:
         )
 
     def _too_many_generated(self, filling: Filling) -> dict[str, str]:
-        """Why passages wait that the system wrote itself, where nothing of others is there that could be asked."""
+        """Why passages wait that the system wrote itself, where others state too little for a verdict."""
         reason = (
             "the system wrote it itself, and so much of a batch at most may be such: data.max_generated_share = "
             f"{self._data.max_generated_share:g}; wait for documents of others that state facts"
         )
-        return {} if filling.answers else {one.id: reason for one in filling.spare if is_generated(one)}
+        waiting = {one.id: reason for one in filling.spare if is_generated(one)}
+        return waiting if len(filling.answers) < MIN_PAIRS else {}
 
     def held(self, limit: int) -> list[Hold]:
         """What waits for a person, newest first."""
@@ -217,9 +220,9 @@ class Curriculum:
     def _offered(self, released: set[str]) -> Iterator[tuple[int, Episode]]:
         """Passages that are not decided and not held, freshest first; those that a person released go into `released`."""
         decided = self._decided_episodes()
-        offset = 0
-        while page := self._memory.freshest(PAGE, offset):
-            offset += len(page)
+        offset, most = 0, PAGE
+        while page := self._memory.freshest(most, offset):
+            offset, most = offset + len(page), min(2 * most, MAX_PAGE)
             open_ones = [(seq, episode) for seq, episode in page if episode.id not in decided]
             states = self._memory.hold_states([episode for _, episode in open_ones])
             released.update(key for key, state in states.items() if state == "released")

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from autonomous.data_gate import NEVER_RELEASED
 from autonomous.safety.poison_limits import Finding
 from memory.backends import open_tables
 from memory.store import SqlDatabase, no_guard
@@ -75,12 +76,12 @@ class HoldRegister:
         self._database.close()
 
     def hold(self, holds: Sequence[Hold]) -> None:
-        """Hold passages, with their newest reasons. What a person has released stays released."""
+        """Hold passages, with their newest reasons. What a person has released stays so, but for what nobody can release."""
         with self._database.write() as connection:
             connection.executemany(
                 "INSERT INTO hold(episode_id, document_id, source_id, trust, findings, held_at)"
                 " VALUES(:id, :document, :source, :trust, :findings, :now) ON CONFLICT(episode_id) DO UPDATE SET"
-                " trust = :trust, findings = :findings WHERE hold.released_at IS NULL",
+                " trust = :trust, findings = :findings, released_at = NULL WHERE hold.released_at IS NULL OR :is_final = 1",
                 [
                     {
                         "id": one.episode_id,
@@ -89,6 +90,7 @@ class HoldRegister:
                         "trust": int(one.trust),
                         "findings": json.dumps([asdict(found) for found in one.findings]),
                         "now": self._clock(),
+                        "is_final": int(any(found.rule in NEVER_RELEASED for found in one.findings)),
                     }
                     for one in holds
                 ],

@@ -70,7 +70,8 @@ class Judge:
             if is_learned_too_little(gates):
                 attempts = self._curriculum.attempts_of(episodes := self._ledger.episodes_of(version_id))
                 held = [one for one in episodes if attempts[one] >= self._config.learning.max_attempts]
-                reason += f"; of its {len(episodes)} passages {len(held)} are held back, others are learned once more"
+                num_again = len(episodes) - len(held)
+                reason += f"; of its {len(episodes)} passages {num_again} are learned once more, from another seed"
             self._ledger.quarantine(version_id, by=BY, reason=reason, hold_back=held, guard=permit.check)
         return decision
 

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from autonomous.budget import BudgetExceeded, ClockWentBack
-from autonomous.loop import AlreadyLearning, NothingToLearn, RolloutUnderWay
+from autonomous.loop import NothingToLearn, RolloutUnderWay
 from autonomous.people import is_machine
 from autonomous.retraining import Job, Outcome
+from autonomous.run_board import AlreadyLearning
 from autonomous.runs import ENDED, CycleStatus
 from autonomous.versions.ledger import PromotionsFrozen
 from autonomous.versions.states import State

@@ -99,8 +99,10 @@ def states_facts(episode: Episode) -> bool:
 
 def answers_of(episode: Episode) -> dict[str, str]:
     """What a passage is asked, in small letters, with the answers. Of facts with the same question the first."""
-    asked = {question_of(fact).casefold(): statement_of(fact) for fact, _ in reversed(taught_facts(episode))}
-    return dict(reversed(asked.items()))
+    asked: dict[str, str] = {}
+    for fact, _ in taught_facts(episode):
+        asked.setdefault(question_of(fact).casefold(), statement_of(fact))
+    return asked
 
 
 def taught_facts(episode: Episode) -> list[tuple[Fact, str]]:

@@ -27,7 +27,7 @@ from autonomous.people import is_machine
 from autonomous.ports import AgentParts
 from autonomous.reconciler import Reconciler
 from autonomous.rollout import Rollout
-from autonomous.run_board import RunBoard
+from autonomous.run_board import AlreadyLearning, RunBoard
 from autonomous.runs import NUM_TOKENS, CycleStatus
 from autonomous.safety.latch import Latch, LearningStopped, Permit
 from autonomous.versions.approval import Approval
@@ -40,11 +40,9 @@ from train.adapt.reference import AdapterRef
 
 logger = logging.getLogger(__name__)
 
-UNCLOSED = "its end could not be written down: the agent's log says why, and the next start of the agent closes it"
-
-
-class AlreadyLearning(RuntimeError):
-    """One batch is learned at a time."""
+UNCLOSED = (
+    "its end could not be written down: the agent's log says why, and what is half done is closed at its next start"
+)
 
 
 class RolloutUnderWay(AlreadyLearning):
@@ -80,7 +78,6 @@ class LearningLoop:
         self._watch = watch
         self._folder = versions_folder
         self._clock = clock
-        self._turn = threading.Lock()  # of whoever begins a run or approves, for moments
         self._thread: threading.Thread | None = None
         self._base = base
         self._board = RunBoard(clock=clock)
@@ -158,9 +155,7 @@ class LearningLoop:
         permit = self._latch.permit("learning", within="learner")
         if not self._config.enable_online_learning:
             raise NothingToLearn("agent.enable_online_learning is false; set it to true to learn from the stream")
-        with self._turn:
-            if run_id := self._board.under_way:
-                raise AlreadyLearning(f"run {run_id} is under way; wait for it: GET /v1/learn/{run_id}")
+        with self._board.turn():
             self._watch.look_before_cycle()
             self._close_stale(permit)
             self.ledger.check_promotions()  # what is learned could not serve
@@ -203,7 +198,8 @@ class LearningLoop:
         try:
             thread.start()
         except RuntimeError as error:
-            self._board.update(run_id, phase="failed", error=str(error))
+            self._watch.end(attempt, seconds=0, num_tokens=0)
+            self._board.update(run_id, **self._close(run_id, f"RuntimeError: {error}"))
             raise
         self._thread = thread
         return run_id
@@ -221,7 +217,9 @@ class LearningLoop:
         start = self._clock()
         ended: dict[str, Any] = {"phase": "failed", "error": UNCLOSED}
         try:
-            ended = self._work(run_id, work, *arguments)
+            ended = self._close(run_id, self._work(run_id, work, *arguments))
+        except Exception:  # as of a full disk
+            logger.exception("the end of learning run %s could not be written down", run_id)
         finally:
             self._board.time(run_id, "total_s", start)
             num_tokens = self._board[run_id].training.get(NUM_TOKENS, 0) if work == self._learn_batch else 0
@@ -229,17 +227,20 @@ class LearningLoop:
                 self._watch.end(attempt, seconds=self._clock() - start, num_tokens=num_tokens)
             self._board.update(run_id, **ended)
 
-    def _work(self, run_id: str, work: Callable[..., None], *arguments: Any) -> dict[str, Any]:
-        """Returns how it ended, as what changes in the run's status. What is half done is closed."""
-        error: str | None = None
+    def _work(self, run_id: str, work: Callable[..., None], *arguments: Any) -> str | None:
+        """Returns why it failed."""
         try:
             self._parts.evaluator.warm_up()
             work(run_id, *arguments)
         except LearningStopped as stopped:
-            error = f"stopped: {stopped}"
+            return f"stopped: {stopped}"
         except Exception as failure:  # a cycle's failure is its result; the agent goes on
             logger.exception("learning run %s failed", run_id)
-            error = f"{type(failure).__name__}: {failure}"
+            return f"{type(failure).__name__}: {failure}"
+        return None
+
+    def _close(self, run_id: str, error: str | None) -> dict[str, Any]:
+        """Close what is half done; returns what changes in the run's status."""
         record = self.ledger.get(run_id)
         if error is not None and record.state in (State.DRAFT, State.TRAINING):
             self.ledger.transition(run_id, expected=record.state, to=State.FAILED, by=BY, reason=error)
@@ -307,9 +308,7 @@ class LearningLoop:
         """
         approval = Approval(by, reason, report_sha256, two_people=self._config.needs_two_people)
         permit = self._latch.permit("promotion")
-        with self._turn:
-            if run_id := self._board.under_way:
-                raise AlreadyLearning(f"run {run_id} is under way; approve when it has ended")
+        with self._board.turn():
             record = self.ledger.get(version_id)
             if record.state is not State.AWAITING_APPROVAL:
                 raise StaleTransition(record.name, expected=State.AWAITING_APPROVAL, actual=record.state)

@@ -1,7 +1,9 @@
 """RunBoard: where each learning run of this process stands. Written by the run's thread, read by whoever asks."""
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +11,12 @@ from autonomous.runs import ENDED, CycleStatus
 
 MAX_KEPT_RUNS = 100
 """Of older runs the ledger knows the outcome."""
+TURN_S = 10.0
+"""Whoever begins a run or approves waits so long for another who does."""
+
+
+class AlreadyLearning(RuntimeError):
+    """One batch is learned at a time."""
 
 
 class RunBoard:
@@ -16,6 +24,7 @@ class RunBoard:
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
+        self._turn = threading.Lock()
         self._runs: dict[str, CycleStatus] = {}
         self.last: str | None = None
         """Id of the run that began last."""
@@ -26,10 +35,20 @@ class RunBoard:
         self._runs[run_id] = CycleStatus(run_id=run_id, phase="waiting")
         self.last = run_id
 
-    @property
-    def under_way(self) -> str | None:
-        """Id of the run that has begun and not ended."""
-        return None if self.last is None or self._runs[self.last].phase in ENDED else self.last
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """For one at a time, to begin a run or to approve, while none is under way. Raises AlreadyLearning.
+
+        Whoever only looks whether there is something to learn is waited for.
+        """
+        if not self._turn.acquire(timeout=TURN_S):
+            raise AlreadyLearning(f"another has begun a run or an approval for {TURN_S:g} s; try again in some seconds")
+        try:
+            if self.last and self._runs[self.last].phase not in ENDED:
+                raise AlreadyLearning(f"run {self.last} is under way; wait for it: GET /v1/learn/{self.last}")
+            yield
+        finally:
+            self._turn.release()
 
     def __getitem__(self, run_id: str) -> CycleStatus:
         """The status of a run that is known to have begun here."""

@@ -25,7 +25,7 @@ from autonomous.versions.ledger import VersionLedger
 from autonomous.versions.states import State
 from cluster.bench import BenchContext, Claim
 from cluster.bench_documents import make_documents
-from cluster.client import Client
+from cluster.client import ENDED, Client
 from cluster.client_errors import ClientError
 from cluster.processes import find_processes
 
@@ -207,7 +207,7 @@ def _wait_until_quiet(client: Client) -> None:
     while time.monotonic() < deadline:
         with suppress(ClientError):
             learning = client.status().get("learning")
-            if not learning or learning["phase"] in ("done", "failed"):
+            if not learning or learning["phase"] in ENDED:
                 return
         time.sleep(1.0)
     raise RuntimeError(f"the system was not quiet within {SETTLE_TIMEOUT_S:.0f} s after the last kill")

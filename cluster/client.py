@@ -21,6 +21,8 @@ from cluster.client_versions import VersionsApi
 
 POLL_S = 0.3
 """How often a learning run is asked where it stands."""
+ENDED = ("done", "failed")
+"""Phases of a run that is over, as the API tells them."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class Client:
             if now != seen:
                 seen = now
                 on_status(status)
-            if status["phase"] in ("done", "failed"):
+            if status["phase"] in ENDED:
                 return status
             if time.monotonic() > deadline:
                 raise ClientError(

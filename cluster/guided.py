@@ -18,7 +18,7 @@ from autonomous.lessons import answer_hits
 from cluster.bench import Claim, describe_machine
 from cluster.cli_common import Failure, table, who
 from cluster.cli_model import gates_table, outcome_sentence
-from cluster.client import Answer, Client
+from cluster.client import ENDED, Answer, Client
 from cluster.client_connection import Json
 from cluster.client_errors import ApiError, ClientError
 from cluster.config import SystemConfig, load_config
@@ -219,7 +219,7 @@ class GuidedRun:
 
     def _run_under_way(self, client: Client) -> str:
         learning = client.status().get("learning") or {}
-        return str(learning["run_id"]) if learning and learning["phase"] not in ("done", "failed") else ""
+        return str(learning["run_id"]) if learning and learning["phase"] not in ENDED else ""
 
     def _let_a_person_decide(self, client: Client, status: Json) -> Json:
         version = str(status["version"])

@@ -103,8 +103,11 @@ FLOODS = {
 }
 
 
+@pytest.mark.parametrize("num_prose", [0, 2])
 @pytest.mark.parametrize("kind", FLOODS)
-def test_no_flood_of_what_a_batch_cannot_take_keeps_facts_from_being_learned(stores: Stores, kind: str) -> None:
+def test_no_flood_of_what_a_batch_cannot_take_keeps_facts_from_being_learned(
+    stores: Stores, kind: str, num_prose: int
+) -> None:
     text, metadata = FLOODS[kind]
     flood = [
         make_episode(text.format(number), document=f"f{number}", source_id="w", metadata=metadata)
@@ -112,6 +115,9 @@ def test_no_flood_of_what_a_batch_cannot_take_keeps_facts_from_being_learned(sto
     ]
     stores.episodic.append(flood)
     stores.semantic.add([claim for one in flood for claim in claims_of(one)])
+    stores.add(
+        *(make_episode(f"Perhaps it rained on day {number}.", document=f"r{number}") for number in range(num_prose))
+    )
     batch = stores.curriculum(max_batch_episodes=8).next_batch()
     assert sum(one.source_id == "handbook" for one in batch.episodes) >= 4
     assert len(batch.lessons.questions) >= 4
@@ -216,7 +222,11 @@ def test_evaluation_text_is_in_no_batch(stores: Stores) -> None:
     stores.add(*leaks)
     curriculum = stores.curriculum(max_batch_episodes=64)
     assert not {one.id for one in leaks} & {one.id for one in curriculum.next_batch().episodes}
-    assert {one.episode_id for one in curriculum.held(10)} == {one.id for one in leaks}
+    held = {one.episode_id for one in curriculum.held(10)}
+    assert held == {one.id for one in leaks}
+    assert set(stores.holds.release(sorted(held), by="ada", reason="a mistake")) == held
+    assert not held & {one.id for one in curriculum.next_batch().episodes}
+    assert {one.episode_id for one in curriculum.held(10)} == held  # nobody can release them: they take no room
 
 
 def test_batch_of_too_few_sources_is_empty_and_says_why(stores: Stores) -> None:

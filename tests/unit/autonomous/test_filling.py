@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from autonomous.data_gate import GENERATED_ORIGIN, ORIGIN, is_generated
 from autonomous.filling import Filling, Room, fill
 from autonomous.lessons import answers_of, build_lessons, states_facts
+from autonomous.statistics import MIN_PAIRS
 from memory.types import Episode
 from tests.episodes import make_episode
 
@@ -20,6 +21,10 @@ def passage(number: int, *, num_facts: int, source: str = "handbook", origin: st
 
 def gate(number: int, holds: str, *, source: str = "handbook") -> Episode:
     return make_episode(f"The Vellmar gate contains a {holds}.", document=f"g{number}", source_id=source)
+
+
+def is_needed_for_a_verdict(episode: Episode, chosen: list[Episode]) -> bool:
+    return len({question for one in chosen if one != episode for question in answers_of(one)}) < MIN_PAIRS
 
 
 @st.composite
@@ -46,7 +51,8 @@ def test_what_is_chosen_fits_whole_keeps_its_order_and_leaves_no_fact_aside_for_
     chosen = list(filling.chosen)
     assert chosen == [episode for episode in episodes if episode in chosen]
     assert len(chosen) <= room.num_episodes
-    assert len(chosen) <= room.num_sources or len(build_lessons(chosen).items) <= room.num_items
+    fits = len(build_lessons(chosen).items) <= room.num_items
+    assert fits or len(chosen) <= room.num_sources or any(is_needed_for_a_verdict(one, chosen) for one in chosen)
     stating = [episode for episode in episodes if states_facts(episode)]
     assert bool(chosen) == bool(episodes)
     if stating:
@@ -66,8 +72,10 @@ def test_every_fact_of_what_is_chosen_is_taught_for_it_counts_as_learned(offered
 @given(offers())
 def test_as_many_sources_are_taken_as_are_needed_whatever_they_say(offered: tuple[list[Episode], Room]) -> None:
     episodes, room = offered
-    sources = {one.source_id for one in episodes if not answers_of(one).keys() & answers_of(gate(0, "bell")).keys()}
-    assert len({one.source_id for one in fill(episodes, room).chosen}) >= min(room.num_sources, len(sources))
+    free = {one.source_id for one in episodes if not answers_of(one).keys() & answers_of(gate(0, "bell")).keys()}
+    gated = {one.source_id for one in episodes} - free
+    num_sources = len(free) + bool(gated)  # those that say nothing else may contradict each other
+    assert len({one.source_id for one in fill(episodes, room).chosen}) >= min(room.num_sources, num_sources)
 
 
 @given(offers(origins=("", GENERATED_ORIGIN)))
@@ -79,6 +87,9 @@ def test_what_the_system_wrote_itself_joins_as_far_as_its_share_allows(offered: 
     assert bool(filling.chosen) == bool(others)
     if any(states_facts(one) for one in others):
         assert filling.answers
+    assert (
+        not any(filling.wants(one) for one in episodes if is_generated(one)) or len(filling.spare) < room.num_episodes
+    )
 
 
 def test_a_passage_that_states_more_than_a_batch_takes_is_taught_whole_and_alone() -> None:
@@ -143,3 +154,28 @@ def test_what_the_system_wrote_beyond_its_share_is_kept_only_as_far_as_it_could_
 
 def test_nothing_offered_is_nothing_chosen() -> None:
     assert fill([], Room(4, 4)) == Filling(Room(4, 4))
+
+
+def test_a_dense_passage_behind_a_single_fact_joins_it_for_one_fact_alone_has_no_verdict() -> None:
+    single, dense, later = passage(0, num_facts=1), passage(1, num_facts=8), passage(2, num_facts=1)
+    filling = fill([single, dense, later], Room(16, 18))
+    assert (filling.chosen, filling.is_done) == ((single, dense), True)
+
+
+def test_what_others_wrote_without_facts_makes_room_for_facts_that_the_system_wrote() -> None:
+    prose = [passage(number, num_facts=0) for number in range(20)]
+    own = [passage(number, num_facts=1, origin=GENERATED_ORIGIN) for number in range(20, 30)]
+    filling = fill([*prose, *own], Room(16, 18, 1, 0.5))
+    assert len(filling.answers) == sum(map(is_generated, filling.chosen)) == 4
+    assert filling.has_room  # for facts of others
+    fact = passage(40, num_facts=3)
+    assert filling.wants(fact)
+    assert fact in fill([*filling.chosen, *filling.spare, fact], filling.room).chosen
+
+
+def test_a_source_whose_only_passage_clashes_with_the_freshest_comes_first() -> None:
+    mine = [gate(0, "brass bell", source="a"), *(passage(number, num_facts=1, source="a") for number in range(1, 9))]
+    other = gate(10, "stone arch", source="b")
+    filling = fill(mine, Room(16, 9, 2))
+    assert filling.wants(other)
+    assert fill([*mine, other], filling.room).chosen == (mine[1], mine[2], other)

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from autonomous.learn_until_done import LearnUntilDone
-from autonomous.loop import AlreadyLearning, NothingToLearn
+from autonomous.loop import NothingToLearn
 from autonomous.retraining import Job, Outcome, RetrainingScheduler
+from autonomous.run_board import AlreadyLearning
 from autonomous.runs import CycleStatus
 from autonomous.versions.ledger import PromotionsFrozen
 from autonomous.versions.states import State

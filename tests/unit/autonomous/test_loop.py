@@ -8,7 +8,8 @@ import pytest
 from autonomous.budget import BudgetConfig, BudgetLimits
 from autonomous.cycle_watch import open_budget
 from autonomous.data_gate import DataGateConfig
-from autonomous.loop import AlreadyLearning, NothingToLearn
+from autonomous.loop import NothingToLearn
+from autonomous.run_board import AlreadyLearning
 from autonomous.safety.latch import LearningStopped
 from autonomous.versions.data_gates import gate_data
 from autonomous.versions.gates import RECALL, REQUIRED_GATES

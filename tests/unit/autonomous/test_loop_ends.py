@@ -1,20 +1,22 @@
 """When a run of the loop has ended, and who waits for whom: told of the end last, and no refusal because somebody looks."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from autonomous.cycle_watch import CycleWatch
-from autonomous.loop import UNCLOSED, AlreadyLearning
+from autonomous.cycle_watch import CycleWatch, open_budget
+from autonomous.loop import UNCLOSED
+from autonomous.run_board import AlreadyLearning
 from autonomous.runs import ENDED, CycleStatus
 from autonomous.safety.latch import LearningStopped
 from autonomous.versions.states import State
 from memory.store import StoreProblem
 from tests.tiny_learning import FACTS, LENIENT
 from tests.tiny_model import write_tiny_llama
-from tests.unit.autonomous.loop_world import World
+from tests.unit.autonomous.loop_world import UNLIMITED, World
 from tests.waiting import until
 
 
@@ -77,10 +79,29 @@ def test_a_person_is_not_refused_because_a_schedule_looks_whether_there_is_somet
         schedule = pool.submit(world.agent.start_cycle, by="agent:schedule")
         assert is_looking.wait(timeout=60)
         person = pool.submit(world.agent.start_cycle, by="Ada")
+        assert wait([person], timeout=0.5).done == set()  # she waits
         may_end.set()
         assert status_of(world, person.result(timeout=60)).run_id.startswith("run-")
         with pytest.raises(LearningStopped, match="it looked"):
             schedule.result(timeout=60)
+
+
+def test_a_run_that_gets_no_thread_has_failed_and_reserves_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            world.agent.start_cycle()
+    failed = world.agent.status_of()
+    assert failed is not None
+    assert (failed.phase, failed.state) == ("failed", State.FAILED.value)
+    with closing(open_budget(tmp_path, UNLIMITED, clock=world.clock)) as books:
+        assert {one.reserved for one in books.usage()} == {0.0}
+    assert world.agent.start_cycle() != failed.run_id
 
 
 def test_a_run_whose_end_cannot_be_written_down_has_ended(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +114,6 @@ def test_a_run_whose_end_cannot_be_written_down_has_ended(world: World, monkeypa
 
     with monkeypatch.context() as patched:
         patched.setattr(world.agent.ledger, "transition", is_full)
-        patched.setattr(threading, "excepthook", lambda _: None)
         run_id = world.agent.start_cycle()
         until(lambda: status_of(world, run_id).phase in ENDED, timeout_s=60)
     assert (status_of(world, run_id).phase, status_of(world, run_id).error) == ("failed", UNCLOSED)
