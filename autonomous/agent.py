@@ -37,7 +37,7 @@ from autonomous.safety.latch_state import Scope
 from autonomous.tools.plan import STOPS, KnowledgeAnswer, Message
 from autonomous.versions.ledger import VersionLedger
 from autonomous.versions.states import BAD_STATES
-from memory.embed import Embedder
+from memory.embed import Embedder, import_libraries
 from memory.settings import MemorySettings
 from train.adapt.reference import AdapterRef
 from train.model.embedded import EMBEDDED_NAME, MODEL_CACHE, check_model_folder, materialise_base_model
@@ -260,6 +260,7 @@ class AutonomousLearningAgent:
         return self._parts
 
     def _open(self) -> None:
+        import_libraries()
         self._ending.clear()
         with ExitStack() as owner:
             owner.enter_context(own_home(self._home))

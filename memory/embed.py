@@ -73,8 +73,7 @@ class MiniLmEmbedder:
     def _load(self) -> "tuple[tokenizers.Tokenizer, torch.nn.Module]":
         with self._load_lock:
             if self._loaded is None:
-                os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read by the libraries when they are imported
-                os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+                import_libraries()
                 import tokenizers
                 import torch
                 import transformers
@@ -92,6 +91,15 @@ class MiniLmEmbedder:
                 model = transformers.AutoModel.from_pretrained(self._folder, dtype=getattr(torch, dtype))
                 self._loaded = (tokenizer, model.eval())
             return self._loaded
+
+
+def import_libraries() -> None:
+    """Import what loads models. A process calls it before it has threads that load some: of two that import transformers
+    for the first time at once, one may find it half imported (seen as "cannot import name 'AutoTokenizer'").
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read by the libraries when they are imported
+    os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
 
 def model_folder() -> Path:

@@ -1,6 +1,8 @@
 """What an agent of one process does by itself: it reads its sources, learns a batch that is due, does its scheduled jobs."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,25 @@ async def soon(look: Callable[[], Any]) -> Any:
 def source_of(agent: AutonomousLearningAgent) -> dict[str, Any]:
     (source,) = agent.status()["sources"]["sources"]
     return dict(source)
+
+
+STARTED = """
+import asyncio, sys
+from pathlib import Path
+from tests.unit.autonomous.tiny_agent import make_agent
+
+async def start():
+    async with make_agent(Path(sys.argv[1]), Path(sys.argv[2])):
+        print({"transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"} <= sys.modules.keys())
+
+asyncio.run(start())
+"""
+
+
+@pytest.mark.slow
+def test_what_loads_models_is_imported_before_two_threads_could_import_it_at_once(base: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STARTED, str(base), str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout.strip() == "True"
 
 
 async def test_a_folder_is_read_recalled_and_learned_and_what_is_gone_from_it_leaves(
