@@ -31,7 +31,8 @@ from autonomous.home_lock import own_home
 from autonomous.ingest import IngestConfig
 from autonomous.knowledge import KnowledgeIntegration
 from autonomous.people import BY_API
-from autonomous.runs import ENDED, CycleStatus
+from autonomous.phases import ENDED
+from autonomous.runs import CycleStatus
 from autonomous.safety.latch import LearningStopped
 from autonomous.safety.latch_state import Scope
 from autonomous.tools.plan import STOPS, KnowledgeAnswer, Message

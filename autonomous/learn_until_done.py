@@ -12,9 +12,10 @@ from typing import Protocol
 from autonomous.budget import BudgetExceeded, ClockWentBack
 from autonomous.loop import NothingToLearn, RolloutUnderWay
 from autonomous.people import is_machine
+from autonomous.phases import ENDED
 from autonomous.retraining import Job, Outcome
 from autonomous.run_board import AlreadyLearning
-from autonomous.runs import ENDED, CycleStatus
+from autonomous.runs import CycleStatus
 from autonomous.versions.ledger import PromotionsFrozen
 from autonomous.versions.states import State
 

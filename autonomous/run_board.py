@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from autonomous.runs import ENDED, CycleStatus
+from autonomous.phases import ENDED
+from autonomous.runs import CycleStatus
 
 MAX_KEPT_RUNS = 100
 """Of older runs the ledger knows the outcome."""

@@ -44,10 +44,6 @@ class LearningRun:
     """of the full weights: one of the two."""
 
 
-ENDED = ("done", "failed")
-"""Phases of a run that is over."""
-
-
 @dataclass(frozen=True)
 class CycleStatus:
     """Where a learning run stands. Times in seconds."""

@@ -21,11 +21,12 @@ from typing import Any
 
 import psutil
 
+from autonomous.phases import ENDED
 from autonomous.versions.ledger import VersionLedger
 from autonomous.versions.states import State
 from cluster.bench import BenchContext, Claim
 from cluster.bench_documents import make_documents
-from cluster.client import ENDED, Client
+from cluster.client import Client
 from cluster.client_errors import ClientError
 from cluster.processes import find_processes
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from autonomous.phases import ENDED
 from cluster.client_connection import Connection, Json, quoted
 from cluster.client_errors import ApiError, ClientError
 from cluster.client_feedback import FeedbackApi
@@ -21,8 +22,6 @@ from cluster.client_versions import VersionsApi
 
 POLL_S = 0.3
 """How often a learning run is asked where it stands."""
-ENDED = ("done", "failed")
-"""Phases of a run that is over, as the API tells them."""
 
 
 @dataclass(frozen=True)

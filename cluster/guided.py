@@ -15,10 +15,11 @@ import typer
 from rich.console import Console
 
 from autonomous.lessons import answer_hits
+from autonomous.phases import ENDED
 from cluster.bench import Claim, describe_machine
 from cluster.cli_common import Failure, table, who
 from cluster.cli_model import gates_table, outcome_sentence
-from cluster.client import ENDED, Answer, Client
+from cluster.client import Answer, Client
 from cluster.client_connection import Json
 from cluster.client_errors import ApiError, ClientError
 from cluster.config import SystemConfig, load_config

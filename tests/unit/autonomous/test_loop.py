@@ -326,40 +326,44 @@ def test_a_version_whose_gates_stay_open_is_asked_more_and_then_put_away(
     assert asked == [24, 96]
 
 
-def test_what_a_version_learned_too_little_of_is_learned_once_more_from_another_seed_and_then_held_back(
-    tmp_path: Path, base: Path
-) -> None:
+@pytest.fixture
+def demanding(tmp_path: Path, base: Path) -> World:
+    """Where every fact must be answered: the tiny model learns too little."""
     world = World(tmp_path, base, gates=LENIENT.model_copy(update={"min_recall": 1.0}))
     world.memory.add(*FACTS)
-    first, ledger = world.learn(), world.agent.ledger
+    return world
+
+
+def test_what_a_version_learned_too_little_of_is_learned_once_more_from_another_seed_and_then_held_back(
+    demanding: World,
+) -> None:
+    first, ledger = demanding.learn(), demanding.agent.ledger
     assert (first.state, ledger.held_back()) == (State.QUARANTINED.value, set())
     assert {gate.name for gate in first.gates if gate.verdict != "pass"} == {RECALL}
     assert first.version is not None
     taken = set(ledger.episodes_of(first.version))
-    assert {episode.id for episode in world.agent.curriculum.next_batch().episodes} == taken
-    second = world.learn()
+    assert {episode.id for episode in demanding.agent.curriculum.next_batch().episodes} == taken
+    second = demanding.learn()
     assert second.version not in (None, first.version)
     manifest = ledger.get(str(second.version)).manifest
     assert manifest is not None
     assert (second.state, manifest["config"]["attempt"]) == (State.QUARANTINED.value, 2)
     assert ledger.held_back() == taken
     with pytest.raises(NothingToLearn):
-        world.learn()
+        demanding.learn()
 
 
 @pytest.mark.slow
 def test_of_a_batch_that_was_learned_too_little_only_what_was_trained_often_enough_is_held_back(
-    tmp_path: Path, base: Path
+    demanding: World,
 ) -> None:
-    world = World(tmp_path, base, gates=LENIENT.model_copy(update={"min_recall": 1.0}))
-    world.memory.add(*FACTS)
-    first, ledger = world.learn(), world.agent.ledger
-    world.memory.add("The Harrow reactor was built in 1987.", "The Ibis relay opens at 9 volts.")
-    second = world.learn()
+    first, ledger = demanding.learn(), demanding.agent.ledger
+    demanding.memory.add("The Harrow reactor was built in 1987.", "The Ibis relay opens at 9 volts.")
+    second = demanding.learn()
     assert len(ledger.episodes_of(str(second.version))) == len(FACTS) + 2
     assert ledger.held_back() == set(ledger.episodes_of(str(first.version)))
-    assert {episode.id for episode in world.agent.curriculum.next_batch().episodes} == {
-        episode.id for episode in world.memory.episodes[-2:]
+    assert {episode.id for episode in demanding.agent.curriculum.next_batch().episodes} == {
+        episode.id for episode in demanding.memory.episodes[-2:]
     }
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from autonomous.cycle_watch import CycleWatch, open_budget
 from autonomous.loop import UNCLOSED
+from autonomous.phases import ENDED
 from autonomous.run_board import AlreadyLearning
-from autonomous.runs import ENDED, CycleStatus
+from autonomous.runs import CycleStatus
 from autonomous.safety.latch import LearningStopped
 from autonomous.versions.states import State
 from memory.store import StoreProblem
